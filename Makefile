@@ -1,0 +1,32 @@
+# make demo | test | check | clean. Each sets up all it needs: a virtual environment in .venv, made once and reused.
+PYTHON ?= python3
+PY := .venv/bin/python
+SETUP := .venv/.set-up
+
+# uv leaves no .pyc by itself, and every one of Ray's processes would compile its imports again
+unexport PYTHONDONTWRITEBYTECODE
+export PYTHONUNBUFFERED = 1
+
+.PHONY: setup demo test check clean
+
+setup: $(SETUP)
+
+$(SETUP): pyproject.toml constraints.txt
+	test -x $(PY) || $(PYTHON) -m venv .venv
+	$(PY) -m pip install --quiet --disable-pip-version-check uv
+	$(PY) -m uv pip install --quiet --python $(PY) --compile-bytecode --constraint constraints.txt --editable ".[dev]"
+	touch $@
+
+demo: $(SETUP)
+	$(PY) jobs/active_round.py --preset demo
+
+test: $(SETUP)
+	$(PY) -m pytest
+
+check: $(SETUP)
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	$(PY) -m mypy
+
+clean:
+	rm -rf .venv runs

@@ -1,0 +1,36 @@
+"""Active knowledge distillation (ActiveKD, arXiv 2506.00910), a line a step.
+
+    python jobs/active_round.py CONFIG.yaml [--set key.sub=value ...]
+    python jobs/active_round.py --preset demo
+    ray job submit --working-dir . -- python jobs/active_round.py CONFIG.yaml
+
+Run it again to go on: what is done is skipped. With labels from people it ends where they are needed.
+"""
+
+from raykd.config import from_command_line
+from raykd.stages import evaluate, labeling, pool, predict, report, select, teacher, train, tune
+from raykd.stages.campaign import Round, open_campaign
+from raykd.stages.session import user_errors
+
+
+def main(arguments: list[str] | None = None) -> None:
+    with user_errors(), open_campaign(from_command_line(arguments)) as campaign:
+        images = pool.build(campaign)
+        scores = teacher.score(campaign, images)
+        before = None
+        for round in campaign.rounds:
+            picks = select.pick(campaign, round, images, scores, before)
+            labeling.ask(campaign, round, images, scores, picks)
+            report.write(campaign, images, scores)
+            labels = labeling.collect(campaign, round, images, picks)
+            trained = train.fit(campaign, round, images, scores, labels)
+            predictions = predict.score(campaign, round, images, scores, trained)
+            student = tune.mix(campaign, round, images, trained, predictions)
+            before = Round(picks, labels, trained, predictions, student)
+            evaluate.measure(campaign, round, images, scores, before)
+        report.write(campaign, images, scores)
+        report.summary(campaign)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,35 @@
+"""How good predictions are. N images, C classes; probabilities float [N, C], labels int [N]."""
+
+from __future__ import annotations
+
+import numpy as np
+
+
+def accuracy(probs_NC: np.ndarray, labels_N: np.ndarray) -> float:
+    """Share of rows whose largest probability is at the label (first maximum)."""
+    return float(np.mean(probs_NC.argmax(axis=1) == labels_N))
+
+
+def recall(probs_NC: np.ndarray, labels_N: np.ndarray) -> np.ndarray:
+    """Accuracy within each true class, float [C]; NaN for a class with no row."""
+    num_classes = probs_NC.shape[1]
+    hits_C = np.bincount(labels_N[probs_NC.argmax(axis=1) == labels_N], minlength=num_classes)
+    rows_C = np.bincount(labels_N, minlength=num_classes)
+    return np.divide(hits_C, rows_C, out=np.full(num_classes, np.nan), where=rows_C > 0)
+
+
+def macro_accuracy(probs_NC: np.ndarray, labels_N: np.ndarray) -> float:
+    """Mean recall of the classes that have rows: every class weighs the same."""
+    return float(np.nanmean(recall(probs_NC, labels_N)))
+
+
+def calibration_error(probs_NC: np.ndarray, labels_N: np.ndarray, num_bins: int = 15) -> float:
+    """Expected calibration error of the top class: mean |confidence - accuracy| over equal-width bins, by rows.
+
+    Guo et al. 2017 (arXiv 1706.04599), Eq. 3; bins are (lower, upper], the first one closed.
+    """
+    confidence_N = probs_NC.max(axis=1)
+    correct_N = probs_NC.argmax(axis=1) == labels_N
+    bins_N = np.clip(np.ceil(confidence_N * num_bins).astype(int) - 1, 0, num_bins - 1)
+    gaps = np.bincount(bins_N, weights=confidence_N - correct_N, minlength=num_bins)
+    return float(np.abs(gaps).sum() / len(labels_N))

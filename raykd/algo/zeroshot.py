@@ -1,0 +1,42 @@
+"""Zero-shot classification with a CLIP-like model: class embeddings from prompts, logits from cosines.
+
+N images, C classes, T templates, D embedding width.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+
+
+def class_embeddings(text_features_PD: torch.Tensor, num_classes: int) -> torch.Tensor:
+    """One direction per class: the mean of its prompts' unit vectors, again of length 1 (CLIP's prompt ensemble).
+
+    Args:
+        text_features_PD: float [C * T, D], text embeddings of every class in every template, class by class; any
+            length.
+        num_classes: C.
+
+    Returns:
+        float [C, D], rows of length 1; equal to ``open_clip.build_zero_shot_classifier(...).T``.
+    """
+    unit_CTD = F.normalize(text_features_PD, dim=-1).unflatten(0, (num_classes, -1))
+    return F.normalize(unit_CTD.mean(dim=1), dim=-1)
+
+
+def zero_shot_logits(
+    image_features_ND: torch.Tensor, classes_CD: torch.Tensor, scale: float, bias: float = 0.0
+) -> torch.Tensor:
+    """``scale * cosine + bias``, whose softmax is the zero-shot prediction.
+
+    Args:
+        image_features_ND: float [N, D], any length.
+        classes_CD: float [C, D], rows of length 1.
+        scale: The model's own ``exp(logit_scale)``; 100 for OpenAI's CLIP.
+        bias: SigLIP's ``logit_bias``. The same for every class, so the softmax, and with it distillation and
+            selection, does not see it; it is kept so that ``sigmoid(logits)`` is SigLIP's own probability.
+
+    Returns:
+        float [N, C].
+    """
+    return scale * F.normalize(image_features_ND, dim=-1) @ classes_CD.T + bias

@@ -1,0 +1,481 @@
+"""The report of a campaign as one HTML page that opens anywhere, offline.
+
+This module turns a report into what the page shows: figures, chart geometry, cards and rows. `page.html.j2` beside it
+draws them. Every string goes through jinja2's autoescape, SVG included; nothing here builds markup.
+"""
+
+import base64
+import itertools
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from importlib.resources import files
+from typing import Any, TypedDict, TypeGuard
+
+import jinja2
+
+UNKNOWN = "\N{EN DASH}"
+
+Guess = tuple[str, float]  # class, probability 0 to 1
+
+
+class Teacher(TypedDict):
+    model: str
+    accuracy: float | None
+    macro_accuracy: float | None
+    ece: float | None
+    recall_C: list[float | None] | None
+
+
+class Round(TypedDict):
+    round: int
+    num_labeled: int  # after this round's labels
+    num_unlabeled: int
+    num_test: int
+    accuracy: dict[str, float] | None  # mixture, ce_head, kd_head, teacher; None: no labeled test split
+    macro_accuracy: float | None
+    ece: float | None
+    recall_C: list[float | None] | None  # of the mixture; None in it: no test image of that class
+    labels_C: list[int]  # all labels so far
+    outcomes: dict[str, int]  # label, unsure, cannot_label, none_of_the_classes: this round's answers
+    coverage_radius: float | None
+    mixture: dict[str, Any]  # ce_weight, temperature, reason
+    seconds: dict[str, float]  # stage -> seconds
+
+
+class Pick(TypedDict):
+    round: int
+    rank: int
+    sample_id: str
+    uri: str
+    thumbnail: bytes | None  # PNG or JPEG
+    distance: float | None  # to the nearest center when it was picked
+    teacher: list[Guess]  # up to 3, best first
+    student: list[Guess] | None  # None: no student yet
+    outcome: str | None  # None: nobody has answered
+    label: str | None  # the class, when outcome is "label"
+
+
+class Report(TypedDict):
+    title: str
+    storage_path: str
+    made: str
+    raykd_version: str
+    commit: str | None
+    strategy: str
+    seed: int
+    budget: int
+    rounds_configured: int
+    status: str  # "complete", or what the campaign waits for
+    classes: list[str]
+    samples: dict[str, int]  # pool, test, val, quarantined
+    quarantine: list[dict[str, str]]  # the first ones: sample_id, uri, reason
+    teacher: Teacher
+    rounds: list[Round]
+    setup_seconds: dict[str, float]
+    picks: list[Pick]
+    config: dict[str, Any]
+    versions: dict[str, str]
+
+
+def render(report: Report) -> str:
+    """One self-contained HTML page that shows a campaign.
+
+    A pure function: no Ray, no reading of the pool, nothing fetched when the page is opened. Strings may come from
+    anywhere (class names, paths, ids) and are escaped. NaN and infinity are shown like None, as a dash.
+
+    Args:
+        report: See `Report`. Rounds in order; `rounds`, `picks`, `quarantine` may be empty.
+
+    Returns:
+        The page, to be written as UTF-8. About 2 kB a pick plus 4/3 of its thumbnail, 0.5 kB a class.
+    """
+    environment = jinja2.Environment(
+        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters |= {"percent": percent, "number": number, "points": points, "duration": duration}
+    template = environment.from_string(files("raykd").joinpath("page.html.j2").read_text("utf-8"))
+    rounds = report["rounds"]
+    page = template.render(
+        report,
+        last=rounds[-1] if rounds else None,
+        tested=is_tested(report),
+        summary=summary(report),
+        figures=figures(report),
+        charts=charts(report),
+        gallery=gallery(report["picks"]),
+        class_rows=class_rows(report),
+        most_labels=max([1, *rounds[-1]["labels_C"]]) if rounds else 1,
+        label_strip=sorted(rounds[-1]["labels_C"], reverse=True) if rounds and len(report["classes"]) > 24 else None,
+        numbers=round_numbers(report),
+        quarantined=[(q["sample_id"], q["uri"], q["reason"]) for q in report["quarantine"]],
+        mixing=[
+            (r["round"], f"{m['ce_weight']:g}", f"{m['temperature']:g}", m["reason"])
+            for r in rounds
+            for m in [r["mixture"]]
+        ],
+        stages=names_in(r["seconds"] for r in rounds),
+        longest_s=max((sum(r["seconds"].values()) for r in rounds), default=0),
+        settings=list(flatten(report["config"])),
+    )
+    return page.encode("utf-8", "replace").decode()  # a file name that is not UTF-8 arrives as lone surrogates
+
+
+# What the page says
+
+
+def summary(report: Report) -> str:
+    """The campaign in two sentences, for those who read no further."""
+    pool, rounds, teacher = report["samples"]["pool"], report["rounds"], report["teacher"]
+    if not rounds:
+        return f"The pool of {pool:,} images is ready. No round has finished yet."
+    last = rounds[-1]
+    share = f"{counted(last['num_labeled'], 'label')}, {labeled_share(report)} of the pool"
+    student = score(last, "mixture")
+    if student is None:
+        return f"{share}, over {counted(len(rounds), 'round')}. Without a labeled test split, accuracy is unknown."
+    text = f"With {share}, the student is right on {percent(student)} of {last['num_test']:,} test images."
+    gain = difference(student, teacher_accuracy(report, last))
+    if gain is None:
+        return text
+    compared = f"{points(abs(gain)).lstrip('+')} points {'more' if gain > 0 else 'less'} than" if gain else "as much as"
+    return f"{text} That is {compared} its teacher, {teacher['model']}."
+
+
+def figures(report: Report) -> list[tuple[str, str, str]]:
+    """Headline figures: (name, value, remark)."""
+    pool, num_classes = report["samples"]["pool"], len(report["classes"])
+    teacher, rounds = report["teacher"], report["rounds"]
+    if not rounds:
+        return [
+            ("Pool", f"{pool:,}", "images to pick from"),
+            ("Teacher accuracy", percent(teacher["accuracy"]), teacher["model"]),
+            ("Budget", f"{report['budget']:,}", f"picks a round, {counted(report['rounds_configured'], 'round')}"),
+            ("Classes", f"{num_classes:,}", "to tell apart"),
+        ]
+    last = rounds[-1]
+    unanswered = sum(n for r in rounds for outcome, n in r["outcomes"].items() if outcome != "label")
+    effort = f"{len(rounds)} of {report['rounds_configured']} rounds, {report['budget']:,} picks each"
+    labels = [
+        ("Labels", f"{last['num_labeled']:,}", effort + (f"; {unanswered:,} gave no label" if unanswered else "")),
+        ("Pool labeled", labeled_share(report), f"of {pool:,} images"),
+    ]
+    student = score(last, "mixture")
+    if student is None:
+        covered = sum(n > 0 for n in last["labels_C"])
+        first_radius = number(rounds[0]["coverage_radius"])
+        radius = ("Coverage radius", number(last["coverage_radius"]), f"{first_radius} after the first round")
+        return [radius, *labels, ("Classes with a label", f"{covered:,}", f"of {num_classes:,}")]
+    low, high = wilson(student, last["num_test"])
+    gain = difference(student, teacher_accuracy(report, last))
+    against = "" if gain is None else f"{points(gain)} points against the teacher; "
+    return [
+        ("Student accuracy", percent(student), f"{against}95% interval {percent(low, 0)} to {percent(high, 0)}"),
+        *labels,
+        ("Calibration error", percent(last["ece"]), f"ECE; teacher {percent(teacher['ece'])}"),
+    ]
+
+
+def labeled_share(report: Report) -> str:
+    """Labels over the pool's size; small shares of large pools keep their digits."""
+    share = report["rounds"][-1]["num_labeled"] / max(report["samples"]["pool"], 1)
+    return percent(share, 1 if share >= 0.001 else 3)
+
+
+def is_tested(report: Report) -> bool:
+    return any(known(score(r, "mixture")) for r in report["rounds"])
+
+
+def score(r: Round, who: str) -> float | None:
+    """A round's accuracy of mixture, ce_head, kd_head or teacher."""
+    return finite((r["accuracy"] or {}).get(who))
+
+
+def teacher_accuracy(report: Report, r: Round) -> float | None:
+    """The teacher's accuracy in a round (a few-shot teacher changes), else its first."""
+    found = score(r, "teacher")
+    return finite(report["teacher"]["accuracy"]) if found is None else found
+
+
+def difference(ours: float | None, theirs: float | None) -> float | None:
+    return ours - theirs if known(ours) and known(theirs) else None
+
+
+def round_numbers(report: Report) -> tuple[list[str], list[list[str]]]:
+    """Headings and rows of the table of all rounds; columns that would be empty are left out."""
+    rounds = report["rounds"]
+    outcomes = [o for o in names_in(r["outcomes"] for r in rounds) if any(r["outcomes"].get(o) for r in rounds)]
+    tested = is_tested(report)
+    heads = {"mixture": "Student", "ce_head": "CE head", "kd_head": "KD head", "teacher": "Teacher"} if tested else {}
+    headings = ["Round", "Labels"] + [{"label": "New labels"}.get(o, words(o)) for o in outcomes] + list(heads.values())
+    rows = []
+    for r in rounds:
+        row = [str(r["round"]), whole(r["num_labeled"])] + [whole(r["outcomes"].get(o, 0)) for o in outcomes]
+        row += [percent(score(r, head)) for head in heads]
+        row += [percent(r["macro_accuracy"]), percent(r["ece"])] if tested else []
+        rows.append([*row, number(r["coverage_radius"])])
+    return [*headings, *(["Macro", "ECE"] if tested else []), "Radius"], rows
+
+
+def class_rows(report: Report) -> list[dict[str, Any]]:
+    """One row a class: labels so far, those before the last round, both recalls and their difference."""
+    rounds = report["rounds"]
+    num_classes = len(report["classes"])
+    labels_C = rounds[-1]["labels_C"] if rounds else [0] * num_classes
+    before_C = rounds[-2]["labels_C"] if len(rounds) > 1 else [0] * num_classes
+    student_C = (rounds[-1]["recall_C"] if rounds else None) or [None] * num_classes
+    teacher_C = report["teacher"]["recall_C"] or [None] * num_classes
+    return [
+        {
+            "name": name,
+            "labels": labels,
+            "before": before,
+            "student": finite(student),
+            "teacher": finite(teacher),
+            "gain": difference(student, teacher),
+        }
+        for name, labels, before, student, teacher in zip(
+            report["classes"], labels_C, before_C, student_C, teacher_C, strict=True
+        )
+    ]
+
+
+def gallery(picks: Sequence[Pick]) -> list[dict[str, Any]]:
+    """Picks by round, the newest round first, each with what to show and who was wrong."""
+    groups = []
+    for r in sorted({pick["round"] for pick in picks}, reverse=True):
+        cards: list[dict[str, Any]] = []
+        wrong: dict[str, int] = {}
+        for pick in sorted((p for p in picks if p["round"] == r), key=lambda p: p["rank"]):
+            views = []
+            for who, guesses in (("teacher", pick["teacher"]), ("student", pick["student"])):
+                if guesses:
+                    missed = pick["label"] is not None and guesses[0][0] != pick["label"]
+                    views.append({"who": who, "guesses": guesses, "wrong": missed})
+                    if pick["label"] is not None:
+                        wrong[who] = wrong.get(who, 0) + missed
+            answer = pick["label"] or words(pick["outcome"] or "waiting for a label")
+            shown = {"views": views, "image": data_uri(pick["thumbnail"]), "distance": finite(pick["distance"])}
+            cards.append({**pick, **shown, "answer": answer})
+        remarks = [counted(len(cards), "pick"), *(f"{who} wrong on {count}" for who, count in wrong.items())]
+        groups.append({"round": r, "cards": cards, "remark": ", ".join(remarks)})
+    return groups
+
+
+def data_uri(image: bytes | None) -> str | None:
+    """The image inside a URI; None when it is neither PNG nor JPEG."""
+    if image and image.startswith(b"\x89PNG\r\n\x1a\n"):
+        kind = "png"
+    elif image and image.startswith(b"\xff\xd8\xff"):
+        kind = "jpeg"
+    else:
+        return None
+    return f"data:image/{kind};base64,{base64.b64encode(image).decode()}"
+
+
+# Charts: data to pixels. The template draws what `line_chart` returns.
+
+
+@dataclass(frozen=True, kw_only=True)
+class Line:
+    """A named curve, not empty. `style` is a CSS class of the template."""
+
+    name: str
+    style: str
+    xy: list[tuple[float, float]]
+    band: list[tuple[float, float]]  # low, high at each point of xy; or empty
+
+
+def charts(report: Report) -> dict[str, Any] | None:
+    """The large chart, once for a desk and once for a phone, and two small ones beside it."""
+    rounds = report["rounds"]
+    if not rounds:
+        return None
+
+    def curve(name: str, style: str, y_of: Callable[[Round], float | None], *, interval: bool = False) -> list[Line]:
+        """The line through the rounds where y is known; no line where it never is."""
+        seen = [(r, y) for r in rounds if known(y := y_of(r))]
+        band = [wilson(y, r["num_test"]) for r, y in seen] if interval else []
+        return [Line(name=name, style=style, xy=[(r["num_labeled"], y) for r, y in seen], band=band)] if seen else []
+
+    accuracy = [
+        *curve("CE head", "ce", lambda r: score(r, "ce_head")),
+        *curve("KD head", "kd", lambda r: score(r, "kd_head")),
+        *curve("Teacher", "teacher", lambda r: teacher_accuracy(report, r)),
+        *curve("Student", "student", lambda r: score(r, "mixture"), interval=True),
+    ]
+    candidates = [
+        (f"Accuracy on {rounds[-1]['num_test']:,} test images", accuracy if is_tested(report) else [], percent),
+        ("Coverage radius", curve("Coverage radius", "student", lambda r: r["coverage_radius"]), number),
+        ("Calibration error (ECE)", curve("ECE", "student", lambda r: r["ece"]), percent),
+        ("Classes with a label", curve("Classes", "student", lambda r: sum(n > 0 for n in r["labels_C"])), whole),
+        ("Evenness of labels over classes", curve("Evenness", "student", lambda r: evenness(r["labels_C"])), number),
+    ]
+    large, *small = [candidate for candidate in candidates if candidate[1]]
+    return {
+        "large": [line_chart(*large, width=width, height=height) for width, height in ((720, 446), (344, 280))],
+        "small": [line_chart(*each, width=344, height=186) for each in small[:2]],
+    }
+
+
+def line_chart(title: str, lines: list[Line], show: Callable[..., str], *, width: int, height: int) -> dict[str, Any]:
+    """Pixel geometry of a line chart over the number of labels, with the lines' names at their right ends."""
+    xs = [x for line in lines for x, _ in line.xy]
+    ys = [y for line in lines for ys in ([y for _, y in line.xy], *line.band) for y in ys]
+    ys += [0] if len(lines) == 1 else []
+    roomy = width > 500
+    left, top, bottom = 46, 12, height - 44
+    right = width - (50 if len(lines) == 1 else 112 if roomy else 64)
+    y_ticks = ticks(min(ys), max(ys), 8 if height > 250 else 4, integers=show is whole)
+    x_low, x_high = (min(xs) if min(xs) < max(xs) else min(xs) - 1), max(xs)
+
+    def at_x(x: float) -> float:
+        return round(left + (x - x_low) / (x_high - x_low) * (right - left), 1)
+
+    def at_y(y: float) -> float:
+        return round(bottom - (y - y_ticks[0]) / (y_ticks[-1] - y_ticks[0]) * (bottom - top), 1)
+
+    x_ticks = sorted(set(xs))
+    if any(at_x(b) - at_x(a) < 8 * len(f"{b:,}") + 8 for a, b in itertools.pairwise(x_ticks)):  # too close to be read
+        x_ticks = [t for t in ticks(min(xs), max(xs), 7 if roomy else 4, integers=True) if min(xs) <= t <= max(xs)]
+
+    drawn: list[dict[str, Any]] = []
+    for line in lines:
+        spots = [(at_x(x), at_y(y)) for x, y in line.xy]
+        notes = [f"{line.name}: {show(y)} at {x:,} labels" for x, y in line.xy]
+        flat = line.style == "teacher" and len({y for _, y in line.xy}) == 1  # one value: a line across the chart
+        path = [(left, spots[0][1]), (right, spots[0][1])] if flat else spots
+        edges = [(x, at_y(low), at_y(high)) for (x, _), (low, high) in zip(spots, line.band, strict=False)]
+        if len(edges) == 1:  # one round: a narrow bar instead of a band
+            edges = [(x + shift, low, high) for x, low, high in edges for shift in (-5, 5)]
+        band = [(x, high) for x, _, high in edges] + [(x, low) for x, low, _ in reversed(edges)]
+        value = show(line.xy[-1][1])
+        label = value if len(lines) == 1 else f"{line.name} {value}" if roomy else line.name
+        drawn.append({"style": line.style, "path": polyline(path), "band": polyline(band), "label": label})
+        drawn[-1] |= {"spots": [] if flat else list(zip(spots, notes, strict=True)), "end_y": path[-1][1]}
+    for one, y in zip(drawn, spread([one["end_y"] for one in drawn], gap=16, low=top, high=bottom), strict=True):
+        one["label_y"] = y
+    ends = "; ".join(f"{line.name} from {show(line.xy[0][1])} to {show(line.xy[-1][1])}" for line in lines)
+    return {
+        "title": title,
+        "text": f"From {min(xs):,} to {max(xs):,} labels: {ends}.",
+        "box": {"width": width, "height": height, "left": left, "right": right, "top": top, "bottom": bottom},
+        "x_ticks": [(at_x(x), f"{x:,.0f}") for x in x_ticks],
+        "y_ticks": [(at_y(y), show(y, tick_digits(y_ticks, show))) for y in y_ticks],
+        "lines": drawn,
+    }
+
+
+def ticks(low: float, high: float, most: int, *, integers: bool = False) -> list[float]:
+    """Round numbers, evenly spaced, from at or below `low` to at or above `high`; at least two, about `most`."""
+    span = (high - low) or 1.0
+    power = 10.0 ** math.floor(math.log10(span / most))
+    step = next(power * factor for factor in (1, 2, 5, 10, 20) if span / (power * factor) <= most - 1 or factor == 20)
+    step = max(step, 1) if integers else step
+    first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
+    return [round(i * step, 10) for i in range(first, max(last, first + 1) + 1)]
+
+
+def tick_digits(values: Sequence[float], show: Callable[..., str]) -> int:
+    """Decimals that tell neighboring ticks apart."""
+    step = (values[1] - values[0]) * (100 if show is percent else 1)
+    return max(0, math.ceil(-math.log10(step) - 1e-9))
+
+
+def spread(ys: Sequence[float], *, gap: float, low: float, high: float) -> list[float]:
+    """The ys moved as little as needed to be `gap` apart, in their order, inside low..high where they fit."""
+    order = sorted(range(len(ys)), key=lambda i: ys[i])
+    placed: list[float] = []
+    for i in order:
+        placed.append(max(ys[i], low, placed[-1] + gap if placed else low))
+    limit = high
+    for rank in reversed(range(len(placed))):
+        placed[rank] = min(placed[rank], limit)
+        limit = placed[rank] - gap
+    return [y for _, y in sorted(zip(order, placed, strict=True))]
+
+
+def polyline(xy: Sequence[tuple[float, float]]) -> str:
+    return " ".join(f"{x},{y}" for x, y in xy)
+
+
+# Numbers and words
+
+
+def known(value: float | None) -> TypeGuard[float]:
+    """Neither None nor NaN nor infinite."""
+    return value is not None and math.isfinite(value)
+
+
+def finite(value: float | None) -> float | None:
+    return value if known(value) else None
+
+
+def percent(value: float | None, digits: int = 1) -> str:
+    return f"{value:.{digits}%}" if known(value) else UNKNOWN
+
+
+def number(value: float | None, digits: int = 3) -> str:
+    return f"{value:.{digits}f}" if known(value) else UNKNOWN
+
+
+def whole(value: float, digits: int = 0) -> str:
+    return f"{value:,.{digits}f}"
+
+
+def points(value: float | None) -> str:
+    """A difference of shares in percentage points, with its sign."""
+    return f"{100 * value:+.1f}".replace("-", "\N{MINUS SIGN}") if known(value) else UNKNOWN
+
+
+def duration(seconds: float | None) -> str:
+    """0.4 s, 12 s, 3 min 05 s, 2 h 10 min."""
+    if not known(seconds):
+        return UNKNOWN
+    if seconds < 9.95:
+        return f"{seconds:.1f} s"
+    whole_s = round(seconds)
+    if whole_s < 60:
+        return f"{whole_s} s"
+    if whole_s < 3600:
+        return f"{whole_s // 60} min {whole_s % 60:02} s"
+    return f"{whole_s // 3600} h {whole_s % 3600 // 60:02} min"
+
+
+def words(name: str) -> str:
+    """Cannot label, for "cannot_label"."""
+    return name.replace("_", " ").capitalize()
+
+
+def counted(count: int, noun: str) -> str:
+    return f"{count:,} {noun}" + ("" if count == 1 else "s")
+
+
+def wilson(share: float, count: int, z: float = 1.96) -> tuple[float, float]:
+    """Wilson's 95% interval of a share observed on `count` test images."""
+    count = max(count, 1)
+    center = share + z * z / (2 * count)
+    half = z * math.sqrt(share * (1 - share) / count + z * z / (4 * count * count))
+    return (center - half) / (1 + z * z / count), (center + half) / (1 + z * z / count)
+
+
+def evenness(labels_C: Sequence[int]) -> float | None:
+    """Entropy of the labels' classes over its maximum: 1 is the same number of each class, 0 is one class only."""
+    total = sum(labels_C)
+    if not total or len(labels_C) < 2:
+        return None
+    return -sum(n / total * math.log(n / total) for n in labels_C if n) / math.log(len(labels_C)) + 0.0
+
+
+def names_in(dicts: Iterable[dict[str, Any]]) -> list[str]:
+    """The keys of all the dictionaries, each once, in order of appearance."""
+    return list(dict.fromkeys(key for each in dicts for key in each))
+
+
+def flatten(config: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """("train.epochs", 10) for {"train": {"epochs": 10}}."""
+    for key, value in config.items():
+        if isinstance(value, dict) and value:
+            yield from flatten(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value

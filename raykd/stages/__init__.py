@@ -1,0 +1,25 @@
+"""The distribution: every module here reads tables, calls ``raykd.algo`` and writes a table.
+
+Ray reads these variables when it is imported, so they are set here, before any stage imports it.
+"""
+
+import os
+import secrets
+import sys
+
+for _name, _value in {
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.25",  # the controller's polling; the default of 2 s is felt in short rounds
+    "RAY_DATA_DISABLE_PROGRESS_BARS": "1",  # stages/progress.py shows ours
+    "RAY_AIR_NEW_OUTPUT": "0",
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    "RAY_TRAIN_ENABLE_V2_MIGRATION_WARNINGS": "0",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_BACKEND_LOG_LEVEL": "fatal",  # Ray's C++ prints a harmless error for every actor pool (ray#53727)
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "PYTHONWARNINGS": "ignore::DeprecationWarning,ignore::FutureWarning",  # of Ray's own workers
+}.items():
+    os.environ.setdefault(_name, _value)
+
+# A Ray that raykd starts itself listens on the network like any other: it gets a token that no other process knows.
+if not {"RAY_AUTH_MODE", "RAY_ADDRESS"} & os.environ.keys() and "ray" not in sys.modules:
+    os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}

@@ -1,0 +1,179 @@
+"""A campaign under way: its config, its folder, and where each stage of it lies."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import ray
+
+import raykd
+from raykd.algo.prompts import templates
+from raykd.config import Config
+from raykd.rundir import Stage, differences
+from raykd.stages.progress import Progress
+from raykd.stages.session import ray_session
+from raykd.storage import Place
+
+PACKAGES = ("ray", "torch", "open_clip_torch", "timm", "numpy", "pyarrow", "faiss-gpu", "faiss-cpu")
+
+
+@dataclass(frozen=True)
+class Campaign:
+    """What every stage is given.
+
+    Args:
+        config: The resolved configuration.
+        place: ``config.storage_path``.
+        progress: Shows the stages as they run.
+    """
+
+    config: Config
+    place: Place
+    progress: Progress
+
+    @property
+    def rounds(self) -> range:
+        return range(self.config.rounds)
+
+    def stage(self, name: str, inputs: dict[str, Any], round: int | None = None) -> Stage:
+        """The folder of a stage, of the whole campaign or of one round."""
+        return Stage(self.round_place(round) / name if round is not None else self.place / name, inputs)
+
+    def round_place(self, round: int) -> Place:
+        return self.place / f"round_{round:03d}"
+
+    def say(self, name: str, text: str) -> None:
+        self.progress.say(name, text)
+
+
+class Round(NamedTuple):
+    """The stages of a finished round: what it is measured by, and what the next one picks from."""
+
+    picks: Stage
+    labels: Stage
+    trained: Stage
+    predictions: Stage
+    student: Stage
+
+
+@contextmanager
+def open_campaign(config: Config) -> Iterator[Campaign]:
+    """Check what can be checked, write ``campaign.json``, and start or join a Ray.
+
+    Raises:
+        ValueError: The storage path would be lost, the folder holds a campaign with another config, or something the
+            config names does not exist.
+    """
+    in_job = "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
+    if in_job and "://" not in config.storage_path and not os.path.isabs(config.storage_path):
+        raise ValueError(
+            f"storage_path {config.storage_path!r} is relative, and a submitted job runs in a temporary copy of its "
+            "working dir: give an absolute path that all nodes share, or s3://..., by --set storage_path=..."
+        )
+    check_names(config)
+    place = Place.of(config.storage_path)
+    begin(place, config)
+    with ray_session(config.local_cpus, config.stall_s):
+        check_resources(config)
+        yield Campaign(config, place, Progress(config.progress))
+
+
+def begin(place: Place, config: Config) -> None:
+    """Write the resolved config, versions and commit, or check that they are of this campaign.
+
+    Raises:
+        ValueError: The folder's campaign was started with another config; names the fields.
+    """
+    values = config.model_dump(mode="json")
+    record: dict[str, Any] = {
+        "identity": config.identity(),
+        "config": values,
+        "raykd": raykd.__version__,
+        "commit": commit(),
+        "python": platform.python_version(),
+        "versions": versions(),
+        "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+    }
+    first = place / "campaign.json"
+    if not first.exists():
+        if place.is_local and place.is_dir() and any(Path(place.path).iterdir()):
+            raise ValueError(f"storage_path {place} is not empty and holds no campaign; give a new folder")
+        first.write_json(record)
+        return
+    if changed := differences(first.read_json()["identity"], record["identity"]):
+        raise ValueError(
+            f"{place} holds a campaign with another config: "
+            + "; ".join(changed)
+            + ". Put these back, or give another storage_path"
+        )
+    (place / "starts" / f"{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}.json").write_json(record)
+
+
+def versions() -> dict[str, str]:
+    found = {}
+    for name in PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def commit() -> str | None:
+    """The git commit of raykd's own checkout, with ``+`` when it has uncommitted changes; None elsewhere."""
+    root = Path(raykd.__file__).parents[1]
+    try:
+        head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=root, capture_output=True, text=True, timeout=10)
+        dirty = subprocess.run(["git", "status", "--porcelain"], cwd=root, capture_output=True, text=True, timeout=10)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return head.stdout.strip() + ("+" if dirty.stdout else "") if head.returncode == 0 else None
+
+
+def check_names(config: Config) -> None:
+    """Everything the config names that can be looked up without work. Raises ValueError."""
+    from raykd.stages.teacher import check_teacher
+    from raykd.student import check_backbone
+
+    check_backbone(config.student.backbone)
+    templates(config.teacher.templates)
+    check_teacher(config.teacher)
+    if isinstance(config.student.pretrained, str) and not Place.of(config.student.pretrained).exists():
+        raise ValueError(f"student.pretrained: no file {config.student.pretrained!r}")
+    if config.labels.given and not Place.of(config.labels.given).exists():
+        raise ValueError(f"labels.given: no file {config.labels.given!r}")
+
+
+def check_resources(config: Config) -> None:
+    """On a Ray of this machine, whether each stage fits: what does not would wait for ever. Raises ValueError."""
+    if os.environ.get("RAY_ADDRESS"):
+        return  # a cluster may grow
+    have = ray.cluster_resources()
+    teacher, student, selection = config.teacher, config.student, config.selection
+    replicas = teacher.replicas if isinstance(teacher.replicas, int) else teacher.replicas[0]
+    predictors = student.predict_replicas if isinstance(student.predict_replicas, int) else student.predict_replicas[0]
+    need = {  # (CPUs, GPUs); Ray Data's own tasks want one CPU beside its actors
+        "teacher": (replicas * teacher.num_cpus + 1, replicas * teacher.num_gpus),
+        "train": (student.num_workers * student.num_cpus, student.num_workers * student.num_gpus),
+        "predict": (predictors * student.num_cpus + 1, predictors * student.num_gpus),
+        "selection": (selection.shards * selection.num_cpus, 0.0),
+    }
+    for stage, (cpus, gpus) in need.items():
+        if gpus > have.get("GPU", 0):
+            raise ValueError(
+                f"{stage} asks for {gpus:g} GPUs, this machine has {have.get('GPU', 0):g}; set its num_gpus"
+            )
+        if cpus > have["CPU"]:
+            raise ValueError(
+                f"{stage} asks for {cpus:g} CPUs, the local Ray has {have['CPU']:g}; raise local_cpus (logical CPUs, "
+                "may exceed the cores) or lower its num_cpus, replicas, workers or shards"
+            )

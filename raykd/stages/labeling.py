@@ -1,0 +1,153 @@
+"""Labels for the picks: asked for in tasks.csv, answered by people's files or by the simulated oracle."""
+
+from __future__ import annotations
+
+import math
+import time
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.dataset as pads
+
+from raykd.algo.mixture import softmax
+from raykd.ledger import OUTCOMES, Ledger, guesses, read_answers, write_tasks
+from raykd.ledger import collect as collect_files
+from raykd.rundir import Stage, fingerprint
+from raykd.stages.campaign import Campaign
+from raykd.stages.pool import read_classes, read_manifest
+from raykd.stages.select import read_picks
+from raykd.stages.session import WaitingForLabels
+from raykd.storage import Place
+from raykd.tables import LABELS, LEDGER, matrix, positions
+
+
+def ask(campaign: Campaign, round: int, pool: Stage, teacher: Stage, picks: Stage) -> None:
+    """Write the round's ``tasks.csv``: id, uri, rank and the teacher's top guesses; never over an earlier one."""
+    place = campaign.round_place(round) / "tasks.csv"
+    table = read_picks(picks)
+    if campaign.config.labels.oracle == "simulated" or not table.num_rows or place.exists():
+        return
+    rows, classes = read_manifest(pool), read_classes(pool)
+    uris = rows["uri"].take(positions(table["sample_id"], rows["sample_id"], "the manifest"))
+    known = (
+        (teacher.place / "data")
+        .parquet()
+        .to_table(columns=["sample_id", "logits"], filter=pads.field("sample_id").isin(table["sample_id"]))
+    )
+    known = known.take(positions(table["sample_id"], known["sample_id"], "the teacher table"))
+    columns = guesses(softmax(matrix(known["logits"])), classes)
+    write_tasks(place, pa.table({"sample_id": table["sample_id"], "uri": uris, "rank": table["rank"], **columns}))
+
+
+def collect(campaign: Campaign, round: int, pool: Stage, picks: Stage) -> Stage:
+    """The answers that a round trains on: ``labels.parquet``, all current answers of the ledger.
+
+    Raises:
+        WaitingForLabels: People have not answered enough of the picks yet; says what to do.
+        ValueError: A label file is wrong; says where. What is right in the other files is kept.
+    """
+    asked = read_picks(picks)["sample_id"]
+    stage = campaign.stage("label", {"picks": picks.fingerprint}, round)
+    if stage.is_done():
+        return stage
+    started = time.perf_counter()
+    rows, classes = read_manifest(pool), read_classes(pool)
+    ledger = Ledger(campaign.place / "ledger")
+    given = campaign.config.labels.given
+    if given and round == 0:
+        import_file(campaign, Place.of(given), rows, classes, ledger, round)
+    if campaign.config.labels.oracle == "simulated":
+        ledger.append(oracle(asked, rows, round))
+    else:
+        import_answers(campaign, rows, classes, ledger, round)
+    current = ledger.current()
+    wait_for_people(campaign, round, asked, current)
+    with stage.writing() as out:
+        table = snapshot(current, classes)
+        (out.place / "labels.parquet").write_table(table)
+        mine = table.filter(pc.is_in(table["sample_id"], value_set=asked)) if round or not given else table
+        counts = {value["values"]: value["counts"] for value in pc.value_counts(mine["outcome"]).to_pylist()}
+        out.facts |= {
+            "content": fingerprint(table.to_pydict()),
+            "outcomes": {name: counts.get(name, 0) for name in OUTCOMES},
+            "num_labeled": int(pc.sum(pc.equal(table["outcome"], "label")).as_py() or 0),
+            "seconds": time.perf_counter() - started,
+        }
+    new = sum(stage.facts["outcomes"].values())
+    campaign.say(f"round {round} label", f"{new} new answers, {stage.facts['num_labeled']} images labeled in all")
+    return stage
+
+
+def read_labels(labels: Stage) -> pa.Table:
+    return (labels.place / "labels.parquet").read_table()
+
+
+def oracle(asked: pa.ChunkedArray, rows: pa.Table, round: int) -> pa.Table:
+    """The manifest's own labels of the picks, as answers."""
+    names = rows["label"].take(positions(asked, rows["sample_id"], "the manifest"))
+    count = len(asked)
+    return pa.table(
+        {
+            "sample_id": asked,
+            "outcome": ["label"] * count,
+            "label": names,
+            "annotator": ["oracle"] * count,
+            "time": pa.nulls(count, pa.string()),
+            "source": ["manifest"] * count,
+            "round": pa.array([round] * count, pa.int32()),
+        },
+        schema=LEDGER,
+    )
+
+
+def splits(rows: pa.Table) -> tuple[pa.ChunkedArray, dict[str, str]]:
+    """The ids that may be labeled, and the others with their split."""
+    in_pool = pc.equal(rows["split"], "pool")
+    others = rows.filter(pc.invert(in_pool))
+    return rows.filter(in_pool)["sample_id"], dict(
+        zip(others["sample_id"].to_pylist(), others["split"].to_pylist(), strict=True)
+    )
+
+
+def import_file(
+    campaign: Campaign, file: Place, rows: pa.Table, classes: list[str], ledger: Ledger, round: int
+) -> None:
+    done = ledger.append(read_answers(file, classes, *splits(rows), source=file.name, round=round).rows)
+    for line in done.superseded[:3]:
+        campaign.say(f"round {round} label", line)
+
+
+def import_answers(campaign: Campaign, rows: pa.Table, classes: list[str], ledger: Ledger, round: int) -> None:
+    """Everything in the answers folder, and what was filled into any round's tasks.csv itself."""
+    for earlier in range(round + 1):
+        tasks = campaign.round_place(earlier) / "tasks.csv"
+        if tasks.exists():
+            import_file(campaign, tasks, rows, classes, ledger, earlier)
+    summary = collect_files(answers_folder(campaign), classes, *splits(rows), ledger=ledger, round=round)
+    if summary.files or summary.ignored:
+        campaign.say(f"round {round} label", str(summary))
+
+
+def answers_folder(campaign: Campaign) -> Place:
+    given = campaign.config.labels.answers
+    return Place.of(given) if given else campaign.place / "answers"
+
+
+def wait_for_people(campaign: Campaign, round: int, asked: pa.ChunkedArray, current: pa.Table) -> None:
+    missing = len(asked) - int(pc.sum(pc.is_in(asked, value_set=current["sample_id"])).as_py() or 0)
+    if missing <= len(asked) - math.ceil(campaign.config.labels.min_answered * len(asked)):
+        return
+    tasks, answers = campaign.round_place(round) / "tasks.csv", answers_folder(campaign)
+    raise WaitingForLabels(
+        f"{missing} of {len(asked)} images of round {round} wait for a label: fill the label column of {tasks} (or put "
+        f"CSV, JSONL or Parquet files with sample_id and label into {answers}) and run the same command again"
+    )
+
+
+def snapshot(current: pa.Table, classes: list[str]) -> pa.Table:
+    """The ledger's current answers as a round uses them: class indices; sorted by sample_id."""
+    index = pc.index_in(current["label"], value_set=pa.array(classes, pa.string()))
+    index = pc.if_else(pc.is_valid(current["label"]), index, pa.scalar(None, pa.int32()))
+    return pa.table(
+        {"sample_id": current["sample_id"], "label": index, "outcome": current["outcome"]}, schema=LABELS
+    ).sort_by("sample_id")

@@ -1,0 +1,62 @@
+"""The student over every image, clean crop: both heads' logits and the features."""
+
+from __future__ import annotations
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from raykd.rundir import Stage
+from raykd.stages.campaign import Campaign
+from raykd.stages.pool import read_manifest
+from raykd.stages.progress import Ticker
+from raykd.stages.stream import FILLER, Fetch, stream
+from raykd.stages.teacher import device, readable
+from raykd.storage import Place
+from raykd.student import Student
+from raykd.tables import vectors
+
+
+def score(campaign: Campaign, round: int, pool: Stage, teacher: Stage, trained: Stage) -> Stage:
+    """The predictions of one round: ``data/`` with ce_logits, kd_logits and features of pool, val and test images."""
+    config = campaign.config.student
+    stage = campaign.stage("predict", {"train": trained.fingerprint}, round)
+    if stage.is_done():
+        return stage
+    rows = readable(read_manifest(pool), teacher)
+    with stage.writing() as out, campaign.progress.stage(f"round {round} predict", rows.num_rows, "images") as ticker:
+        preprocess = Student.load(trained.place).preprocess
+        fetch = Fetch(preprocess.clean(), (preprocess.image_size, preprocess.image_size))
+        arguments = {"student": trained.place, "device": device(config.num_gpus), "ticker": ticker}
+        stream(rows, fetch, Replica, arguments, out.place / "data", batch_size=config.predict_batch_size,
+               replicas=config.predict_replicas, num_cpus=config.num_cpus, num_gpus=config.num_gpus)  # fmt: skip
+        found = pc.count_distinct((out.place / "data").read_table(["sample_id"])["sample_id"]).as_py()
+        out.facts |= {"rows": found, "gone": rows.num_rows - found}
+    if gone := stage.facts["gone"]:
+        campaign.say(f"round {round} predict", f"{gone} images can no longer be read and are left out of this round")
+    return stage
+
+
+class Replica:
+    """One copy of the student, in an actor; images that cannot be read any more are left out."""
+
+    def __init__(self, student: Place, device: str, ticker: Ticker) -> None:
+        self.student, self.device, self.ticker = Student.load(student, device), device, ticker
+
+    def __call__(self, batch: dict[str, np.ndarray]) -> pa.Table:
+        import torch
+
+        good_N = batch["error"] == ""
+        with torch.inference_mode():
+            pixels = torch.from_numpy(batch["pixels"].copy()).to(self.device)
+            out = self.student.model(self.student.preprocess.normalise(pixels))
+        self.ticker.add((batch["error"] != FILLER).sum())
+        return pa.table(
+            {
+                "sample_id": pa.array(batch["sample_id"], pa.string()),
+                "split": pa.array(batch["split"], pa.string()),
+                "ce_logits": vectors(out.ce_logits_NC.float().cpu().numpy()),
+                "kd_logits": vectors(out.kd_logits_NC.float().cpu().numpy()),
+                "features": vectors(out.features_ND.cpu().numpy().astype(np.float16)),
+            }
+        ).filter(pa.array(good_N))

@@ -1,0 +1,282 @@
+"""The teacher's pass: features and zero-shot logits of every image, once per campaign."""
+
+from __future__ import annotations
+
+import difflib
+import os
+import tempfile
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.dataset as pads
+import pyarrow.fs as pafs
+import ray
+
+from raykd.algo.prompts import prompts, templates
+from raykd.config import Teacher
+from raykd.rundir import Stage
+from raykd.stages.pool import read_classes, read_manifest
+from raykd.stages.progress import Ticker
+from raykd.stages.stream import FILLER, Fetch, stream
+from raykd.storage import Place
+from raykd.tables import vectors
+
+if TYPE_CHECKING:
+    from raykd.stages.campaign import Campaign
+
+MODEL_CONFIG, MODEL_WEIGHTS = "open_clip_config.json", "open_clip_model.safetensors"
+
+
+def score(campaign: Campaign, pool: Stage) -> Stage:
+    """The teacher table: ``data/`` (features, logits) and ``quarantine.parquet`` (images that cannot be read).
+
+    Raises:
+        ValueError: More than ``max_bad_share`` of the images cannot be read; says where the list is.
+    """
+    config, classes = campaign.config.teacher, read_classes(pool)
+    chosen = templates(config.templates)
+    model = fetch_model(campaign)
+    stage = campaign.stage(
+        "teacher",
+        {
+            "model": model.fingerprint,
+            "templates": chosen,
+            "classes": classes,
+            "precision": config.precision,
+            "manifest": pool.facts["content"],
+        },
+    )
+    if not stage.is_done():
+        rows = read_manifest(pool)
+        with stage.writing() as out, campaign.progress.stage("teacher", rows.num_rows, "images") as ticker:
+            text = embed_classes(config, model.place, prompts(classes, chosen), len(classes))
+            fetch = Fetch(*pixel_transform(model.place))
+            arguments = {"model": model.place, "classes_CD": text, "precision": config.precision,
+                         "device": device(config.num_gpus), "ticker": ticker}  # fmt: skip
+            stream(rows, fetch, Replica, arguments, out.place / "data", batch_size=config.batch_size,
+                   replicas=config.replicas, num_cpus=config.num_cpus, num_gpus=config.num_gpus)  # fmt: skip
+            bad = quarantine(out.place / "data", rows)
+            (out.place / "quarantine.parquet").write_table(bad)
+            out.facts |= {"rows": rows.num_rows, "unreadable": bad.num_rows}
+    check_share(campaign, stage)
+    return stage
+
+
+def device(num_gpus: float) -> str:
+    return "cuda" if num_gpus else "cpu"
+
+
+class Replica:
+    """One copy of the image tower, in an actor.
+
+    Args:
+        model: Folder of the fetched model.
+        classes_CD: float32 [C, D], class embeddings of length 1.
+    """
+
+    def __init__(self, model: Place, classes_CD: np.ndarray, precision: str, device: str, ticker: Ticker) -> None:
+        import torch
+        from torchvision.transforms import Normalize
+
+        self.torch, self.device, self.precision, self.ticker = torch, device, precision, ticker
+        self.model, preprocess = load_model(model, precision, device)
+        self.normalise = Normalize(preprocess["mean"], preprocess["std"])
+        self.classes_CD = torch.from_numpy(classes_CD).to(device)
+        self.scale, self.bias = scale_and_bias(self.model)
+
+    def __call__(self, batch: dict[str, np.ndarray]) -> pa.Table:
+        import open_clip
+
+        from raykd.algo.zeroshot import zero_shot_logits
+
+        with self.torch.inference_mode():
+            pixels = self.torch.from_numpy(batch["pixels"].copy()).to(self.device).permute(0, 3, 1, 2).float() / 255
+            images = self.normalise(pixels).to(open_clip.get_input_dtype(self.precision) or self.torch.float32)
+            features_ND = self.model.encode_image(images, normalize=True).float()
+            logits_NC = zero_shot_logits(features_ND, self.classes_CD, self.scale, self.bias)
+        bad_N = batch["error"] != ""
+        real_N = batch["error"] != FILLER
+        self.ticker.add(real_N.sum())
+        return pa.table(
+            {
+                "sample_id": pa.array(batch["sample_id"], pa.string()),
+                "split": pa.array(batch["split"], pa.string()),
+                "error": pa.array(batch["error"], pa.string(), mask=~bad_N),
+                "features": vectors(features_ND.cpu().numpy().astype(np.float16), bad_N),
+                "logits": vectors(logits_NC.cpu().numpy(), bad_N),
+            }
+        ).filter(pa.array(real_N))
+
+
+# ---------------------------------------------------------------- the model
+
+
+def check_teacher(config: Teacher) -> None:
+    """Whether open_clip knows what the config names; nothing is fetched. Raises ValueError with the nearest names."""
+    import open_clip
+
+    if config.model_config_file:
+        if not os.path.isfile(config.model_config_file):
+            raise ValueError(f"teacher.model_config_file: no file {config.model_config_file!r}")
+        open_clip.add_model_config(config.model_config_file)
+    schema, name = open_clip.factory.parse_model_name(config.model)
+    if schema == "local-dir":
+        if not os.path.isfile(os.path.join(name, MODEL_CONFIG)):
+            raise ValueError(f"teacher.model: no {MODEL_CONFIG} in the folder {name!r}")
+        return
+    if schema is None:
+        if name not in open_clip.list_models():
+            near = difflib.get_close_matches(name, open_clip.list_models(), n=5)
+            raise ValueError(f"unknown teacher.model {name!r}; open_clip has {', '.join(near) or 'nothing like it'}")
+        tags = open_clip.list_pretrained_tags_by_model(name)
+        if not config.pretrained:
+            raise ValueError(f"teacher.pretrained: {name} needs weights: a checkpoint file or one of {', '.join(tags)}")
+        if config.pretrained not in tags and not os.path.isfile(config.pretrained):
+            raise ValueError(
+                f"teacher.pretrained: {config.pretrained!r} is no file and none of {name}'s tags: {', '.join(tags)}"
+            )
+
+
+def fetch_model(campaign: Campaign) -> Stage:
+    """The teacher's weights and config in the campaign's folder, so that no replica downloads anything."""
+    config = campaign.config.teacher
+    files = [path for path in (config.pretrained, config.model_config_file) if path and os.path.isfile(path)]
+    inputs: dict[str, Any] = {
+        "model": config.model,
+        "pretrained": config.pretrained,
+        "file_bytes": [os.path.getsize(path) for path in files],
+    }
+    stage = campaign.stage("teacher_model", inputs)
+    if not stage.is_done():
+        with stage.writing() as out:
+            state, about = resolve(config)
+            import safetensors.torch
+
+            (out.place / MODEL_WEIGHTS).write_bytes(safetensors.torch.save(state))
+            (out.place / MODEL_CONFIG).write_json(about)
+            out.facts["parameters"] = int(sum(value.numel() for value in state.values()))
+        campaign.say("teacher model", f"{config.model}, {stage.facts['parameters'] / 1e6:,.1f} M parameters")
+    return stage
+
+
+def resolve(config: Teacher) -> tuple[dict[str, Any], dict[str, Any]]:
+    """A model by open_clip's ordinary path, as its weights and an ``open_clip_config.json``.
+
+    Raises:
+        ValueError: The weights cannot be had, do not fit, or were trained with another activation (QuickGELU).
+    """
+    import open_clip
+
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message="QuickGELU mismatch")
+        try:
+            model = open_clip.create_model(config.model, pretrained=config.pretrained, require_pretrained=True)
+        except UserWarning as warning:
+            raise ValueError(f"teacher.model: {warning} Use {config.model}-quickgelu.") from None
+        except Exception as error:
+            raise ValueError(
+                f"cannot load teacher {config.model!r} with pretrained {config.pretrained!r}: {error}"
+            ) from error
+    state = {name: value.contiguous().clone() for name, value in model.state_dict().items()}
+    about = {"model_cfg": open_clip.get_model_config(config.model), "preprocess_cfg": dict(model.visual.preprocess_cfg)}
+    return state, about
+
+
+@contextmanager
+def local_copy(place: Place) -> Iterator[str]:
+    """A folder as a local path, copied aside when it is not local."""
+    if place.is_local:
+        yield place.path
+        return
+    with tempfile.TemporaryDirectory(prefix="raykd-") as folder:
+        pafs.copy_files(place.path, folder, source_filesystem=place.fs, destination_filesystem=pafs.LocalFileSystem())
+        yield folder
+
+
+def load_model(place: Place, precision: str, device: str) -> tuple[Any, dict[str, Any]]:
+    """The fetched model, ready to encode, and its preprocessing."""
+    import open_clip
+
+    with local_copy(place) as folder:
+        model = open_clip.create_model(f"local-dir:{folder}", precision=precision, device=device)
+    return model.eval(), model.visual.preprocess_cfg
+
+
+def scale_and_bias(model: Any) -> tuple[float, float]:
+    bias = getattr(model, "logit_bias", None)
+    return float(model.logit_scale.exp()), 0.0 if bias is None else float(bias)
+
+
+def pixel_transform(place: Place) -> tuple[Any, tuple[int, int]]:
+    """open_clip's own preprocessing up to the RGB pixels (its last two steps are done in the actor), and their size."""
+    from open_clip.transform import PreprocessCfg, image_transform_v2
+    from torchvision.transforms import Compose
+
+    config = PreprocessCfg(**(place / MODEL_CONFIG).read_json()["preprocess_cfg"])
+    size = (config.size, config.size) if isinstance(config.size, int) else tuple(config.size)
+    return Compose(image_transform_v2(config, is_train=False).transforms[:-2]), size
+
+
+def embed_classes(config: Teacher, place: Place, texts: list[str], num_classes: int) -> np.ndarray:
+    """Class embeddings, float32 [C, D]: tokens made here, encoded on a GPU when the teacher has one."""
+    import open_clip
+
+    tokens = open_clip.get_tokenizer(config.model)(texts).numpy()
+    if not config.num_gpus:
+        return encode_texts(place, tokens, num_classes, "cpu")
+    encode = ray.remote(encode_texts).options(num_cpus=config.num_cpus, num_gpus=config.num_gpus)
+    return ray.get(encode.remote(place, tokens, num_classes, "cuda"))
+
+
+def encode_texts(
+    place: Place, tokens_PL: np.ndarray, num_classes: int, device: str, batch_size: int = 256
+) -> np.ndarray:
+    import torch
+
+    from raykd.algo.zeroshot import class_embeddings
+
+    model, _ = load_model(place, "fp32", device)
+    with torch.inference_mode():
+        batches = torch.from_numpy(tokens_PL).split(batch_size)
+        features_PD = torch.cat([model.encode_text(batch.to(device)).float() for batch in batches])
+        return class_embeddings(features_PD, num_classes).cpu().numpy()
+
+
+# ---------------------------------------------------------------- images that cannot be read
+
+
+def quarantine(data: Place, rows: pa.Table) -> pa.Table:
+    """The rows of the teacher table without vectors, with uri and reason."""
+    bad = data.parquet().to_table(columns=["sample_id", "error"], filter=pads.field("error").is_valid())
+    uris = pc.take(rows["uri"], pc.index_in(bad["sample_id"], value_set=rows["sample_id"]))
+    table = pa.table({"sample_id": bad["sample_id"], "uri": uris, "reason": bad["error"]})
+    return table.sort_by("sample_id")
+
+
+def read_quarantine(teacher: Stage) -> pa.Table:
+    return (teacher.place / "quarantine.parquet").read_table()
+
+
+def check_share(campaign: Campaign, teacher: Stage) -> None:
+    bad, rows = teacher.facts["unreadable"], teacher.facts["rows"]
+    if not bad:
+        return
+    where = teacher.place / "quarantine.parquet"
+    first = read_quarantine(teacher).slice(0, 1).to_pylist()[0]
+    if bad > campaign.config.max_bad_share * rows:
+        raise ValueError(
+            f"{bad} of {rows} images cannot be read, more than max_bad_share={campaign.config.max_bad_share:g}; first "
+            f"{first['sample_id']!r}: {first['reason']}. All are listed in {where}. Mend them and start a new "
+            "storage_path, or raise max_bad_share"
+        )
+    campaign.say("teacher", f"{bad} of {rows} images cannot be read and are left out; listed in {where}")
+
+
+def readable(rows: pa.Table, teacher: Stage) -> pa.Table:
+    """Manifest rows without the quarantined ones."""
+    return rows.filter(pc.invert(pc.is_in(rows["sample_id"], value_set=read_quarantine(teacher)["sample_id"])))

@@ -1,0 +1,88 @@
+import io
+import sys
+from collections import Counter
+
+import numpy as np
+import open_clip
+import pyarrow.parquet as pq
+import pytest
+import torch
+from PIL import Image
+
+from raykd.demo import digits
+
+
+@pytest.fixture(scope="module")
+def pool_path(tmp_path_factory):
+    return digits.write_pool(tmp_path_factory.mktemp("demo") / "pool.parquet")
+
+
+@pytest.fixture(scope="module")
+def pool(pool_path):
+    return pq.read_table(pool_path).to_pylist()
+
+
+def test_pool_has_every_digit_once(pool):
+    assert len(pool) == 1797
+    assert [row["sample_id"] for row in pool[:2]] == ["digit-0000", "digit-0001"]
+    assert len({row["sample_id"] for row in pool}) == 1797
+    assert {row["label"] for row in pool} == set(digits.CLASSES)
+
+
+def test_pool_is_the_same_file_on_every_call(pool_path, tmp_path):
+    again = digits.write_pool(tmp_path / "deeper" / "pool.parquet")
+    assert again.read_bytes() == pool_path.read_bytes()
+    assert [path.name for path in again.parent.iterdir()] == ["pool.parquet"]
+
+
+def test_pool_is_left_alone_when_equal_and_replaced_when_not(tmp_path):
+    path = digits.write_pool(tmp_path / "pool.parquet")
+    first = path.stat()
+    assert digits.write_pool(path).stat().st_ino == first.st_ino
+    path.write_bytes(b"torn")
+    assert digits.write_pool(path).stat().st_size == first.st_size
+
+
+def test_pool_is_read_in_small_row_groups(pool_path):
+    metadata = pq.read_metadata(pool_path)
+    assert max(metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)) == 128
+
+
+def test_splits_have_their_sizes_and_every_class_in_proportion(pool):
+    sizes = Counter(row["split"] for row in pool)
+    assert sizes == {"test": 400, "val": 150, "pool": 1247}
+    classes = Counter(row["label"] for row in pool)
+    for (label, split), count in Counter((row["label"], row["split"]) for row in pool).items():
+        assert abs(count - classes[label] * sizes[split] / 1797) < 1.5, (label, split)
+
+
+def test_pool_says_what_to_install_without_scikit_learn(monkeypatch):
+    monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
+    with pytest.raises(ImportError, match=r"pip install raykd\[demo\]"):
+        digits.pool_table()
+
+
+def test_every_image_is_a_grey_png_of_32_by_32(pool):
+    for row in pool:
+        image = Image.open(io.BytesIO(row["image"]))
+        image.load()
+        assert (image.format, image.mode, image.size) == ("PNG", "L", (32, 32))
+
+
+def test_teacher_folder_is_small():
+    assert sum(path.stat().st_size for path in digits.TEACHER.iterdir()) < 5e6
+
+
+def test_teacher_loads_as_any_open_clip_model_and_knows_most_digits(pool):
+    name = f"local-dir:{digits.TEACHER}"
+    model, _, preprocess = open_clip.create_model_and_transforms(name)
+    model.eval()
+    test = [row for row in pool if row["split"] == "test"]
+    images = torch.stack([preprocess(Image.open(io.BytesIO(row["image"]))) for row in test])
+    with torch.no_grad():
+        tokenizer = open_clip.get_tokenizer(name)
+        classifier = open_clip.build_zero_shot_classifier(model, tokenizer, digits.CLASSES, digits.TEMPLATES)
+        predicted = (model.encode_image(images, normalize=True) @ classifier).argmax(1).numpy()
+    accuracy = np.mean([digits.CLASSES[i] == row["label"] for i, row in zip(predicted, test, strict=True)])
+    assert isinstance(model, open_clip.CLIP)
+    assert 0.80 < accuracy < 0.90

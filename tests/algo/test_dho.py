@@ -1,0 +1,231 @@
+"""The loss and the mixture of DHO against plain loops, and which head learns from what."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from raykd.algo.dho import DualHead, Outputs, dho_loss, softened_kl
+from raykd.algo.mixture import mixture, softmax
+
+
+def loop_softmax(row):
+    powers = [math.exp(x - max(row)) for x in row]
+    return [x / math.fsum(powers) for x in powers]
+
+
+def loop_kl(teacher, student, temperature):
+    """KL(teacher || student), mean over rows, one number at a time."""
+    total = 0.0
+    for t_row, s_row in zip(teacher.tolist(), student.tolist(), strict=True):
+        p = loop_softmax([x / temperature for x in t_row])
+        q = loop_softmax([x / temperature for x in s_row])
+        total += sum(a * math.log(a / b) for a, b in zip(p, q, strict=True))
+    return total / len(teacher)
+
+
+def loop_loss(ce, labels, teacher_l, kd_l, teacher_u, kd_u, weight, temperature):
+    rows = zip(ce.tolist(), labels.tolist(), strict=True)
+    cross_entropy = -sum(math.log(loop_softmax(row)[y]) for row, y in rows) / len(labels)
+    distillation = loop_kl(teacher_l, kd_l, temperature) + loop_kl(teacher_u, kd_u, temperature)
+    return weight * cross_entropy + (1 - weight) * temperature**2 * distillation
+
+
+def outputs(rows, num_classes, seed, requires_grad=False):
+    draw = torch.Generator().manual_seed(seed)
+    ce, kd = (torch.randn(rows, num_classes, generator=draw, dtype=torch.float64) * 3 for _ in range(2))
+    return Outputs(torch.zeros(rows, 1), ce.requires_grad_(requires_grad), kd.requires_grad_(requires_grad))
+
+
+def teacher_logits(rows, num_classes, seed):
+    return torch.randn(rows, num_classes, generator=torch.Generator().manual_seed(seed), dtype=torch.float64) * 4
+
+
+# ---------------------------------------------------------------- loss
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    st.integers(1, 5), st.integers(1, 7), st.integers(2, 6), st.floats(0, 1), st.floats(0.3, 5), st.integers(0, 2**20)
+)
+def test_loss_equals_a_plain_loop(num_l, num_u, num_classes, weight, temperature, seed):
+    labeled, unlabeled = outputs(num_l, num_classes, seed), outputs(num_u, num_classes, seed + 1)
+    teacher_l, teacher_u = teacher_logits(num_l, num_classes, seed + 2), teacher_logits(num_u, num_classes, seed + 3)
+    labels = torch.arange(num_l) * 7 % num_classes
+    got = dho_loss(labeled, labels, teacher_l, unlabeled, teacher_u, weight, temperature)
+    want = loop_loss(
+        labeled.ce_logits_NC, labels, teacher_l, labeled.kd_logits_NC, teacher_u, unlabeled.kd_logits_NC,
+        weight, temperature,
+    )  # fmt: skip
+    assert got.shape == ()
+    assert float(got) == pytest.approx(want, rel=1e-9, abs=1e-12)
+
+
+def test_loss_defaults_are_the_papers_half_and_temperature_two():
+    labeled, unlabeled, labels = outputs(3, 4, 0), outputs(5, 4, 1), torch.tensor([0, 3, 1])
+    teacher = teacher_logits(3, 4, 2), teacher_logits(5, 4, 3)
+    default = dho_loss(labeled, labels, teacher[0], unlabeled, teacher[1])
+    assert default == dho_loss(labeled, labels, teacher[0], unlabeled, teacher[1], 0.5, 2.0)
+
+
+def test_distillation_is_the_divergence_from_teacher_to_student_and_not_the_other_way():
+    teacher, student = teacher_logits(6, 5, 0), teacher_logits(6, 5, 1)
+    forward, backward = loop_kl(teacher, student, 2.0), loop_kl(student, teacher, 2.0)
+    assert abs(forward - backward) > 0.05
+    assert float(softened_kl(teacher, student, 2.0)) == pytest.approx(forward, rel=1e-9)
+
+
+def test_distillation_is_zero_only_where_student_and_teacher_agree_up_to_a_constant():
+    teacher = teacher_logits(6, 5, 0)
+    assert float(softened_kl(teacher, teacher + 3.0, 2.0)) == pytest.approx(0, abs=1e-12)
+    assert float(softened_kl(teacher, teacher * 1.1, 2.0)) > 1e-3
+
+
+def test_distillation_carries_the_square_of_the_temperature():
+    labeled, unlabeled, labels = outputs(3, 4, 0), outputs(5, 4, 1), torch.tensor([0, 3, 1])
+    teacher_l, teacher_u = teacher_logits(3, 4, 2), teacher_logits(5, 4, 3)
+    for temperature in (1.0, 2.0, 3.0):
+        bare = softened_kl(teacher_l, labeled.kd_logits_NC, temperature)
+        bare = bare + softened_kl(teacher_u, unlabeled.kd_logits_NC, temperature)
+        loss = dho_loss(labeled, labels, teacher_l, unlabeled, teacher_u, 0.0, temperature)
+        assert float(loss / bare) == pytest.approx(temperature**2, rel=1e-12)
+
+
+def test_distillation_doubles_when_the_unlabeled_batch_equals_the_labeled_one():
+    batch, labels, teacher = outputs(4, 5, 0), torch.tensor([0, 1, 2, 3]), teacher_logits(4, 5, 1)
+    both = dho_loss(batch, labels, teacher, batch, teacher, 0.0, 2.0)
+    assert float(both) == pytest.approx(2 * 4 * loop_kl(teacher, batch.kd_logits_NC, 2.0), rel=1e-9)
+
+
+def test_each_divergence_is_averaged_over_its_own_batch():
+    batch, labels, teacher = outputs(4, 5, 0), torch.tensor([0, 1, 2, 3]), teacher_logits(4, 5, 1)
+    thrice = Outputs(*(part.repeat(3, 1) for part in batch))
+    once = dho_loss(batch, labels, teacher, batch, teacher)
+    assert float(dho_loss(batch, labels, teacher, thrice, teacher.repeat(3, 1))) == pytest.approx(
+        float(once), rel=1e-12
+    )
+
+
+def test_temperature_does_not_touch_the_cross_entropy():
+    labeled, unlabeled, labels = outputs(3, 4, 0), outputs(5, 4, 1), torch.tensor([0, 3, 1])
+    teacher = teacher_logits(3, 4, 2), teacher_logits(5, 4, 3)
+    losses = {float(dho_loss(labeled, labels, teacher[0], unlabeled, teacher[1], 1.0, t)) for t in (0.5, 2.0, 9.0)}
+    assert len(losses) == 1
+
+
+def test_loss_is_finite_for_a_certain_teacher_and_a_certain_student():
+    labeled = Outputs(torch.zeros(1, 1), torch.tensor([[0.0, 300.0]]), torch.tensor([[500.0, -500.0]]))
+    loss = dho_loss(labeled, torch.tensor([0]), torch.tensor([[-800.0, 800.0]]), labeled, torch.tensor([[0.0, 800.0]]))
+    assert torch.isfinite(loss)
+
+
+# ---------------------------------------------------------------- who learns from what
+
+
+def gradients(labels, teacher_u_seed=5, unlabeled_seed=6, weight=0.5):
+    """Of a small dual-head model on one step: by parameter name."""
+    torch.manual_seed(0)
+    model = DualHead(nn.Linear(6, 4), 4, 3).double()
+    draw = torch.Generator().manual_seed(1)
+    labeled = model(torch.randn(5, 6, generator=draw, dtype=torch.float64))
+    unlabeled = model(torch.randn(7, 6, generator=torch.Generator().manual_seed(unlabeled_seed), dtype=torch.float64))
+    teacher_l, teacher_u = teacher_logits(5, 3, 4), teacher_logits(7, 3, teacher_u_seed)
+    dho_loss(labeled, torch.tensor(labels), teacher_l, unlabeled, teacher_u, weight).backward()
+    return {name: value.grad for name, value in model.named_parameters()}
+
+
+def test_logits_of_unlabeled_rows_from_the_ce_head_get_exactly_zero_gradient():
+    labeled, unlabeled = outputs(3, 4, 0, requires_grad=True), outputs(5, 4, 1, requires_grad=True)
+    dho_loss(labeled, torch.tensor([0, 3, 1]), teacher_logits(3, 4, 2), unlabeled, teacher_logits(5, 4, 3)).backward()
+    assert unlabeled.ce_logits_NC.grad is None or not unlabeled.ce_logits_NC.grad.any()
+    assert unlabeled.kd_logits_NC.grad.abs().sum(1).min() > 0
+    assert labeled.ce_logits_NC.grad.abs().sum(1).min() > 0
+    assert labeled.kd_logits_NC.grad.abs().sum(1).min() > 0
+
+
+def test_ce_head_learns_the_same_whatever_the_unlabeled_images_and_their_teacher_are():
+    one, other = (gradients([0, 1, 2, 0, 1], **seeds) for seeds in ({}, {"teacher_u_seed": 50, "unlabeled_seed": 60}))
+    for name in ("ce_head.weight", "ce_head.bias"):
+        assert torch.equal(one[name], other[name])
+    assert not torch.equal(one["kd_head.weight"], other["kd_head.weight"])
+
+
+def test_kd_head_learns_the_same_whatever_the_labels_are():
+    one, other = gradients([0, 1, 2, 0, 1]), gradients([2, 2, 0, 1, 0])
+    for name in ("kd_head.weight", "kd_head.bias"):
+        assert torch.equal(one[name], other[name])
+    assert not torch.equal(one["ce_head.weight"], other["ce_head.weight"])
+
+
+def test_both_heads_reach_the_backbone():
+    full, only_ce, only_kd = (gradients([0, 1, 2, 0, 1], weight=w)["backbone.weight"] for w in (0.5, 1.0, 0.0))
+    assert only_ce.any()
+    assert only_kd.any()
+    torch.testing.assert_close(full, 0.5 * only_ce + 0.5 * only_kd)
+
+
+def test_model_has_two_heads_with_bias_on_one_feature():
+    model = DualHead(nn.Identity(), 6, 3)
+    images = torch.randn(4, 6)
+    out = model(images)
+    assert torch.equal(out.features_ND, images)
+    torch.testing.assert_close(out.ce_logits_NC, images @ model.ce_head.weight.T + model.ce_head.bias)
+    torch.testing.assert_close(out.kd_logits_NC, images @ model.kd_head.weight.T + model.kd_head.bias)
+    assert not torch.equal(model.ce_head.weight, model.kd_head.weight)
+
+
+# ---------------------------------------------------------------- mixture
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(1, 6), st.integers(2, 7), st.floats(0, 1), st.floats(0.2, 6), st.integers(0, 2**20))
+def test_mixture_equals_a_plain_loop_and_rows_sum_to_one(rows, num_classes, weight, temperature, seed):
+    rng = np.random.default_rng(seed)
+    ce, kd = rng.normal(0, 4, (2, rows, num_classes)).astype(np.float32)
+    got = mixture(ce, kd, weight, temperature)
+    assert got.dtype == np.float32
+    assert got.min() >= 0
+    np.testing.assert_allclose(got.sum(axis=1), 1, atol=1e-6)
+    for n in range(rows):
+        a, b = loop_softmax(ce[n].tolist()), loop_softmax([x / temperature for x in kd[n].tolist()])
+        want = [weight * x + (1 - weight) * y for x, y in zip(a, b, strict=True)]
+        np.testing.assert_allclose(got[n], want, rtol=1e-6, atol=1e-9)
+
+
+def test_temperature_divides_the_kd_logits_alone():
+    rng = np.random.default_rng(0)
+    ce, kd = rng.normal(0, 2, (2, 3, 4))
+    np.testing.assert_array_equal(mixture(ce, kd, 1.0, 0.5), mixture(ce, kd * 9, 1.0, 4.0))  # CE head only
+    np.testing.assert_array_equal(mixture(ce, kd, 0.5, 2.0), mixture(ce, kd / 2, 0.5, 1.0))
+    sharp, flat = mixture(ce, kd, 0.0, 0.5).max(axis=1), mixture(ce, kd, 0.0, 4.0).max(axis=1)
+    assert (sharp > flat).all()
+
+
+@settings(max_examples=15, deadline=None)
+@given(st.integers(2, 40), st.integers(2, 130), st.randoms(use_true_random=False))
+def test_bits_of_a_rows_mixture_do_not_depend_on_its_neighbours(rows, num_classes, random):
+    rng = np.random.default_rng(random.randrange(2**32))
+    ce, kd = rng.normal(0, 8, (2, rows, num_classes)).astype(np.float32)
+    whole = mixture(ce, kd, 0.35, 1.25)
+    order = rng.permutation(rows)
+    cut = random.randrange(rows + 1)
+    parts = [mixture(ce[order[part]], kd[order[part]], 0.35, 1.25) for part in (slice(cut), slice(cut, None))]
+    np.testing.assert_array_equal(np.concatenate(parts), whole[order])
+    np.testing.assert_array_equal(mixture(ce[-1:], kd[-1:], 0.35, 1.25), whole[-1:])
+    transposed = mixture(np.asfortranarray(ce), np.asfortranarray(kd), 0.35, 1.25)
+    np.testing.assert_array_equal(transposed, whole)
+
+
+def test_mixture_survives_huge_logits_and_no_rows():
+    np.testing.assert_array_equal(mixture(np.array([[1e4, -1e4]]), np.array([[-1e4, 1e4]]), 0.25, 1.0), [[0.25, 0.75]])
+    assert mixture(np.empty((0, 5)), np.empty((0, 5)), 0.5, 1.0).shape == (0, 5)
+
+
+def test_softmax_of_half_precision_logits_is_computed_in_double():
+    logits = np.array([[1.0, 2.5, -3.0]], np.float16)
+    assert softmax(logits).dtype == np.float64
+    np.testing.assert_allclose(softmax(logits)[0], loop_softmax([1.0, 2.5, -3.0]), rtol=1e-12)

@@ -1,0 +1,144 @@
+"""Prompts, class embeddings and logits: those of open_clip itself, on a tiny model made on the spot."""
+
+import math
+
+import open_clip
+import pytest
+import torch
+from open_clip.model import CLIP
+
+from raykd.algo.prompts import TEMPLATE_SETS, prompts, templates
+from raykd.algo.zeroshot import class_embeddings, zero_shot_logits
+
+CLASSES = ["cat", "hot_dog", "old car", "tree", "a_b_c"]
+PAPERS = {  # papers.md 2.2
+    "caltech101": ["a photo of a {}."],
+    "dtd": ["{} texture."],
+    "eurosat": ["a centered satellite photo of {}."],
+    "fgvc_aircraft": ["a photo of a {}, a type of aircraft."],
+    "food101": ["a photo of {}, a type of food."],
+    "oxford_flowers": ["a photo of a {}, a type of flower."],
+    "oxford_pets": ["a photo of a {}, a type of pet."],
+    "stanford_cars": ["a photo of a {}."],
+    "sun397": ["a photo of a {}."],
+    "ucf101": ["a photo of a person doing {}."],
+    "imagenet_7": [
+        "itap of a {}.",
+        "a bad photo of the {}.",
+        "a origami {}.",
+        "a photo of the large {}.",
+        "a {} in a video game.",
+        "art of the {}.",
+        "a photo of the small {}.",
+    ],
+}
+
+
+@pytest.fixture(scope="module")
+def clip():
+    torch.manual_seed(0)
+    vision = {"image_size": 16, "layers": 1, "width": 32, "head_width": 16, "patch_size": 8}
+    text = {"context_length": 24, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 1}
+    return CLIP(embed_dim=24, vision_cfg=vision, text_cfg=text).eval()
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return open_clip.SimpleTokenizer(context_length=24)
+
+
+@pytest.mark.parametrize("chosen", ["simple", "imagenet_7", "dtd", ["a {}", "{} again"]])
+@torch.inference_mode()
+def test_class_embeddings_equal_open_clips_own_zero_shot_classifier(clip, tokenizer, chosen):
+    chosen = templates(chosen)
+    names = [name.replace("_", " ") for name in CLASSES]
+    want = open_clip.build_zero_shot_classifier(clip, tokenizer, names, [t.format for t in chosen], device="cpu")
+    got = class_embeddings(clip.encode_text(tokenizer(prompts(CLASSES, chosen))), len(CLASSES))
+    assert got.shape == (5, 24)
+    torch.testing.assert_close(got, want.T, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(got.norm(dim=1), torch.ones(5))
+
+
+@torch.inference_mode()
+def test_class_embeddings_do_not_see_the_length_of_a_prompts_embedding():
+    features = torch.randn(6, 8, generator=torch.Generator().manual_seed(0))
+    lengths = torch.tensor([0.1, 7.0, 30.0, 1.0, 2.0, 0.5])[:, None]
+    torch.testing.assert_close(class_embeddings(features * lengths, 2), class_embeddings(features, 2))
+
+
+def test_class_embeddings_average_each_classs_own_prompts_in_a_loop():
+    features = torch.randn(6, 8, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    for c in range(2):
+        mean = sum(features[c * 3 + t] / features[c * 3 + t].norm() for t in range(3)) / 3
+        torch.testing.assert_close(class_embeddings(features, 2)[c], mean / mean.norm())
+
+
+@torch.inference_mode()
+def test_logits_equal_the_models_own_forward_pass(clip, tokenizer):
+    images, texts = torch.randn(3, 3, 16, 16), tokenizer(prompts(CLASSES, templates("simple")))
+    want = clip.get_logits(images, texts)[0]
+    classes = class_embeddings(clip.encode_text(texts), 5)
+    scale = float(clip.logit_scale.exp())
+    torch.testing.assert_close(zero_shot_logits(clip.encode_image(images), classes, scale), want, rtol=1e-4, atol=1e-4)
+
+
+def test_logits_are_scale_times_cosine_plus_bias():
+    images = torch.tensor([[3.0, 4.0], [0.0, -2.0]])
+    classes = torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.6, 0.8]])
+    want = torch.tensor([[60.0, 80.0, 100.0], [0.0, -100.0, -80.0]])
+    torch.testing.assert_close(zero_shot_logits(images, classes, 100.0), want)
+    torch.testing.assert_close(zero_shot_logits(images * 9, classes, 50.0, -12.5), want / 2 - 12.5)
+
+
+def test_siglips_bias_changes_its_sigmoid_and_not_the_softmax():
+    images = torch.randn(4, 8, generator=torch.Generator().manual_seed(2))
+    classes = torch.nn.functional.normalize(torch.randn(3, 8, generator=torch.Generator().manual_seed(3)), dim=1)
+    bare, biased = (zero_shot_logits(images, classes, math.exp(2.3), bias) for bias in (0.0, -10.0))
+    torch.testing.assert_close(bare.softmax(1), biased.softmax(1))
+    torch.testing.assert_close(biased.sigmoid(), (bare - 10).sigmoid())
+
+
+# ---------------------------------------------------------------- prompts
+
+
+@pytest.mark.parametrize("name", PAPERS)
+def test_template_sets_are_the_papers(name):
+    assert templates(name) == PAPERS[name]
+
+
+def test_every_template_set_passes_its_own_check():
+    for name, chosen in TEMPLATE_SETS.items():
+        assert templates(list(chosen)) == templates(name)
+
+
+def test_imagenet_80_is_openais_ensemble():
+    chosen = templates("imagenet_80")
+    assert len(set(chosen)) == 80
+    assert [t.replace("{}", "dog") for t in chosen] == [t("dog") for t in open_clip.OPENAI_IMAGENET_TEMPLATES]
+    assert templates(chosen) == chosen
+
+
+def test_prompts_go_class_by_class_and_underscores_become_spaces():
+    assert prompts(["hot_dog", "cat"], ["a {}.", "the {}"]) == ["a hot dog.", "the hot dog", "a cat.", "the cat"]
+
+
+def test_prompts_take_names_with_braces_and_templates_with_underscores_as_they_are():
+    assert prompts(["{}", "a{0}"], ["my_{} {x}"]) == ["my_{} {x}", "my_a{0} {x}"]
+
+
+def test_an_unknown_template_set_lists_the_known_ones():
+    with pytest.raises(ValueError, match=r"unknown template set 'imagnet'; known: caltech101, .*imagenet_80.*simple"):
+        templates("imagnet")
+
+
+@pytest.mark.parametrize(("bad", "count"), [("a photo", 0), ("{} and {}", 2), ("{0} only", 0)])
+def test_a_template_without_exactly_one_hole_is_refused(bad, count):
+    with pytest.raises(ValueError) as error:  # noqa: PT011
+        templates(["a {}.", bad])
+    assert repr(bad) in str(error.value)
+    assert f"holds {count} of '{{}}'" in str(error.value)
+
+
+def test_no_template_at_all_is_refused():
+    with pytest.raises(ValueError, match="no prompt templates given"):
+        templates([])

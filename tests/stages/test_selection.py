@@ -1,0 +1,246 @@
+"""Selection over Ray gives what the algorithm gives in one process, also when a shard is killed."""
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from raykd.algo.kcenter import coverage_radius
+from raykd.algo.mixture import mixture, softmax
+from raykd.algo.shard import LocalShards, Rows
+from raykd.algo.strategies import STRATEGIES, pick
+from raykd.storage import Place
+from raykd.tables import PICKS, vectors
+
+NUM_ROWS, NUM_LABELED, NUM_CLASSES, WIDTH = 200, 12, 6, 4
+
+
+@pytest.fixture(scope="module")
+def selection(ray_cluster):
+    from raykd.stages import selection
+
+    return selection
+
+
+@pytest.fixture(scope="module")
+def rows() -> Rows:
+    rng = np.random.default_rng(0)
+    probs = rng.dirichlet(np.full(NUM_CLASSES, 0.2), NUM_ROWS + NUM_LABELED)
+    probs[50:60] = probs[0]
+    features = rng.normal(size=(len(probs), WIDTH)).astype(np.float16)
+    ids = [f"s{number}" for number in rng.permutation(len(probs))]
+    return Rows(ids, probs, features, rng.integers(0, NUM_CLASSES, len(probs)))
+
+
+@pytest.fixture(scope="module")
+def tables(rows, tmp_path_factory) -> tuple[str, str]:
+    """Pool and labeled Parquet files as a user may have them; many row groups."""
+    folder = tmp_path_factory.mktemp("tables")
+    table = pa.table(
+        {
+            "sample_id": pa.array(rows.ids.tolist()),
+            "probs": pa.array(rows.probs.tolist(), pa.list_(pa.float32())),
+            "features": vectors(rows.features.astype(np.float16)),
+            "label": pa.array(rows.labels.astype(np.int32)),
+        }
+    )
+    pq.write_table(table.slice(0, NUM_ROWS).drop_columns(["label"]), folder / "pool.parquet", row_group_size=30)
+    pq.write_table(table.slice(NUM_ROWS), folder / "labeled.parquet")
+    return str(folder / "pool.parquet"), str(folder / "labeled.parquet")
+
+
+def local(rows: Rows, name: str, budget: int, seed: int = 3):
+    parts = rows.take(np.arange(NUM_ROWS)), rows.take(np.arange(NUM_ROWS, len(rows)))
+    return pick(name, LocalShards.split(parts[0], 1), parts[1], budget, seed)
+
+
+def same(one, other):
+    return one.ids == other.ids and np.array_equal(one.distances, other.distances, equal_nan=True)
+
+
+# ---------------------------------------------------------------- reading
+
+
+def write_pool(path, num_rows, row_group_size, offset=0):
+    ids = [f"r{number + offset:05d}" for number in range(num_rows)]
+    probs = np.tile([[0.25, 0.75]], (num_rows, 1)).astype(np.float32)
+    pq.write_table(pa.table({"sample_id": ids, "probs": vectors(probs)}), path, row_group_size=row_group_size)
+    return ids
+
+
+@pytest.mark.parametrize("row_group_size", [7, 1000], ids=["many_row_groups", "one_row_group"])
+@pytest.mark.parametrize("num_shards", [1, 2, 7, 150])
+def test_slices_hold_every_row_once_and_read_only_what_they_need(tmp_path, monkeypatch, num_shards, row_group_size):
+    from raykd.stages import selection
+
+    monkeypatch.setattr(selection, "READ_ROWS", 5)
+    (tmp_path / "deeper").mkdir()
+    ids = write_pool(tmp_path / "a.parquet", 60, row_group_size)
+    ids += write_pool(tmp_path / "deeper" / "b.parquet", 41, row_group_size, 60)
+    source = selection.PoolSource(uri=str(tmp_path))
+    slices = selection.plan(selection.open_table(source.uri, source.columns, "pool table"), num_shards)
+    parts = [selection.read(source, pieces)[0] for pieces in slices]
+    assert [name for part in parts for name in part.ids] == ids
+    assert {len(part) for part in parts} <= {101 // num_shards, 101 // num_shards + 1}
+    for pieces in slices:
+        for piece in pieces:
+            file = pq.ParquetFile(piece.path).metadata
+            sizes = [file.row_group(group).num_rows for group in piece.row_groups]
+            assert piece.skip < sizes[0]
+            assert sum(sizes[:-1]) < piece.skip + piece.take <= sum(sizes)
+
+
+def test_the_pool_is_what_split_error_and_the_lists_leave(tmp_path):
+    from raykd.stages import selection
+
+    logits = np.random.default_rng(0).normal(size=(8, 3)).astype(np.float32)
+    unread = np.array([False] * 6 + [True, False])
+    table = pa.table(
+        {
+            "sample_id": list("abcdefgh"),
+            "split": ["pool"] * 4 + ["test", "val", "pool", "pool"],
+            "logits": vectors(logits, mask=unread),
+            "features": vectors(logits.astype(np.float16), mask=unread),
+            "error": [None] * 6 + ["truncated", None],
+        }
+    )
+    Place.of(tmp_path / "teacher.parquet").write_table(table, row_group_rows=3)
+    source = selection.PoolSource(
+        uri=str(tmp_path / "teacher.parquet"),
+        needs=("probs", "features"),
+        probs_from="logits",
+        labeled=("h", "b"),
+        excluded=("c",),
+    )
+    pieces = selection.plan(selection.open_table(source.uri, source.columns, "pool table"), 1)[0]
+    pool, labeled = selection.read(source, pieces)
+    assert (pool.ids.tolist(), labeled.ids.tolist()) == (["a", "d"], ["b", "h"])
+    np.testing.assert_array_equal(pool.probs, softmax(logits[[0, 3]]).astype(np.float32))
+    np.testing.assert_array_equal(labeled.features, logits[[1, 7]].astype(np.float16).astype(np.float32))
+
+
+@pytest.mark.parametrize("number", [pa.float16(), pa.float32(), pa.float64(), pa.int8()], ids=str)
+@pytest.mark.parametrize(
+    "kind", [pa.list_, pa.large_list, lambda number: pa.list_(number, 3)], ids=["list", "large", "fixed"]
+)
+def test_any_list_of_numbers_is_read_from_a_path_or_a_uri(tmp_path, number, kind):
+    from raykd.stages import selection
+
+    probs = np.eye(3)[[2, 0, 1, 1]].astype(number.to_pandas_dtype())
+    pq.write_table(
+        pa.table({"sample_id": list("abcd"), "probs": pa.array(list(probs), kind(number))}), tmp_path / "p.parquet"
+    )
+    for uri in (str(tmp_path / "p.parquet"), (tmp_path / "p.parquet").as_uri()):
+        source = selection.PoolSource(uri=uri)
+        slices = selection.plan(selection.open_table(uri, source.columns, "pool table"), 2)
+        got = [selection.read(source, pieces)[0].probs for pieces in slices]
+        assert np.concatenate(got).dtype == np.float32
+        np.testing.assert_array_equal(np.concatenate(got), probs.astype(np.float32))
+
+
+# ---------------------------------------------------------------- over Ray
+
+
+@pytest.mark.parametrize("num_shards", [1, 2, 7])
+def test_ray_picks_what_the_algorithm_picks(selection, rows, tables, num_shards, monkeypatch):
+    if num_shards == 2:
+        monkeypatch.setattr(selection, "SHARED_BYTES", 10)  # every argument by way of the object store
+    with selection.open_shards(selection.PoolSource(uri=tables[0], needs=("probs", "features")), num_shards) as shards:
+        labeled = rows.take(np.arange(NUM_ROWS, len(rows)))
+        for name in STRATEGIES:
+            assert same(pick(name, shards, labeled, 40, 3), local(rows, name, 40)), name
+        expected = coverage_radius(LocalShards.split(rows.take(np.arange(NUM_ROWS)), 1), labeled)
+        assert coverage_radius(shards, labeled) == pytest.approx(expected, abs=1e-6)
+
+
+class Killing:
+    """Kills shards, with all they know, in the middle of a selection."""
+
+    def __init__(self, shards):
+        self.shards, self.calls = shards, 0
+
+    def map(self, method, *args):
+        import ray
+
+        self.calls += 1
+        if self.calls in (6, 20):
+            ray.kill(self.shards.actors[self.calls % 2], no_restart=False)
+        return self.shards.map(method, *args)
+
+
+@pytest.mark.parametrize("name", ["pcoreset", "badge"])
+def test_a_killed_shard_comes_back_and_the_picks_are_the_same(selection, rows, tables, name):
+    source = selection.PoolSource(uri=tables[0], needs=STRATEGIES[name].needs)
+    with selection.open_shards(source, 2) as shards:
+        killing = Killing(shards)
+        got = pick(name, killing, rows.take(np.arange(NUM_ROWS, len(rows))), 40, 3)
+    assert killing.calls > 20
+    assert same(got, local(rows, name, 40))
+
+
+def test_students_logits_are_mixed_and_labeled_rows_are_set_aside(selection, tmp_path):
+    rng = np.random.default_rng(1)
+    ce, kd = rng.normal(size=(2, 60, 5)).astype(np.float32) * 3
+    ids = [f"image-{number}" for number in rng.permutation(60)]
+    columns = {
+        "sample_id": ids,
+        "split": ["pool"] * 50 + ["test"] * 10,
+        "ce_logits": vectors(ce),
+        "kd_logits": vectors(kd),
+    }
+    Place.of(tmp_path / "predict.parquet").write_table(pa.table(columns), row_group_rows=16)
+    labeled_ids = [ids[7], ids[30], ids[2]]
+    source = selection.PoolSource(
+        uri=str(tmp_path / "predict.parquet"),
+        probs_from="heads",
+        ce_weight=0.3,
+        temperature=0.5,
+        labeled=tuple(labeled_ids),
+        excluded=(ids[0],),
+    )
+    probs = mixture(ce, kd, 0.3, 0.5)
+    with selection.open_shards(source, 3) as shards:
+        labeled = shards.labeled({ids[7]: 4, ids[30]: 1, ids[2]: 0, "another": 2})
+        got = pick("pcoreset", shards, labeled, 20, 0)
+    assert labeled.ids.tolist() == labeled_ids
+    assert labeled.labels.tolist() == [4, 1, 0]
+    np.testing.assert_array_equal(labeled.probs, probs[[7, 30, 2]])
+    pool = [row for row in range(1, 50) if ids[row] not in labeled_ids]
+    expected = pick("pcoreset", LocalShards.split(Rows(np.array(ids)[pool], probs[pool]), 1), labeled, 20, 0)
+    assert same(got, expected)
+
+
+def test_labeled_ids_that_are_not_in_the_pool_are_named(selection, tables):
+    source = selection.PoolSource(uri=tables[0], labeled=("nobody", "s1"))
+    with (
+        selection.open_shards(source, 2) as shards,
+        pytest.raises(ValueError, match=r"labeled ids are not in .*'nobody'"),
+    ):
+        shards.labeled()
+
+
+def test_more_shards_than_rows_or_cpus_work(selection, tmp_path):
+    ids = write_pool(tmp_path / "pool.parquet", 5, 100)
+    table = selection.pick_from_tables(str(tmp_path / "pool.parquet"), None, "pcoreset", 5, 9, seed=0)
+    assert table.schema == PICKS
+    assert table["sample_id"].to_pylist() == ids
+    assert table["rank"].to_pylist() == [0, 1, 2, 3, 4]
+
+
+def test_actors_end_with_the_block(selection, tables):
+    import ray
+
+    with selection.open_shards(selection.PoolSource(uri=tables[0]), 2) as shards:
+        actors = shards.actors
+        assert len(shards.labeled({})) == 0
+    with pytest.raises(ray.exceptions.RayActorError):
+        ray.get(actors[0].ask.remote("__len__"), timeout=30)
+
+
+def test_a_readers_error_arrives_as_it_was_raised(selection, tmp_path):
+    lists = pa.array([[0.5, 0.5], [0.5, 0.5], [1.0]])
+    pq.write_table(pa.table({"sample_id": ["a", "b", "c"], "probs": lists}), tmp_path / "pool.parquet")
+    with pytest.raises(ValueError, match=r"^probs of 'c' has 1 values, that of 'a' has 2; expected one length"):
+        selection.pick_from_tables(str(tmp_path / "pool.parquet"), None, "entropy", 1, 1, seed=0)
+    with pytest.raises(ValueError, match=r"probs differ in length \(the pool: 1, 2\)"):
+        selection.pick_from_tables(str(tmp_path / "pool.parquet"), None, "entropy", 1, 3, seed=0)
