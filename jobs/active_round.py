@@ -20,7 +20,7 @@ def main(arguments: list[str] | None = None) -> None:
         before = None
         for round in campaign.rounds:
             picks = select.pick(campaign, round, images, scores, before)
-            labeling.ask(campaign, round, images, scores, picks)
+            labeling.ask(campaign, round, images, scores, picks, before)
             report.write(campaign, images, scores)
             labels = labeling.collect(campaign, round, images, picks)
             trained = train.fit(campaign, round, images, scores, labels)

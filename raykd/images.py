@@ -1,6 +1,7 @@
 """From an image's uri to pixels. Knows no Ray.
 
-A uri is the path or URI of an image file, or ``<parquet file>#<column>/<row>`` for bytes inside Parquet.
+A uri is the path or URI of an image file, or ``<parquet file>#<column>/<row>`` for bytes inside Parquet (the row in
+nine digits, so that the order of uris is that of the file).
 """
 
 from __future__ import annotations

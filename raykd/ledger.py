@@ -495,20 +495,6 @@ def _near_id(given: str, known: pa.Array) -> str:
 # ---------------------------------------------------------------- tasks for people
 
 
-def guesses(probs_NC: np.ndarray, classes: Sequence[str], top: int = 3) -> dict[str, list[str]]:
-    """Columns ``guess_1``, ``guess_2``, ... of tasks.csv, such as ``"cat (0.87)"``; no more than there are classes.
-
-    Args:
-        probs_NC: float [N, C], 0 to 1. Of equal ones, the smaller class index first.
-        classes: C names.
-    """
-    order = np.argsort(-probs_NC, axis=1, kind="stable")[:, :top].tolist()
-    return {
-        f"guess_{rank + 1}": [f"{classes[best[rank]]} ({probs_NC[n, best[rank]]:.2f})" for n, best in enumerate(order)]
-        for rank in range(min(top, len(classes)))
-    }
-
-
 def write_tasks(place: Place, table: pa.Table) -> bool:
     """Write tasks.csv, what people are to label, in the order of ``rank``; a file that exists is left as it is.
 
@@ -520,7 +506,7 @@ def write_tasks(place: Place, table: pa.Table) -> bool:
 
     Args:
         place: The file.
-        table: ``sample_id``, ``uri``, ``rank`` and, where there is a teacher, columns from :func:`guesses`.
+        table: ``sample_id``, ``uri``, ``rank`` and the columns ``guess_1``, ``guess_2``, ... that there are.
 
     Returns:
         True when the file was written, False when there was one (people may have filled it).

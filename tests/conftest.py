@@ -11,13 +11,20 @@ os.environ.update(
 os.environ.pop("RAY_ADDRESS", None)  # or a test joins somebody's cluster
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # or each of Ray's processes compiles its imports again
 
+import copy
+import io
 import json
+import shutil
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
+import yaml
 from PIL import Image
 
+ROOT = Path(__file__).parents[1]
 CLASSES = ["red", "green", "blue"]
 
 
@@ -85,16 +92,15 @@ def teacher_folder(tmp_path_factory) -> Path:
     return write_teacher(tmp_path_factory.mktemp("teacher"))
 
 
-@pytest.fixture
-def settings(tmp_path, image_folder, teacher_folder) -> dict:
-    """A tiny campaign: 3 classes, 2 rounds, everything that takes time as small as it goes."""
+def tiny_campaign(storage: Path, pool: Path, teacher: Path) -> dict:
+    """3 classes, 2 rounds, everything that takes time as small as it goes."""
     return {
-        "storage_path": str(tmp_path / "run"),
+        "storage_path": str(storage),
         "rounds": 2,
-        "pool": {"path": str(image_folder), "format": "class_folders"},
+        "pool": {"path": str(pool), "format": "class_folders"},
         "test_share": 0.2,
         "val_share": 0.2,
-        "teacher": {"model": f"local-dir:{teacher_folder}", "batch_size": 16},
+        "teacher": {"model": f"local-dir:{teacher}", "batch_size": 16},
         "student": {
             "backbone": "test_vit", "pretrained": False, "image_size": 32, "steps": 6, "batch_labeled": 4,
             "batch_unlabeled": 8, "flip": False, "checkpoints": 3, "predict_batch_size": 32,
@@ -103,3 +109,97 @@ def settings(tmp_path, image_folder, teacher_folder) -> dict:
         "labels": {"oracle": "simulated", "start": "one_per_class"},
         "progress": "none",
     }  # fmt: skip
+
+
+@pytest.fixture
+def settings(tmp_path, image_folder, teacher_folder) -> dict:
+    return tiny_campaign(tmp_path / "run", image_folder, teacher_folder)
+
+
+# ---------------------------------------------------------------- campaigns
+
+
+class Ended(NamedTuple):
+    """How a job ended, and what it printed."""
+
+    code: int
+    out: str
+    err: str
+
+
+@pytest.fixture(scope="session")
+def run_job(ray_cluster, tmp_path_factory):
+    """Runs the main job in this process, on the session's Ray: settings and overrides in, how it ended out."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(ROOT / "jobs"))
+        import active_round
+    file = tmp_path_factory.mktemp("config") / "campaign.yaml"
+
+    def run(settings: dict, *overrides: str) -> Ended:
+        file.write_text(yaml.safe_dump(settings))
+        out, err, code = io.StringIO(), io.StringIO(), 0
+        with redirect_stdout(out), redirect_stderr(err):
+            try:
+                active_round.main([str(file), *(["--set", *overrides] if overrides else [])])
+            except SystemExit as stop:
+                code = stop.code
+        return Ended(code, out.getvalue(), err.getvalue())
+
+    return run
+
+
+class Finished(NamedTuple):
+    """A campaign of two rounds that nobody disturbed; only for looking at."""
+
+    settings: dict
+    place: Path
+    ended: Ended
+    pool: Any  # Stage
+    teacher: Any  # Stage
+    rounds: list  # raykd.stages.campaign.Round
+
+
+@pytest.fixture(scope="session")
+def finished(run_job, tmp_path_factory, image_folder, teacher_folder) -> Finished:
+    """Its pool holds a truncated image, ``red/broken.png``, and a file that is none."""
+    from raykd.stages import evaluate
+
+    folder = tmp_path_factory.mktemp("finished")
+    pool = Path(shutil.copytree(image_folder, folder / "pool"))
+    (pool / "red" / "broken.png").write_bytes((pool / "red" / "000.png").read_bytes()[:600])
+    (pool / "red" / "notes.txt").write_text("no image")
+    settings = tiny_campaign(folder / "run", pool, teacher_folder)
+    seen, measure = [], evaluate.measure
+
+    def watched(campaign, round, pool, teacher, done):
+        seen.append((pool, teacher, done))
+        return measure(campaign, round, pool, teacher, done)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(evaluate, "measure", watched)
+        ended = run_job(settings, "progress=lines")
+    assert ended.code == 0, ended.err
+    return Finished(settings, folder / "run", ended, *seen[0][:2], [done for _, _, done in seen])
+
+
+@pytest.fixture
+def seeded(finished, tmp_path):
+    """Campaigns in a new folder that has the finished one's pool and teacher stages already.
+
+    Called with overrides, it gives settings and campaign; what it says is in ``campaign.progress.stream``.
+    """
+    from raykd.config import load
+    from raykd.stages.campaign import Campaign, begin
+    from raykd.stages.progress import Progress
+    from raykd.storage import Place
+
+    def make(*overrides: str, name: str = "run") -> tuple[dict, Campaign]:
+        settings = copy.deepcopy(finished.settings) | {"storage_path": str(tmp_path / name)}
+        config = load(settings, overrides)
+        place = Place.of(settings["storage_path"])
+        begin(place, config)
+        for stage in ("pool", "teacher_model", "teacher"):
+            shutil.copytree(finished.place / stage, tmp_path / name / stage)
+        return settings, Campaign(config, place, Progress("lines", io.StringIO()))
+
+    return make

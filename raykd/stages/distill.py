@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 import ray.train
 import torch
 from ray.train import Checkpoint
-from ray.train.torch import prepare_model
+from ray.train.torch import get_device, prepare_model
 from torch import nn
 
 from raykd.algo import dho
@@ -22,7 +22,6 @@ from raykd.algo.keyed import generator
 from raykd.config import Student as StudentConfig
 from raykd.images import ImageReader, decode
 from raykd.stages.progress import Ticker
-from raykd.stages.teacher import device
 from raykd.storage import Place
 from raykd.student import Student, load_weights, make_backbone, preprocess_of, set_image_size
 from raykd.tables import matrix, positions
@@ -154,7 +153,7 @@ def run(job: Job, ticker: Ticker) -> None:
     rank, world = context.get_world_rank(), context.get_world_size()
     torch.set_num_threads(max(1, int(config.num_cpus)))
     torch.backends.cudnn.deterministic = True
-    where = device(config.num_gpus)
+    where = get_device()
 
     student, plan, steps = job.student(), job.plan(), job.steps()
     teacher_LC, teacher_UC = (torch.from_numpy(part) for part in job.targets())
@@ -192,8 +191,13 @@ def run(job: Job, ticker: Ticker) -> None:
     images = TrainingImages(
         ids.to_pylist(), uris.to_pylist(), student.preprocess.augmented(config.crop_area, config.flip)
     )
+    start_method = "spawn" if "://" in images.uris[0] else "fork"  # object store clients do not survive a fork
     loader = torch.utils.data.DataLoader(
-        images, batch_sampler=batches(), num_workers=config.loader_processes, pin_memory=where == "cuda"
+        images,
+        batch_sampler=batches(),
+        num_workers=config.loader_processes,
+        multiprocessing_context=start_method if config.loader_processes else None,
+        pin_memory=where.type == "cuda",
     )
     every = max(1, -(-steps // config.checkpoints))
     distiller.train()

@@ -4,39 +4,81 @@ from __future__ import annotations
 
 import math
 import time
+from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.dataset as pads
 
-from raykd.algo.mixture import softmax
-from raykd.ledger import OUTCOMES, Ledger, guesses, read_answers, write_tasks
+from raykd.algo.mixture import mixture, softmax
+from raykd.ledger import OUTCOMES, Ledger, read_answers, write_tasks
 from raykd.ledger import collect as collect_files
 from raykd.rundir import Stage, fingerprint
-from raykd.stages.campaign import Campaign
+from raykd.stages.campaign import Campaign, Round
 from raykd.stages.pool import read_classes, read_manifest
 from raykd.stages.select import read_picks
 from raykd.stages.session import WaitingForLabels
 from raykd.storage import Place
 from raykd.tables import LABELS, LEDGER, matrix, positions
 
+TOP = 3
+GUESSES = pa.list_(pa.struct([("label", pa.int32()), ("p", pa.float32())]))
 
-def ask(campaign: Campaign, round: int, pool: Stage, teacher: Stage, picks: Stage) -> None:
-    """Write the round's ``tasks.csv``: id, uri, rank and the teacher's top guesses; never over an earlier one."""
-    place = campaign.round_place(round) / "tasks.csv"
+
+def ask(campaign: Campaign, round: int, pool: Stage, teacher: Stage, picks: Stage, before: Round | None) -> Stage:
+    """The picks as they are shown: ``cards.parquet``, and ``tasks.csv`` for people (never over an earlier one).
+
+    A card has sample_id, uri, rank, distance, and the top guesses of the teacher and of the student that picked it.
+    """
+    stage = campaign.stage("ask", {"picks": picks.fingerprint}, round)
+    if not stage.is_done():
+        with stage.writing() as out:
+            (out.place / "cards.parquet").write_table(cards(pool, teacher, picks, before))
+    table = (stage.place / "cards.parquet").read_table()
+    if campaign.config.labels.oracle == "people" and table.num_rows:
+        columns = {name: table[name] for name in ("sample_id", "uri", "rank")}
+        texts = guess_columns(table["teacher"].to_pylist(), read_classes(pool))
+        write_tasks(campaign.round_place(round) / "tasks.csv", pa.table(columns | texts))
+    return stage
+
+
+def cards(pool: Stage, teacher: Stage, picks: Stage, before: Round | None) -> pa.Table:
     table = read_picks(picks)
-    if campaign.config.labels.oracle == "simulated" or not table.num_rows or place.exists():
-        return
-    rows, classes = read_manifest(pool), read_classes(pool)
-    uris = rows["uri"].take(positions(table["sample_id"], rows["sample_id"], "the manifest"))
-    known = (
-        (teacher.place / "data")
-        .parquet()
-        .to_table(columns=["sample_id", "logits"], filter=pads.field("sample_id").isin(table["sample_id"]))
-    )
-    known = known.take(positions(table["sample_id"], known["sample_id"], "the teacher table"))
-    columns = guesses(softmax(matrix(known["logits"])), classes)
-    write_tasks(place, pa.table({"sample_id": table["sample_id"], "uri": uris, "rank": table["rank"], **columns}))
+    ids, rows = table["sample_id"], read_manifest(pool)
+    columns: dict[str, Any] = {name: table[name] for name in table.schema.names}
+    columns["uri"] = rows["uri"].take(positions(ids, rows["sample_id"], "the manifest"))
+    columns["teacher"] = top_guesses(softmax(*vectors_of(teacher, ids, "logits")))
+    columns["student"] = pa.nulls(len(ids), GUESSES)
+    if before is not None:
+        ce_logits_NC, kd_logits_NC = vectors_of(before.predictions, ids, "ce_logits", "kd_logits")
+        facts = before.student.facts
+        probs_NC = mixture(ce_logits_NC, kd_logits_NC, facts["ce_weight"], facts["temperature"])
+        columns["student"] = top_guesses(probs_NC)
+    return pa.table(columns)
+
+
+def vectors_of(stage: Stage, ids: pa.ChunkedArray, *columns: str) -> list[np.ndarray]:
+    """Vector columns of some rows of a stage's table, [n, width] each, in the order of ``ids``. One pass over it."""
+    wanted = pads.field("sample_id").isin(ids)
+    table = (stage.place / "data").parquet().to_table(columns=["sample_id", *columns], filter=wanted)
+    table = table.take(positions(ids, table["sample_id"], stage.name))
+    return [matrix(table[name]) for name in columns]
+
+
+def top_guesses(probs_NC: np.ndarray) -> pa.Array:
+    """The most probable classes of each row, best first; of equal ones the smaller index first."""
+    best_NT = np.argsort(-probs_NC, axis=1, kind="stable")[:, :TOP].tolist()
+    rows = [[{"label": c, "p": float(probs_NC[n, c])} for c in best] for n, best in enumerate(best_NT)]
+    return pa.array(rows, GUESSES)
+
+
+def guess_columns(guesses: list[list[dict[str, Any]]], classes: list[str]) -> dict[str, list[str]]:
+    """Columns ``guess_1``, ``guess_2``, ... of tasks.csv, such as ``"cat (0.87)"``; no more than there are classes."""
+    return {
+        f"guess_{i + 1}": [f"{classes[row[i]['label']]} ({row[i]['p']:.2f})" for row in guesses]
+        for i in range(min(TOP, len(classes)))
+    }
 
 
 def collect(campaign: Campaign, round: int, pool: Stage, picks: Stage) -> Stage:

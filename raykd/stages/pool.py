@@ -36,6 +36,7 @@ def build(campaign: Campaign) -> Stage:
     keys = ("classes", "pool", "test", "val", "test_share", "val_share", "seed")
     stage = campaign.stage("pool", {key: value for key, value in config.identity().items() if key in keys})
     if stage.is_done():
+        check_sizes(campaign, read_manifest(stage), read_classes(stage))  # rounds may have been raised
         return stage
     with stage.writing() as out:
         table, found = manifest(campaign)
@@ -185,7 +186,7 @@ def list_parquet(campaign: Campaign, source: Source, place: Place, split: str) -
             base = place.sibling(file.rsplit("/", 1)[0])
             uris = [absolute(uri, base) for uri in table[source.uri_column].to_pylist()]
         else:
-            uris = [f"{place.sibling(file).uri}#{source.image_column}/{row}" for row in range(count)]
+            uris = [f"{place.sibling(file).uri}#{source.image_column}/{row:09d}" for row in range(count)]
         ids = table[source.id_column]
         if ids.null_count:
             raise ValueError(f"{split}: {ids.null_count} of {count} rows of {file} have no {source.id_column}")

@@ -4,24 +4,21 @@ from __future__ import annotations
 
 import io
 import time
+from typing import Any
 
-import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.dataset as pads
 from PIL import Image
 
 import raykd
 from raykd import page
-from raykd.algo.mixture import mixture, softmax
 from raykd.images import ImageReader, load_many
 from raykd.ledger import Ledger
 from raykd.rundir import Stage
 from raykd.stages.campaign import Campaign, commit, versions
 from raykd.stages.evaluate import read_figures, teacher_figures
-from raykd.stages.pool import read_classes, read_manifest
+from raykd.stages.pool import read_classes
 from raykd.stages.teacher import read_quarantine
-from raykd.tables import SPLITS, matrix, positions
+from raykd.storage import Place
+from raykd.tables import SPLITS
 
 SHOWN_PICKS = 60  # of a round
 SHOWN_QUARANTINE = 50
@@ -33,7 +30,8 @@ def write(campaign: Campaign, pool: Stage, teacher: Stage) -> None:
     classes, rounds = read_classes(pool), read_figures(campaign)
     bad = read_quarantine(teacher)
     config = campaign.config
-    picks = [pick for round in campaign.rounds for pick in gallery(campaign, round, pool, teacher, classes)]
+    answers = {row["sample_id"]: row for row in Ledger(campaign.place / "ledger").current().to_pylist()}
+    picks = [pick for round in campaign.rounds for pick in gallery(campaign, round, classes, answers)]
     unanswered = sum(pick["outcome"] is None for pick in picks)
     under_way = f"waiting for {unanswered} labels" if unanswered else f"round {len(rounds)} under way"
     report: page.Report = {
@@ -80,65 +78,36 @@ def summary(campaign: Campaign) -> None:
 def teacher_name(campaign: Campaign) -> str:
     config = campaign.config.teacher
     if config.model.startswith("local-dir:"):
-        return f"{config.model.rstrip('/').rsplit('/', 1)[-1]} (local folder)"
+        return f"local-dir:{Place.of(config.model.removeprefix('local-dir:')).name}"
     return f"{config.model} / {config.pretrained}" if config.pretrained else config.model
 
 
-def gallery(campaign: Campaign, round: int, pool: Stage, teacher: Stage, classes: list[str]) -> list[page.Pick]:
+def gallery(campaign: Campaign, round: int, classes: list[str], answers: dict[str, Any]) -> list[page.Pick]:
     """The first picks of a round, as cards; none when the round has not picked yet."""
-    place = campaign.round_place(round) / "select" / "picks.parquet"
+    place = campaign.round_place(round) / "ask" / "cards.parquet"
     if not place.exists():
         return []
-    picks = place.read_table().sort_by("rank").slice(0, SHOWN_PICKS)
-    if not picks.num_rows:
-        return []
-    ids = picks["sample_id"]
-    rows = read_manifest(pool)
-    uris = rows["uri"].take(positions(ids, rows["sample_id"], "the manifest")).to_pylist()
-    teacher_NC = softmax(rows_of(teacher, ids, "logits")["logits"])
-    student_NC = student_probs(campaign, round, ids)
-    answers = {row["sample_id"]: row for row in Ledger(campaign.place / "ledger").current().to_pylist()}
-    images = load_many(ImageReader(), uris)
+    cards = place.read_table().slice(0, SHOWN_PICKS).to_pylist()
+    images = load_many(ImageReader(), [card["uri"] for card in cards])
     return [
         {
             "round": round,
-            "rank": pick["rank"],
-            "sample_id": pick["sample_id"],
-            "uri": uri,
+            "rank": card["rank"],
+            "sample_id": card["sample_id"],
+            "uri": card["uri"],
             "thumbnail": None if isinstance(image, str) else thumbnail(image),
-            "distance": None if np.isnan(pick["distance"]) else pick["distance"],
-            "teacher": guesses(teacher_NC[n], classes),
-            "student": None if student_NC is None else guesses(student_NC[n], classes),
-            "outcome": answers.get(pick["sample_id"], {}).get("outcome"),
-            "label": answers.get(pick["sample_id"], {}).get("label"),
+            "distance": card["distance"],
+            "teacher": named(card["teacher"], classes),
+            "student": card["student"] and named(card["student"], classes),
+            "outcome": answers.get(card["sample_id"], {}).get("outcome"),
+            "label": answers.get(card["sample_id"], {}).get("label"),
         }
-        for n, (pick, uri, image) in enumerate(zip(picks.to_pylist(), uris, images, strict=True))
+        for card, image in zip(cards, images, strict=True)
     ]
 
 
-def rows_of(stage: Stage, ids: pa.ChunkedArray, *columns: str) -> dict[str, np.ndarray]:
-    """Vector columns of some rows of a stage's table, [n, width] each, in the order of ``ids``."""
-    table = (
-        (stage.place / "data")
-        .parquet()
-        .to_table(columns=["sample_id", *columns], filter=pads.field("sample_id").isin(pc.unique(ids)))
-    )
-    table = table.take(positions(ids, table["sample_id"], stage.name))
-    return {name: matrix(table[name]) for name in columns}
-
-
-def student_probs(campaign: Campaign, round: int, ids: pa.ChunkedArray) -> np.ndarray | None:
-    """What the student of the round before said of the picks; None in round 0."""
-    if round == 0:
-        return None
-    before = Stage(campaign.round_place(round - 1) / "predict", {})
-    student = Stage(campaign.round_place(round - 1) / "tune", {}).facts
-    heads = rows_of(before, ids, "ce_logits", "kd_logits")
-    return mixture(heads["ce_logits"], heads["kd_logits"], student["ce_weight"], student["temperature"])
-
-
-def guesses(probs_C: np.ndarray, classes: list[str], top: int = 3) -> list[tuple[str, float]]:
-    return [(classes[c], float(probs_C[c])) for c in np.argsort(-probs_C, kind="stable")[:top]]
+def named(guesses: list[dict[str, Any]], classes: list[str]) -> list[page.Guess]:
+    return [(classes[guess["label"]], guess["p"]) for guess in guesses]
 
 
 def thumbnail(image: Image.Image) -> bytes:

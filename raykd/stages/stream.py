@@ -19,7 +19,12 @@ from ray.data import ActorPoolStrategy, DataContext
 from raykd.images import ImageReader, load_many
 from raykd.storage import Place
 
+BLOCK_ROWS = 1024  # of a task at most: enough to read a row group of Parquet once
+BLOCKS_A_REPLICA = 8  # at least, when there are as many batches: so that all replicas end together
 FILLER = "filler"  # the error of rows that only make the last batch as large as the others
+
+
+READER = ImageReader()  # of this process: what it has read of a Parquet file serves the next batch too
 
 
 class Fetch:
@@ -35,7 +40,7 @@ class Fetch:
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, Any]:
         uris = [uri for uri in batch["uri"].tolist() if uri is not None]
-        loaded = load_many(ImageReader(), uris)
+        loaded = load_many(READER, uris)
         count = len(batch["uri"])
         pixels = np.zeros((count, *self.size, 3), np.uint8)
         errors = np.full(count, FILLER, dtype=object)
@@ -68,14 +73,17 @@ def stream(
         replicas: Number of actors, or the least and the most.
     """
     low, high = (replicas, replicas) if isinstance(replicas, int) else replicas
-    table = rows.select(["sample_id", "uri", "split"]).sort_by("sample_id")
+    order = [("split", "ascending"), ("uri", "ascending")]  # as they are stored; and a split's rows lie together
+    table = rows.select(["sample_id", "uri", "split"]).sort_by(order)
     missing = math.ceil(table.num_rows / batch_size) * batch_size - table.num_rows
     filler = pa.table([pa.nulls(missing, pa.string())] * 3, schema=table.schema)
     table = pa.concat_tables([table, filler]).combine_chunks()
-    blocks = [table.slice(start, batch_size) for start in range(0, table.num_rows, batch_size)]
+    batches = min(table.num_rows // (BLOCKS_A_REPLICA * high * batch_size), BLOCK_ROWS // batch_size)
+    block_rows = batch_size * max(1, batches)
+    blocks = [table.slice(start, block_rows) for start in range(0, table.num_rows, block_rows)]
     context = DataContext.get_current()
-    batch_bytes = 3 * batch_size * math.prod(fetch.size)  # a block that Ray splits would not stay one batch
-    context.target_max_block_size = max(context.target_max_block_size or 0, 2 * batch_bytes)
+    block_bytes = 3 * block_rows * math.prod(fetch.size)  # Ray must not split a block, or batches would mix
+    context.target_max_block_size = max(context.target_max_block_size or 0, 2 * block_bytes)
     (
         ray.data.from_arrow(blocks)
         .map_batches(fetch, batch_size=None)

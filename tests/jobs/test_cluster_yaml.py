@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 import ray
-import tomllib
 import yaml
 from ray.autoscaler._private.util import prepare_config, validate_config
+
+tomllib = pytest.importorskip("tomllib")  # Python 3.11
 
 ROOT = Path(__file__).parents[2]
 DEFAULTS = Path(ray.__file__).parent / "autoscaler/aws/defaults.yaml"

@@ -1,0 +1,68 @@
+"""What the README says is there, is there: its commands, its config, its tables and its tree."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+import yaml
+
+from raykd import config
+from raykd.algo.strategies import STRATEGIES
+
+ROOT = Path(__file__).parents[2]
+README = (ROOT / "README.md").read_text("utf-8")
+BLOCKS = re.findall(r"```(\w*)\n(.*?)```", README, re.DOTALL)
+COMMANDS = [line.split("#")[0].strip() for kind, text in BLOCKS if kind == "sh" for line in text.splitlines()]
+JOBS = [shlex.split(line[line.index("python jobs/") :]) for line in COMMANDS if "python jobs/" in line]
+
+
+def section(title: str) -> str:
+    return README.split(f"## {title}")[1].split("\n## ")[0]
+
+
+def test_every_make_target_named_is_there():
+    targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    named = set(re.findall(r"(?:`|^|: )make ([a-z]+)", README, re.MULTILINE))
+    assert {"demo", "test", "check", "setup"} <= named <= targets
+
+
+@pytest.mark.parametrize("command", [job for job in JOBS if job[1] == "jobs/active_round.py"], ids=" ".join)
+def test_every_campaign_command_is_understood(command, tmp_path, monkeypatch):
+    (birds,) = [text for kind, text in BLOCKS if kind == "yaml"]
+    (tmp_path / "birds.yaml").write_text(birds)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert (ROOT / command[1]).is_file()
+    assert config.from_command_line(command[2:]).rounds == 3
+
+
+def test_the_selection_command_is_the_fixed_interface():
+    (command,) = [job for job in JOBS if job[1] == "jobs/pick.py"]
+    assert command[2::2] == ["--pool", "--labeled", "--strategy", "--budget", "--shards", "--seed", "--out"]
+
+
+def test_the_config_of_own_images_names_only_what_there_is():
+    (birds,) = [yaml.safe_load(text) for kind, text in BLOCKS if kind == "yaml"]
+    import timm
+    from open_clip import list_pretrained_tags_by_model
+
+    assert birds["teacher"]["pretrained"] in list_pretrained_tags_by_model(birds["teacher"]["model"])
+    assert birds["student"]["backbone"] in timm.list_pretrained()
+
+
+def test_the_tables_list_every_preset_and_strategy():
+    assert {name for name in config.PRESETS if f"| `{name}` |" in section("Your own images")} == set(config.PRESETS)
+    rows = [line.split("|")[1] for line in section("Selection alone").splitlines() if line.startswith("| `")]
+    assert set(re.findall(r"`(\w+)`", "".join(rows))) == set(STRATEGIES)
+
+
+def test_the_tree_and_the_data_flow_name_files_that_exist():
+    cut = section("How it is cut")
+    for path in re.findall(r"^([\w./]+)  ", cut, re.MULTILINE):
+        assert (ROOT / path).exists(), path
+    for row in [line.split("|") for line in cut.splitlines() if line.startswith("| ")][1:]:
+        for name in re.findall(r"`([\w./]+\.py)`", row[2]):
+            assert (ROOT / (name if "/" in name else f"raykd/stages/{name}")).is_file(), name
+        for name in re.findall(r"`(\w+)`", row[4]):
+            assert (ROOT / f"raykd/algo/{name}.py").is_file(), name

@@ -1,0 +1,477 @@
+"""The manifest: every image once, by id, from any kind of source; and a clear error before any work. Starts no Ray."""
+
+import io
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from raykd.config import load
+from raykd.images import ImageReader, load_many
+
+CLASSES = ["red", "green", "blue"]
+
+
+@pytest.fixture
+def build(tmp_path, settings):
+    """Builds the pool of a campaign whose settings the keyword arguments change; returns the campaign and the stage."""
+    from raykd.stages import pool
+    from raykd.stages.campaign import Campaign
+    from raykd.stages.progress import Progress
+    from raykd.storage import Place
+
+    numbers = iter(range(99))
+
+    def build(*overrides, **changes):
+        config = load({**settings, **changes}, overrides)
+        place = Place.of(tmp_path / f"campaign_{next(numbers)}")
+        campaign = Campaign(config, place, Progress("lines", io.StringIO()))
+        return campaign, pool.build(campaign)
+
+    return build
+
+
+@pytest.fixture
+def rows(build):
+    """The manifest of such a campaign as ``{sample_id: row}``."""
+    from raykd.stages.pool import read_manifest
+
+    def rows(*overrides, **changes):
+        manifest = read_manifest(build(*overrides, **changes)[1]).to_pylist()
+        assert len({row["sample_id"] for row in manifest}) == len(manifest)
+        return {row["sample_id"]: row for row in manifest}
+
+    return rows
+
+
+@pytest.fixture
+def refused(build):
+    """What such a campaign is refused with; nothing of it counts."""
+
+    def refused(*overrides, **changes):
+        with pytest.raises(ValueError) as caught:
+            build(*overrides, **changes)
+        return str(caught.value)
+
+    return refused
+
+
+def unlabeled(**more) -> dict:
+    return {"labels": {"oracle": "people"}, "test_share": 0, "val_share": 0, **more}
+
+
+def encoded(seed: int = 0) -> bytes:
+    pixels = np.random.default_rng(seed).integers(0, 255, (12, 12, 3), dtype=np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def write_parquet(folder: Path, count: int = 30, **columns) -> dict:
+    """Images in two Parquet files of a folder, and the settings for them."""
+    folder.mkdir(exist_ok=True)
+    table = pa.table(
+        {
+            "key": [f"id-{i:02d}" for i in range(count)],
+            "png": [encoded(i) for i in range(count)],
+            "name": [CLASSES[i % 3] for i in range(count)],
+            **columns,
+        }
+    )
+    pq.write_table(table.slice(0, 17), folder / "a.parquet", row_group_size=5)
+    pq.write_table(table.slice(17), folder / "b.parquet")
+    return {
+        "path": str(folder), "format": "parquet", "id_column": "key", "image_column": "png", "label_column": "name",
+    }  # fmt: skip
+
+
+def pixels_of(row: dict) -> np.ndarray:
+    (image,) = load_many(ImageReader(), [row["uri"]])
+    assert not isinstance(image, str), image
+    return np.asarray(image)
+
+
+# ---------------------------------------------------------------- formats and ids
+
+
+def test_class_folders_give_labels_and_relative_paths_as_ids(rows, image_folder):
+    manifest = rows()
+    assert sorted(manifest) == sorted(str(file.relative_to(image_folder)) for file in image_folder.rglob("*.png"))
+    for name, row in manifest.items():
+        assert row["label"] == name.split("/")[0]
+        assert row["uri"] == str(image_folder / name)
+        assert row["size_bytes"] == (image_folder / name).stat().st_size
+
+
+def test_class_names_are_the_sorted_folders_unless_given_and_the_given_order_stays(build, tmp_path):
+    from raykd.stages.pool import read_classes
+
+    assert read_classes(build()[1]) == ["blue", "green", "red"]
+    assert read_classes(build(classes=["red", "green", "blue"])[1]) == ["red", "green", "blue"]
+    (tmp_path / "classes.txt").write_text("\ufeffgreen\n\n  red \r\nblue\n", "utf-8")
+    assert read_classes(build(classes=str(tmp_path / "classes.txt"))[1]) == ["green", "red", "blue"]
+
+
+def test_a_folder_of_images_at_any_depth_has_no_labels(rows, image_folder):
+    manifest = rows(**unlabeled(pool={"path": str(image_folder), "format": "images"}, classes=CLASSES))
+    assert len(manifest) == 48
+    assert "red/000.png" in manifest
+    assert {row["label"] for row in manifest.values()} == {None}
+    assert {row["split"] for row in manifest.values()} == {"pool"}
+
+
+def test_hidden_files_and_folders_are_passed_over_and_other_files_are_named(build, image_folder, tmp_path):
+    from raykd.stages.pool import read_manifest
+
+    folder = Path(shutil.copytree(image_folder, tmp_path / "mixed"))
+    (folder / ".cache").mkdir()
+    for hidden in ("red/.000.png", ".cache/001.png"):
+        shutil.copy(folder / "red" / "000.png", folder / hidden)
+    shutil.copy(folder / "red" / "000.png", folder / "red" / "UPPER.PNG")
+    (folder / "red" / "notes.txt").write_text("not an image")
+    campaign, stage = build(pool={"path": str(folder), "format": "class_folders"})
+    ids = set(read_manifest(stage)["sample_id"].to_pylist())
+    assert len(ids) == 49
+    assert "red/UPPER.PNG" in ids
+    said = campaign.progress.stream.getvalue()
+    assert "1 files" in said
+    assert "'red/notes.txt'" in said
+
+
+def test_names_that_look_like_uris_or_patterns_are_just_names(rows, image_folder, tmp_path):
+    folder = Path(shutil.copytree(image_folder, tmp_path / "odd names"))
+    odd = ["red/a b.png", "red/50%.png", "red/what?.png", "red/#1.png", "green/ünïcode.png", "blue/[x]*.png"]
+    for name in odd:
+        shutil.copy(folder / "red" / "003.png", folder / name)
+    manifest = rows(pool={"path": str(folder), "format": "class_folders"})
+    expected = pixels_of(manifest["red/003.png"])
+    for name in odd:
+        assert np.array_equal(pixels_of(manifest[name]), expected)
+
+
+def test_parquet_bytes_are_found_again_by_the_users_own_id(rows, tmp_path):
+    manifest = rows(pool=write_parquet(tmp_path / "bytes"))
+    assert len(manifest) == 30
+    for i in (0, 4, 5, 16, 17, 29):
+        row = manifest[f"id-{i:02d}"]
+        assert row["label"] == CLASSES[i % 3]
+        assert np.array_equal(pixels_of(row), np.asarray(Image.open(io.BytesIO(encoded(i)))))
+
+
+def test_parquet_ids_and_labels_that_are_numbers_become_text(rows, tmp_path):
+    source = write_parquet(tmp_path / "numbers", key=list(range(30)), name=[i % 3 for i in range(30)])
+    manifest = rows(pool={**source, "label_values": ["0", "1", "2"]}, classes=CLASSES)
+    assert manifest["29"]["label"] == "blue"
+
+
+def test_parquet_uris_may_be_relative_to_their_file_or_absolute(rows, image_folder, tmp_path):
+    names = [f"{name}/{i:03d}.png" for name in CLASSES for i in range(10)]
+    folder = Path(shutil.copytree(image_folder, tmp_path / "with images"))
+    where = [name if i % 2 else str(image_folder / name) for i, name in enumerate(names)]
+    source = write_parquet(folder, where=where) | {"image_column": None, "uri_column": "where"}
+    manifest = rows(pool=source)
+    for i, name in enumerate(names):
+        assert np.array_equal(pixels_of(manifest[f"id-{i:02d}"]), np.asarray(Image.open(image_folder / name)))
+
+
+def test_a_parquet_column_may_name_the_splits(rows, tmp_path):
+    words = ["train", "pool", "val", "validation", "valid", "test"]
+    source = write_parquet(tmp_path / "split", part=[words[i % 6] for i in range(30)])
+    manifest = rows("labels.start=none", pool={**source, "split_column": "part"}, test_share=0, val_share=0)
+    expected = ["pool", "pool", "val", "val", "val", "test"]
+    assert {key: row["split"] for key, row in manifest.items()} == {f"id-{i:02d}": expected[i % 6] for i in range(30)}
+
+
+def test_a_coop_split_file_gives_labels_and_splits(rows, image_folder, tmp_path):
+    def part(numbers):
+        return [[f"{name}/{i:03d}.png", c, name] for c, name in enumerate(CLASSES) for i in numbers]
+
+    file = tmp_path / "split_zhou.json"
+    file.write_text(json.dumps({"train": part(range(10)), "val": part(range(10, 12)), "test": part(range(12, 16))}))
+    source = {"path": str(image_folder), "format": "coop_split", "split_file": str(file)}
+    manifest = rows(pool=source, test_share=0, val_share=0)
+    assert manifest["green/011.png"]["split"] == "val"
+    assert manifest["green/011.png"]["label"] == "green"
+    splits = [row["split"] for row in manifest.values()]
+    assert [splits.count(name) for name in ("pool", "val", "test")] == [30, 6, 12]
+    assert np.array_equal(pixels_of(manifest["red/005.png"]), np.asarray(Image.open(image_folder / "red/005.png")))
+
+
+def test_ids_of_separate_test_and_val_sources_cannot_meet_the_pools(rows, image_folder, tmp_path):
+    source = {"path": str(image_folder), "format": "class_folders"}
+    inside = write_parquet(tmp_path / "val", part=["train"] * 30) | {"split_column": "part"}
+    manifest = rows(pool=source, test=source, val=inside, test_share=0, val_share=0)
+    assert len(manifest) == 48 + 48 + 30
+    for key, split in (("red/000.png", "pool"), ("test/red/000.png", "test"), ("val/id-00", "val")):
+        assert manifest[key]["split"] == split
+        assert manifest[key]["label"] == "red"
+    assert manifest["test/red/000.png"]["uri"] == manifest["red/000.png"]["uri"]
+
+
+# ---------------------------------------------------------------- splits, limit, label values
+
+
+def test_split_shares_are_as_asked_disjoint_and_drawn_by_seed(rows):
+    manifest = rows(test_share=0.25, val_share=0.125)
+    splits = [row["split"] for row in manifest.values()]
+    assert [splits.count(name) for name in ("pool", "val", "test")] == [30, 6, 12]
+    again, other = rows(test_share=0.25, val_share=0.125), rows(test_share=0.25, val_share=0.125, seed=1)
+    assert again == manifest
+    assert {key: row["split"] for key, row in other.items()} != {key: row["split"] for key, row in manifest.items()}
+
+
+def test_a_draw_hangs_on_the_id_and_not_on_order_or_neighbours(rows, tmp_path):
+    """With 9 more images the 6 first of 30 are among the 15 first, whatever is drawn for the new ones."""
+    table = pq.read_table(write_parquet(tmp_path / "one")["path"])
+    order = np.random.default_rng(0).permutation(30)
+    (tmp_path / "two").mkdir()
+    pq.write_table(table.take(order), tmp_path / "two" / "all.parquet")
+    write_parquet(tmp_path / "three", 39)
+    source = write_parquet(tmp_path / "one")
+
+    def parts(name, **shares):
+        manifest = rows(pool={**source, "path": str(tmp_path / name)}, **shares)
+        return {split: {k for k, row in manifest.items() if row["split"] == split} for split in ("test", "val", "pool")}
+
+    first = parts("one", test_share=0.2, val_share=0.2)
+    assert parts("two", test_share=0.2, val_share=0.2) == first
+    assert parts("one", test_share=0.4, val_share=0.2)["test"] >= first["test"]
+    more = parts("three", test_share=0.5, val_share=0.0)["test"]
+    assert more >= first["test"]
+
+
+def test_the_content_of_a_manifest_has_one_name_in_any_row_order(build, tmp_path):
+    from raykd.stages.pool import content, read_manifest
+
+    table = read_manifest(build(pool=write_parquet(tmp_path / "p"))[1])
+    name = content(table, CLASSES)
+    assert content(table.take(np.random.default_rng(1).permutation(30)), CLASSES) == name
+    assert content(table, CLASSES[::-1]) != name
+    assert content(table.slice(1), CLASSES) != name
+    relabeled = table.set_column(3, "label", pa.array(["red"] * 30))
+    assert content(relabeled, CLASSES) != name
+
+
+def test_a_limit_takes_a_random_subset_of_the_pool_and_all_of_test_and_val(rows, tmp_path):
+    source = write_parquet(tmp_path / "limit", part=["train"] * 20 + ["val"] * 4 + ["test"] * 6)
+    source["split_column"] = "part"
+
+    def chosen(seed, limit):
+        manifest = rows("labels.start=none", pool={**source, "limit": limit}, test_share=0, val_share=0, seed=seed)
+        splits = [row["split"] for row in manifest.values()]
+        assert [splits.count("val"), splits.count("test")] == [4, 6]
+        return {key for key, row in manifest.items() if row["split"] == "pool"}
+
+    first = chosen(0, 9)
+    assert len(first) == 9
+    assert chosen(0, 9) == first
+    assert chosen(1, 9) != first
+    assert chosen(0, 12) > first
+    assert len(chosen(0, 500)) == 20
+
+
+def test_label_values_sorted_or_listed_map_the_datas_own_labels_to_classes(rows, build, image_folder):
+    from raykd.stages.pool import read_classes
+
+    source = {"path": str(image_folder), "format": "class_folders"}
+    names = ["sky", "leaf", "rose"]
+    by_order = rows(pool={**source, "label_values": "sorted"}, classes=names)
+    by_list = rows(pool={**source, "label_values": ["blue", "green", "red"]}, classes=names)
+    assert by_order == by_list
+    assert by_list["blue/000.png"]["label"] == "sky"
+    assert by_list["red/000.png"]["label"] == "rose"
+    assert read_classes(build(pool={**source, "label_values": "sorted"}, classes=names)[1]) == names
+
+
+def test_the_facts_count_each_split_and_a_second_build_looks_at_nothing(build, settings, monkeypatch):
+    from raykd.stages import pool
+
+    campaign, stage = build()
+    assert [stage.facts[name] for name in ("pool", "val", "test")] == [28, 10, 10]
+    monkeypatch.setattr(pool, "list_source", None)
+    assert pool.build(campaign).facts == stage.facts
+
+
+# ---------------------------------------------------------------- bad input
+
+
+def test_a_missing_folder_is_named_with_its_full_path(refused, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    message = refused(pool={"path": "fotos", "format": "images"})
+    assert "pool: nothing at 'fotos'" in message
+    assert str(tmp_path / "fotos") in message
+
+
+def test_a_file_where_a_folder_belongs_is_refused(refused, tmp_path):
+    (tmp_path / "one.png").write_bytes(encoded())
+    message = refused(pool={"path": str(tmp_path / "one.png"), "format": "images"})
+    assert "is a file" in message
+    assert "expects a folder" in message
+
+
+def test_an_empty_pool_is_refused(refused, tmp_path):
+    (tmp_path / "empty" / "red").mkdir(parents=True)
+    (tmp_path / "empty" / "red" / "notes.txt").write_text("")
+    assert "no image in" in refused(pool={"path": str(tmp_path / "empty"), "format": "class_folders"})
+
+
+def test_a_folder_without_parquet_is_refused(refused, image_folder):
+    assert "no Parquet file" in refused(pool={"path": str(image_folder), "format": "parquet"})
+
+
+def test_images_in_no_class_folder_are_refused(refused, image_folder, tmp_path):
+    folder = Path(shutil.copytree(image_folder, tmp_path / "loose"))
+    shutil.copy(folder / "red" / "000.png", folder / "loose.png")
+    message = refused(pool={"path": str(folder), "format": "class_folders"})
+    assert "1 images, such as 'loose.png', lie in no class folder" in message
+
+
+def test_duplicate_ids_are_refused_by_name(refused, tmp_path):
+    keys = [f"id-{i:02d}" for i in range(28)] + ["id-03", "id-07"]
+    message = refused(pool=write_parquet(tmp_path / "twice", key=keys))
+    assert "sample ids repeat" in message
+    assert "'id-03'" in message
+
+
+def test_rows_without_an_id_are_refused(refused, tmp_path):
+    keys = [f"id-{i:02d}" for i in range(29)] + [None]
+    message = refused(pool=write_parquet(tmp_path / "none", key=keys))
+    assert "1 of" in message
+    assert "have no key" in message
+
+
+def test_a_missing_column_lists_the_ones_there_are(refused, tmp_path):
+    message = refused(pool=write_parquet(tmp_path / "p") | {"label_column": "label"})
+    assert "no column 'label'" in message
+    assert "key, png, name" in message
+
+
+def test_unknown_words_in_a_split_column_are_refused(refused, tmp_path):
+    source = write_parquet(tmp_path / "p", part=["train"] * 29 + ["holdout"])
+    message = refused(pool=source | {"split_column": "part"}, test_share=0, val_share=0)
+    assert "column 'part' holds ['holdout']" in message
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [(None, "nothing at"), ('{"train": []}', "has not the lists"), ("[]", "has not the lists")],
+)
+def test_a_coop_split_file_that_is_none_is_refused(refused, image_folder, tmp_path, text, words):
+    if text is not None:
+        (tmp_path / "split.json").write_text(text)
+    source = {"path": str(image_folder), "format": "coop_split", "split_file": str(tmp_path / "split.json")}
+    message = refused(pool=source, test_share=0, val_share=0)
+    assert words in message
+    assert "split.json" in message
+
+
+def test_class_names_that_repeat_are_refused(refused):
+    assert "classes: 'red' is there more than once" in refused(classes=["red", "green", "blue", "red"])
+
+
+def test_a_single_class_and_a_missing_class_file_are_refused(refused):
+    assert "expected at least two" in refused(classes=["red"])
+    assert "classes: no file 'nowhere.txt'" in refused(classes="nowhere.txt")
+
+
+def test_no_classes_and_no_labels_to_take_them_from_is_refused(refused, image_folder):
+    message = refused(**unlabeled(pool={"path": str(image_folder), "format": "images"}))
+    assert "classes: not given" in message
+
+
+def test_a_label_that_is_no_class_is_refused_with_the_nearest(refused):
+    message = refused(classes=["redd", "green", "blue"])
+    assert "such as 'red'" in message
+    assert "did you mean 'redd'?" in message
+
+
+def test_a_label_like_no_class_shows_the_classes(refused):
+    message = refused(classes=["cat", "dog", "owl"])
+    assert "3 labels" in message
+    assert "classes begin with 'cat', 'dog', 'owl'" in message
+
+
+def test_label_values_that_do_not_fit_are_refused(refused, image_folder):
+    source = {"path": str(image_folder), "format": "class_folders"}
+    assert "classes must be too" in refused(pool={**source, "label_values": "sorted"})
+    message = refused(pool={**source, "label_values": "sorted"}, classes=["a", "b"])
+    assert "has 3 values, classes has 2 names" in message
+    message = refused(pool={**source, "label_values": ["red", "green", "cyan"]}, classes=["a", "b", "c"])
+    assert "labels ['blue'] are not in label_values" in message
+
+
+def test_shares_of_a_pool_without_labels_are_refused(refused, image_folder):
+    source = {"path": str(image_folder), "format": "images"}
+    message = refused(pool=source, classes=CLASSES, test_share=0.1, labels={"oracle": "people"})
+    assert "need a pool with labels" in message
+
+
+def test_test_images_without_labels_are_refused(refused, image_folder):
+    test = {"path": str(image_folder), "format": "images"}
+    message = refused(test=test, test_share=0)
+    assert "test:" in message
+    assert "48 of them without a label" in message
+
+
+def test_a_budget_larger_than_the_pool_is_refused_counting_all_rounds(refused, build):
+    """One label a class to start, then a budget for each later round: 3 + 2 * 13 = 29 of 28."""
+    message = refused("rounds=3", "selection.budget=13")
+    assert "ask for 29 labels, the pool has 28 images" in message
+    build("rounds=6", "selection.budget=5")
+    message = refused("rounds=3", "selection.budget=10", "labels.start=none")
+    assert "ask for 30 labels" in message
+
+
+def test_a_campaign_that_goes_on_for_more_rounds_than_the_pool_has_is_refused_too(build):
+    """rounds may be raised later, when the pool stage is done already."""
+    import dataclasses
+
+    from raykd.stages import pool
+
+    campaign, _ = build()
+    longer = dataclasses.replace(campaign, config=campaign.config.model_copy(update={"rounds": 30}))
+    with pytest.raises(ValueError, match="ask for 90 labels, the pool has 28 images"):
+        pool.build(longer)
+
+
+def test_a_simulated_oracle_without_labels_is_refused(refused, tmp_path):
+    names = [CLASSES[i % 3] for i in range(28)] + [None, None]
+    message = refused(pool=write_parquet(tmp_path / "p", name=names), test_share=0, val_share=0)
+    assert "2 of 30 have none" in message
+    assert "oracle: people" in message
+
+
+def test_one_label_a_class_needs_an_image_of_each_class(refused, build):
+    message = refused(classes=["red", "green", "blue", "cyan"])
+    assert "1 classes have no image, such as 'cyan'" in message
+    build("labels.start=none", classes=["red", "green", "blue", "cyan"])
+
+
+def test_a_pool_of_which_most_cannot_be_read_is_refused_before_any_work(refused, image_folder, tmp_path):
+    folder = Path(shutil.copytree(image_folder, tmp_path / "broken"))
+    for file in folder.rglob("*.png"):
+        file.write_bytes(file.read_bytes()[:40])
+    message = refused(pool={"path": str(folder), "format": "class_folders"})
+    assert "32 of the 32 images looked at first cannot be read, such as" in message
+    assert "Error" in message
+
+
+def test_a_pool_that_fails_leaves_no_stage_and_can_be_mended(build, settings, tmp_path):
+    from raykd.stages import pool
+
+    campaign, _ = build()
+    stage = campaign.stage("pool", {})
+    shutil.rmtree(stage.place.path)
+    shutil.move(settings["pool"]["path"], tmp_path / "away")
+    try:
+        with pytest.raises(ValueError, match="nothing at"):
+            pool.build(campaign)
+        assert not stage.place.exists()
+    finally:
+        shutil.move(tmp_path / "away", settings["pool"]["path"])
+    assert pool.build(campaign).facts["pool"] == 28
