@@ -18,7 +18,7 @@ import ray
 import raykd
 from raykd.algo.prompts import templates
 from raykd.config import Config
-from raykd.rundir import Stage, differences
+from raykd.rundir import MARKER, Stage, differences
 from raykd.stages.progress import Progress
 from raykd.stages.session import ray_session
 from raykd.storage import Place
@@ -104,9 +104,9 @@ def begin(place: Place, config: Config) -> None:
         "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }
     first = place / "campaign.json"
-    if not first.exists():
-        if place.is_local and place.is_dir() and any(Path(place.path).iterdir()):
-            raise ValueError(f"storage_path {place} is not empty and holds no campaign; give a new folder")
+    if not first.exists() and place.is_local and place.is_dir() and any(Path(place.path).iterdir()):
+        raise ValueError(f"storage_path {place} is not empty and holds no campaign; give a new folder")
+    if not (place / "pool" / MARKER).exists():  # nothing is done yet, so a config with a mistake may be mended
         first.write_json(record)
         return
     if changed := differences(first.read_json()["identity"], record["identity"]):
@@ -131,6 +131,8 @@ def versions() -> dict[str, str]:
 def commit() -> str | None:
     """The git commit of raykd's own checkout, with ``+`` when it has uncommitted changes; None elsewhere."""
     root = Path(raykd.__file__).parents[1]
+    if not (root / "pyproject.toml").exists():
+        return None
     try:
         head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=root, capture_output=True, text=True, timeout=10)
         dirty = subprocess.run(["git", "status", "--porcelain"], cwd=root, capture_output=True, text=True, timeout=10)

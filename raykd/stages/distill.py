@@ -219,8 +219,10 @@ def run(job: Job, ticker: Ticker) -> None:
         if rank == 0:
             ticker.add(1)
         if (step + 1) % every == 0 or step + 1 == steps:
-            mean = float(torch.stack(losses).mean())
-            losses = []
+            total = torch.stack(losses).mean()
+            if world > 1:  # each worker has seen its own share of every batch
+                torch.distributed.all_reduce(total)
+            mean, losses = float(total) / world, []
             if not np.isfinite(mean):
                 raise ValueError(f"the training loss is {mean} at step {step + 1}; lower student.learning_rate")
             save(student, optimizer, scheduler, step + 1, mean, rank)

@@ -34,7 +34,10 @@ def build(campaign: Campaign) -> Stage:
     """
     config = campaign.config
     keys = ("classes", "pool", "test", "val", "test_share", "val_share", "seed")
-    stage = campaign.stage("pool", {key: value for key, value in config.identity().items() if key in keys})
+    inputs = {key: value for key, value in config.identity().items() if key in keys}
+    if isinstance(config.classes, str):  # a file of the same name may hold other names by now
+        inputs["classes"] = class_names(config.classes, None)
+    stage = campaign.stage("pool", inputs)
     if stage.is_done():
         check_sizes(campaign, read_manifest(stage), read_classes(stage))  # rounds may have been raised
         return stage

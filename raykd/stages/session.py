@@ -75,6 +75,9 @@ def user_errors() -> Iterator[None]:
     except WaitingForLabels as wait:
         print(wait, flush=True)
         sys.exit(0)
+    except KeyboardInterrupt:
+        print("\ninterrupted; run the same command again to go on", file=sys.stderr, flush=True)
+        sys.exit(130)
     except ValueError as error:
         if os.environ.get("RAYKD_DEBUG"):
             traceback.print_exc()

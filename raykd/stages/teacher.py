@@ -5,7 +5,6 @@ from __future__ import annotations
 import difflib
 import os
 import tempfile
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -140,6 +139,12 @@ def check_teacher(config: Teacher) -> None:
             raise ValueError(
                 f"teacher.pretrained: {config.pretrained!r} is no file and none of {name}'s tags: {', '.join(tags)}"
             )
+        tag = open_clip.get_pretrained_cfg(name, config.pretrained)
+        if tag.get("quick_gelu", False) and not (open_clip.get_model_config(name) or {}).get("quick_gelu", False):
+            raise ValueError(
+                f"teacher.model: the weights {config.pretrained!r} were trained with QuickGELU, which {name} has not; "
+                f"use {name}-quickgelu"
+            )
 
 
 def fetch_model(campaign: Campaign) -> Stage:
@@ -168,20 +173,16 @@ def resolve(config: Teacher) -> tuple[dict[str, Any], dict[str, Any]]:
     """A model by open_clip's ordinary path, as its weights and an ``open_clip_config.json``.
 
     Raises:
-        ValueError: The weights cannot be had, do not fit, or were trained with another activation (QuickGELU).
+        ValueError: The weights cannot be had, or do not fit.
     """
     import open_clip
 
-    with warnings.catch_warnings():
-        warnings.filterwarnings("error", message="QuickGELU mismatch")
-        try:
-            model = open_clip.create_model(config.model, pretrained=config.pretrained, require_pretrained=True)
-        except UserWarning as warning:
-            raise ValueError(f"teacher.model: {warning} Use {config.model}-quickgelu.") from None
-        except Exception as error:
-            raise ValueError(
-                f"cannot load teacher {config.model!r} with pretrained {config.pretrained!r}: {error}"
-            ) from error
+    try:
+        model = open_clip.create_model(config.model, pretrained=config.pretrained, require_pretrained=True)
+    except Exception as error:
+        raise ValueError(
+            f"cannot load teacher {config.model!r} with pretrained {config.pretrained!r}: {error}"
+        ) from error
     state = {name: value.contiguous().clone() for name, value in model.state_dict().items()}
     about = {"model_cfg": open_clip.get_model_config(config.model), "preprocess_cfg": dict(model.visual.preprocess_cfg)}
     return state, about

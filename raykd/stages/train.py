@@ -7,6 +7,7 @@ from typing import Any
 
 import pyarrow.compute as pc
 import ray
+import ray.train
 from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
 
 from raykd.rundir import Stage
@@ -21,6 +22,9 @@ def fit(campaign: Campaign, round: int, pool: Stage, teacher: Stage, labels: Sta
     """The trained student of one round: ``model.safetensors`` and ``student.json``.
 
     A training that was killed goes on from its last checkpoint, with the batches it would have seen.
+
+    Raises:
+        ValueError: No image has a label yet, the loss is not finite, or an image can no longer be read.
     """
     identity = campaign.config.identity()
     stage = campaign.stage(
@@ -53,7 +57,7 @@ def fit(campaign: Campaign, round: int, pool: Stage, teacher: Stage, labels: Sta
     with stage.writing() as out, campaign.progress.stage(f"round {round} train", steps, "steps") as ticker:
         scratch = campaign.place / "ray_train"
         name = f"round-{round:03d}-{stage.fingerprint}"
-        result = TorchTrainer(
+        trainer = TorchTrainer(
             train_loop,
             train_loop_config={"job": ray.put(job), "ticker": ticker},
             scaling_config=ScalingConfig(
@@ -68,7 +72,14 @@ def fit(campaign: Campaign, round: int, pool: Stage, teacher: Stage, labels: Sta
                 failure_config=FailureConfig(max_failures=config.max_failures),
                 checkpoint_config=CheckpointConfig(num_to_keep=1),
             ),
-        ).fit()
+        )
+        try:
+            result = trainer.fit()
+        except ray.train.WorkerGroupError as error:  # what a user can mend is raised as what it was in the worker
+            for failure in error.worker_failures.values():
+                if isinstance(cause := getattr(failure, "_base_exc", failure), ValueError):
+                    raise cause from error
+            raise
         assert result.checkpoint is not None
         assert result.metrics is not None
         with result.checkpoint.as_directory() as folder:
