@@ -134,7 +134,12 @@ class Stage:
                 self.place.fs.delete_file(info.path)
         self.place.fs.create_dir(out.place.path, recursive=True)
         started = time.perf_counter()
-        yield out
+        try:
+            yield out
+        except BaseException:
+            if out.place != self.place:
+                shutil.rmtree(out.place.path)
+            raise
         out.facts.setdefault("seconds", round(time.perf_counter() - started, 3))
         marker = {"stage": self.name, "fingerprint": self.fingerprint, "inputs": self.inputs, "facts": out.facts}
         (out.place / MARKER).write_json(marker)

@@ -84,7 +84,11 @@ def open_campaign(config: Config) -> Iterator[Campaign]:
     begin(place, config)
     with ray_session(config.local_cpus, config.stall_s):
         check_resources(config)
-        yield Campaign(config, place, Progress(config.progress))
+        campaign = Campaign(config, place, Progress(config.progress))
+        if (place / "pool" / MARKER).exists():
+            done = sum((campaign.round_place(round) / "evaluate" / MARKER).exists() for round in campaign.rounds)
+            campaign.say("campaign", f"goes on in {place}: {done} of {config.rounds} rounds are done")
+        yield campaign
 
 
 def begin(place: Place, config: Config) -> None:

@@ -34,7 +34,7 @@ def measure(campaign: Campaign, round: int, pool: Stage, teacher: Stage, done: R
             values = figures(campaign, round, pool, teacher, done)
             values["seconds"]["evaluate"] = time.perf_counter() - started
             (out.place / "metrics.json").write_json(values)
-        write_lines(campaign)
+    write_lines(campaign)  # again after a kill between the stage and its line
     return stage
 
 

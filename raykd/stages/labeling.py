@@ -60,7 +60,7 @@ def cards(pool: Stage, teacher: Stage, picks: Stage, before: Round | None) -> pa
 
 def vectors_of(stage: Stage, ids: pa.ChunkedArray, *columns: str) -> list[np.ndarray]:
     """Vector columns of some rows of a stage's table, [n, width] each, in the order of ``ids``. One pass over it."""
-    wanted = pads.field("sample_id").isin(ids)
+    wanted = pads.field("sample_id").isin(ids.combine_chunks())
     table = (stage.place / "data").parquet().to_table(columns=["sample_id", *columns], filter=wanted)
     table = table.take(positions(ids, table["sample_id"], stage.name))
     return [matrix(table[name]) for name in columns]

@@ -73,10 +73,12 @@ class Progress:
         every = BAR_EVERY_S if self.mode == "bar" else LINE_EVERY_S
 
         def watch() -> None:
+            first = started  # when the first rows came: the workers' start says nothing about their pace
             while not stop.wait(every):
                 with suppress(ray.exceptions.RayError, ray.exceptions.GetTimeoutError):
                     done = min(total, ray.get(counter.get.remote(), timeout=5))
-                    self._show(status(name, done, total, unit, time.perf_counter() - started))
+                    first = first if done else time.perf_counter()
+                    self._show(status(name, done, total, unit, time.perf_counter() - first))
 
         thread = threading.Thread(target=watch, daemon=True)
         thread.start()

@@ -33,7 +33,7 @@ def write(campaign: Campaign, pool: Stage, teacher: Stage) -> None:
     answers = {row["sample_id"]: row for row in Ledger(campaign.place / "ledger").current().to_pylist()}
     picks = [pick for round in campaign.rounds for pick in gallery(campaign, round, classes, answers)]
     unanswered = sum(pick["outcome"] is None for pick in picks)
-    under_way = f"waiting for {unanswered} labels" if unanswered else f"round {len(rounds)} under way"
+    under_way = f"waiting for {page.counted(unanswered, 'label')}" if unanswered else f"round {len(rounds)} under way"
     report: page.Report = {
         "title": campaign.place.name,
         "storage_path": campaign.place.uri,

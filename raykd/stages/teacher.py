@@ -147,6 +147,24 @@ def check_teacher(config: Teacher) -> None:
             )
 
 
+def tokenizer_of(model: str) -> Any:
+    """open_clip's tokenizer of a model.
+
+    Raises:
+        ValueError: It needs transformers (SigLIP, Hugging Face text towers), which is not installed, or cannot be had.
+    """
+    import open_clip
+
+    try:
+        return open_clip.get_tokenizer(model)
+    except ImportError as error:
+        raise ValueError(
+            f"teacher.model: the tokenizer of {model!r} needs {error.name}: pip install raykd[hf]"
+        ) from error
+    except OSError as error:
+        raise ValueError(f"teacher.model: cannot get the tokenizer of {model!r}: {error}") from error
+
+
 def fetch_model(campaign: Campaign) -> Stage:
     """The teacher's weights and config in the campaign's folder, so that no replica downloads anything."""
     config = campaign.config.teacher
@@ -159,6 +177,7 @@ def fetch_model(campaign: Campaign) -> Stage:
     stage = campaign.stage("teacher_model", inputs)
     if not stage.is_done():
         with stage.writing() as out:
+            tokenizer_of(config.model)  # what it lacks is said before any weights are fetched
             state, about = resolve(config)
             import safetensors.torch
 
@@ -225,9 +244,7 @@ def pixel_transform(place: Place) -> tuple[Any, tuple[int, int]]:
 
 def embed_classes(config: Teacher, place: Place, texts: list[str], num_classes: int) -> np.ndarray:
     """Class embeddings, float32 [C, D]: tokens made here, encoded on a GPU when the teacher has one."""
-    import open_clip
-
-    tokens = open_clip.get_tokenizer(config.model)(texts).numpy()
+    tokens = tokenizer_of(config.model)(texts).numpy()
     if not config.num_gpus:
         return encode_texts(place, tokens, num_classes, "cpu")
     encode = ray.remote(encode_texts).options(num_cpus=config.num_cpus, num_gpus=config.num_gpus)

@@ -1,0 +1,601 @@
+"""The main job: what it leaves behind, and that stopping it anywhere and running it again changes nothing of it."""
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import uuid
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import pytest
+import yaml
+from PIL import Image
+
+from raykd.algo.mixture import mixture
+from raykd.algo.shard import LocalShards, Rows
+from raykd.algo.strategies import STRATEGIES
+from raykd.algo.strategies import pick as pick_in_process
+from raykd.ledger import Ledger
+from raykd.rundir import MARKER, Stage
+from raykd.storage import Place
+from raykd.student import Student
+
+ROOT = Path(__file__).parents[2]
+ONCE = ["pool", "teacher_model", "teacher"]
+EACH = ["select", "ask", "label", "train", "predict", "tune", "evaluate"]
+
+
+def stages_of(rounds: int = 2) -> list[str]:
+    """All stages in the order they are made."""
+    return [*ONCE, *(f"round_{number:03d}/{name}" for number in range(rounds) for name in EACH)]
+
+
+def picks_of(place: Path, number: int) -> list[str]:
+    table = pq.read_table(place / f"round_{number:03d}" / "select" / "picks.parquet").sort_by("rank")
+    return table["sample_id"].to_pylist()
+
+
+def labels_of(place: Path, number: int = 0) -> dict[str, tuple]:
+    rows = pq.read_table(place / f"round_{number:03d}" / "label" / "labels.parquet").to_pylist()
+    return {row["sample_id"]: (row["outcome"], row["label"]) for row in rows}
+
+
+def lines_of(place: Path) -> list[dict]:
+    return [json.loads(line) for line in (place / "metrics.jsonl").read_text().splitlines()]
+
+
+def outcome_of(place: Path, rounds: int = 2) -> dict:
+    """All that a campaign is for, without times and names of files."""
+    found: dict = {"ledger": Ledger(Place.of(place) / "ledger").read().to_pydict()}
+    for number in range(rounds):
+        folder = place / f"round_{number:03d}"
+        found[f"picks {number}"] = pq.read_table(folder / "select" / "picks.parquet").to_pydict()["sample_id"]
+        found[f"labels {number}"] = labels_of(place, number)
+        for name in ("train", "tune"):
+            found[f"{name} {number}"] = [(folder / name / file).read_bytes() for file in
+                                         ("model.safetensors", "student.json")]  # fmt: skip
+        found[f"predict {number}"] = pq.read_table(folder / "predict" / "data").sort_by("sample_id").to_pydict()
+    found["metrics"] = [{key: value for key, value in line.items() if key != "seconds"} for line in lines_of(place)]
+    return found
+
+
+def assert_same_outcome(place: Path, finished) -> None:
+    here, there = outcome_of(place), outcome_of(finished.place)
+    for key in there:
+        assert here[key] == there[key], key
+
+
+def tree(place: Path) -> dict[str, tuple[int, int]]:
+    """Every file with its time and size."""
+    files = [file for file in place.rglob("*") if file.is_file()]
+    return {str(file.relative_to(place)): (file.stat().st_mtime_ns, file.stat().st_size) for file in files}
+
+
+class Reached(BaseException):
+    """Stands for the training, where a test has seen enough."""
+
+
+@pytest.fixture
+def up_to_training(monkeypatch):
+    """Ends a job where its training would begin; gives the round that it was of."""
+    from raykd.stages import train
+
+    def stop(campaign, round, *stages):
+        raise Reached(round)
+
+    monkeypatch.setattr(train, "fit", stop)
+
+
+# ---------------------------------------------------------------- two rounds, end to end
+
+
+def test_every_stage_is_there_and_complete_and_nothing_else_is_left(finished):
+    for name in stages_of():
+        marker = json.loads((finished.place / name / MARKER).read_text())
+        assert marker["stage"] == name
+        assert marker["facts"]["seconds"] >= 0
+    top = {"campaign.json", "pool", "teacher_model", "teacher", "ledger", "round_000", "round_001", "ray_train",
+           "ray_tune", "metrics.jsonl", "report.html"}  # fmt: skip
+    assert {path.name for path in finished.place.iterdir()} == top
+    for number in range(2):
+        assert sorted(path.name for path in (finished.place / f"round_{number:03d}").iterdir()) == sorted(EACH)
+    assert not list((finished.place / "ray_train").iterdir())
+    assert not list((finished.place / "ray_tune").iterdir())
+
+
+def test_the_campaigns_file_has_the_resolved_config_versions_and_commit(finished):
+    about = json.loads((finished.place / "campaign.json").read_text())
+    assert about["config"]["selection"] == {
+        "strategy": "pcoreset", "budget": 3, "mixture": "round", "shards": 2, "num_cpus": 0.1,
+    }  # fmt: skip
+    assert about["versions"]["ray"]
+    assert about["commit"] is None or len(about["commit"].rstrip("+")) == 40
+    assert "storage_path" not in about["identity"]
+
+
+def test_metrics_has_a_line_a_round_with_what_was_learned(finished):
+    lines = lines_of(finished.place)
+    assert [line["round"] for line in lines] == [0, 1]
+    assert [line["num_labeled"] for line in lines] == [3, 6]
+    assert [sum(line["labels_C"]) for line in lines] == [3, 6]
+    assert [line["outcomes"]["label"] for line in lines] == [3, 3]
+    for line in lines:
+        assert line["num_test"] == 10
+        assert set(line["accuracy"]) == {"mixture", "ce_head", "kd_head", "teacher"}
+        assert set(line["seconds"]) == {*EACH} - {"ask"}
+        assert 0 <= line["ece"] <= 1
+        assert 0 < line["coverage_radius"] < 1.5
+        assert len(line["recall_C"]) == 3
+    assert lines[0]["accuracy"]["teacher"] == lines[1]["accuracy"]["teacher"]
+
+
+def test_the_deployed_student_predicts_and_scores_what_the_metrics_say(finished):
+    rows = pq.read_table(finished.place / "pool" / "manifest.parquet").to_pylist()
+    rows = [row for row in rows if row["split"] == "test"]
+    for number, line in enumerate(lines_of(finished.place)):
+        student = Student.load(finished.place / f"round_{number:03d}" / "tune")
+        probs = student.predict([Image.open(row["uri"]) for row in rows])
+        assert probs.shape == (10, 3)
+        np.testing.assert_allclose(probs.sum(axis=1), 1, atol=1e-5)
+        right = [student.classes[best] == row["label"] for best, row in zip(probs.argmax(axis=1), rows, strict=True)]
+        assert line["accuracy"]["mixture"] == pytest.approx(np.mean(right))
+
+
+def test_the_report_is_one_page_with_both_rounds(finished):
+    page = (finished.place / "report.html").read_text("utf-8")
+    for words in ("Round 0", "Round 1", "pcoreset", "red/broken.png", *picks_of(finished.place, 1)):
+        assert words in page
+    assert page.count("data:image/png;base64,") >= 6
+
+
+def test_it_ends_with_a_small_table_and_the_reports_path(finished):
+    lines = finished.ended.out.strip().splitlines()
+    assert lines[0].split()[:3] == ["round", "labels", "student"]
+    assert [line.split()[:2] for line in lines[1:3]] == [["0", "3"], ["1", "6"]]
+    assert lines[-1] == f"report: {finished.place / 'report.html'}"
+
+
+def test_the_ledger_has_each_pick_once_with_the_manifests_label(finished):
+    rows = Ledger(Place.of(finished.place) / "ledger").read().to_pylist()
+    assert [row["sample_id"] for row in rows] == [*picks_of(finished.place, 0), *picks_of(finished.place, 1)]
+    assert len({row["sample_id"] for row in rows}) == 6
+    for row in rows:
+        assert row["label"] == row["sample_id"].split("/")[0]
+        assert (row["outcome"], row["annotator"]) == ("label", "oracle")
+
+
+def test_a_bad_image_is_neither_picked_nor_predicted(finished):
+    for number in range(2):
+        ids = pq.read_table(finished.place / f"round_{number:03d}" / "predict" / "data")["sample_id"].to_pylist()
+        assert len(ids) == len(set(ids)) == 48
+        assert "red/broken.png" not in ids
+        assert "red/broken.png" not in picks_of(finished.place, number)
+
+
+def test_the_start_is_one_image_of_each_class(finished):
+    assert sorted(name.split("/")[0] for name in picks_of(finished.place, 0)) == ["blue", "green", "red"]
+
+
+# ---------------------------------------------------------------- picks
+
+
+def students_space(finished) -> tuple[Rows, Rows]:
+    """The pool of the first student as rows in this process: unlabeled, labeled."""
+    table = pq.read_table(finished.place / "round_000" / "predict" / "data")
+    table = table.filter(pc.equal(table["split"], "pool")).sort_by("sample_id")
+    about = json.loads((finished.place / "round_000" / "tune" / "student.json").read_text())["mixture"]
+    probs = mixture(np.array(table["ce_logits"].to_pylist()), np.array(table["kd_logits"].to_pylist()), **about)
+    labels = labels_of(finished.place)
+    ids = table["sample_id"].to_pylist()
+    classes = np.array([labels.get(name, (None, -1))[1] for name in ids])
+    features = np.array(table["features"].to_pylist(), np.float16)
+    rows = Rows(ids, probs, features, classes)
+    return rows.take(np.flatnonzero(classes < 0)), rows.take(np.flatnonzero(classes >= 0))
+
+
+@pytest.mark.parametrize("strategy", sorted(STRATEGIES))
+def test_every_strategy_runs_a_round_and_picks_what_it_picks_without_ray(finished, seeded, strategy):
+    from raykd.stages import select
+
+    _, campaign = seeded(f"selection.strategy={strategy}", "selection.shards=3")
+    stage = select.pick(campaign, 1, finished.pool, finished.teacher, finished.rounds[0])
+    table = select.read_picks(stage)
+    unlabeled, labeled = students_space(finished)
+    expected = pick_in_process(strategy, LocalShards.split(unlabeled, 1), labeled, 3, 0, 1)
+    assert table["sample_id"].to_pylist() == list(expected.ids)
+    assert table["rank"].to_pylist() == [0, 1, 2]
+    assert not set(expected.ids) & set(picks_of(finished.place, 0))
+
+
+def test_one_two_and_three_shards_give_the_same_picks_and_may_change_during_a_campaign(finished, seeded):
+    from raykd.stages import select
+
+    for shards in (1, 3):
+        _, campaign = seeded(f"selection.shards={shards}", name=f"shards_{shards}")
+        stage = select.pick(campaign, 1, finished.pool, finished.teacher, finished.rounds[0])
+        assert select.read_picks(stage).equals(select.read_picks(finished.rounds[1].picks))
+        assert stage.fingerprint == finished.rounds[1].picks.fingerprint
+
+
+@pytest.mark.parametrize("strategy", sorted(STRATEGIES))
+def test_every_strategy_starts_cold_in_the_teachers_space(finished, seeded, strategy):
+    from raykd.stages import select
+
+    _, campaign = seeded("labels.start=none", f"selection.strategy={strategy}")
+    ids = select.read_picks(select.pick(campaign, 0, finished.pool, finished.teacher, None))["sample_id"].to_pylist()
+    manifest = pq.read_table(finished.place / "pool" / "manifest.parquet")
+    allowed = manifest.filter(pc.equal(manifest["split"], "pool"))["sample_id"].to_pylist()
+    assert len(set(ids)) == 3
+    assert set(ids) <= set(allowed) - {"red/broken.png"}
+
+
+def test_a_fixed_mixture_to_select_in_is_part_of_what_the_picks_come_from(finished, seeded):
+    from raykd.stages import select
+
+    _, campaign = seeded("selection.mixture=[0.9,2.0]")
+    stage = select.pick(campaign, 1, finished.pool, finished.teacher, finished.rounds[0])
+    assert stage.inputs["mixture"] == [0.9, 2.0]
+    assert stage.fingerprint != finished.rounds[1].picks.fingerprint
+
+
+# ---------------------------------------------------------------- run again, stop, resume
+
+
+def test_run_again_it_repeats_no_stage_and_doubles_nothing(finished, run_job):
+    before, page = tree(finished.place), (finished.place / "report.html").read_text("utf-8")
+    again = run_job(finished.settings)
+    assert again.code == 0
+    assert again.out == finished.ended.out
+    after = tree(finished.place)
+    changed = {name for name in before.keys() | after.keys() if before.get(name) != after.get(name)}
+    assert {name for name in changed if not name.startswith("starts/")} == {"report.html"}
+    assert (finished.place / "report.html").read_text("utf-8").count("Round 1") == page.count("Round 1")
+
+
+@pytest.mark.parametrize(
+    ("override", "line"),
+    [
+        ("seed=1", "seed: was 0, now 1"),
+        ("selection.budget=4", "selection.budget: was 3, now 4"),
+        ("student.learning_rate=0.002", "student.learning_rate: was 0.001, now 0.002"),
+        ("teacher.templates=['the {}']", "teacher.templates: was 'simple', now ['the {}']"),
+    ],
+)
+def test_a_changed_config_is_refused_naming_the_field_and_nothing_is_touched(finished, run_job, override, line):
+    before = tree(finished.place)
+    ended = run_job(finished.settings, override)
+    assert ended.code == 2
+    assert ended.err.startswith(f"error: {finished.place} holds a campaign with another config: {line}. ")
+    assert "another storage_path" in ended.err
+    assert tree(finished.place) == before
+
+
+def test_a_folder_that_holds_something_else_is_refused(finished, run_job, tmp_path):
+    (tmp_path / "thesis.tex").write_text("mine")
+    ended = run_job(finished.settings, f"storage_path={tmp_path}")
+    assert ended.code == 2
+    assert "is not empty and holds no campaign" in ended.err
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+class Killed(BaseException):
+    """Stands for kill -9: nothing that follows in raykd runs."""
+
+
+def test_stopped_in_and_after_every_stage_and_resumed_it_ends_where_an_undisturbed_one_does(
+    finished, run_job, tmp_path, monkeypatch
+):
+    """Every stage is stopped when it is complete, some also when they are all but; with one round, then two."""
+    place = tmp_path / "run"
+    settings = finished.settings | {"storage_path": str(place)}
+    in_the_middle = {"pool", "teacher", "round_000/select", "round_000/label", "round_000/train", "round_001/evaluate"}
+    original, made = Stage.writing, []
+
+    @contextmanager
+    def writing(stage):
+        with original(stage) as out:
+            yield out
+            if stage.name in in_the_middle:
+                in_the_middle.remove(stage.name)
+                raise Killed(stage.name, "in the middle")
+        made.append(stage.name)
+        raise Killed(stage.name, "after")
+
+    monkeypatch.setattr(Stage, "writing", writing)
+    for rounds in (1, 2):
+        for _ in range(30):  # more than there are stops
+            try:
+                ended = run_job(settings, f"rounds={rounds}")
+            except Killed as stop:
+                name, when = stop.args
+                assert (place / name / MARKER).exists() == (when == "after")
+                assert (place / name).exists() == (when == "after")
+                continue
+            break
+        assert ended.code == 0, ended.err
+        assert made == stages_of(rounds)
+        assert [line["round"] for line in lines_of(place)] == list(range(rounds))
+    assert not in_the_middle
+    assert_same_outcome(place, finished)
+    assert not [file for file in place.rglob("*") if file.name.endswith(".aside")]
+    assert not list((place / "ray_train").iterdir())
+    assert "Round 1" in (place / "report.html").read_text("utf-8")
+
+
+def processes_with(mark: str) -> list[int]:
+    """The processes whose environment holds a text that nobody else's does."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            if mark.encode() in (folder / "environ").read_bytes():
+                found.append(int(folder.name))
+        except OSError:
+            continue
+    return found
+
+
+@pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="finds Ray's processes through /proc")
+def test_a_driver_killed_for_real_in_its_training_goes_on_to_the_same_picks_and_labels(finished, tmp_path):
+    """kill -9 of a job with a Ray of its own, when a checkpoint is there; then the same command, in a new process."""
+    place, config, mark = tmp_path / "run", tmp_path / "campaign.yaml", uuid.uuid4().hex
+    config.write_text(yaml.safe_dump(finished.settings | {"storage_path": str(place)}))
+
+    def start() -> subprocess.Popen:
+        return subprocess.Popen(
+            [sys.executable, str(ROOT / "jobs" / "active_round.py"), str(config)],
+            env=os.environ | {"RAYKD_TEST": mark}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        )  # fmt: skip
+
+    def end_all() -> None:
+        for pid in processes_with(mark):
+            try:
+                os.kill(pid, signal.SIGKILL)
+            except ProcessLookupError:
+                continue
+
+    try:
+        driver = start()
+        while not list(place.glob("ray_train/round-000-*/checkpoint_*")):
+            assert driver.poll() is None, driver.stdout.read()
+            time.sleep(0.02)
+        driver.kill()
+        driver.wait()
+        end_all()
+        assert not (place / "round_001").exists()
+        again = start()
+        out, _ = again.communicate(timeout=300)
+        assert again.returncode == 0, out
+    finally:
+        end_all()
+    assert out.strip().splitlines()[-1] == f"report: {place / 'report.html'}"
+    assert_same_outcome(place, finished)
+
+
+# ---------------------------------------------------------------- labels from people
+
+
+def fill(tasks: Path, answers: dict[str, str]) -> None:
+    """Write answers into the label column of tasks.csv, as people do."""
+    with open(tasks, newline="", encoding="utf-8-sig") as stream:
+        rows = list(csv.DictReader(stream))
+    with open(tasks, "w", newline="", encoding="utf-8") as stream:
+        writer = csv.DictWriter(stream, list(rows[0]))
+        writer.writeheader()
+        writer.writerows([row | {"label": answers.get(row["sample_id"], row["label"])} for row in rows])
+
+
+@pytest.fixture
+def waiting(finished, seeded, run_job):
+    """A campaign with people that has come to its first labels: settings, its folder, the picks, how the job ended."""
+    settings, campaign = seeded("labels.oracle=people", "labels.start=none")
+    ended = run_job(settings)
+    place = Path(campaign.place.path)
+    return settings, place, picks_of(place, 0), ended
+
+
+def test_with_people_it_writes_tasks_and_ends_well_with_one_line_that_says_what_to_do(waiting):
+    _, place, picks, ended = waiting
+    assert (ended.code, ended.err) == (0, "")
+    (line,) = ended.out.splitlines()
+    tasks = place / "round_000" / "tasks.csv"
+    assert line == (
+        f"3 of 3 images of round 0 wait for a label: fill the label column of {tasks} (or put CSV, JSONL or Parquet "
+        f"files with sample_id and label into {place / 'answers'}) and run the same command again"
+    )
+    with open(tasks, newline="") as stream:
+        rows = list(csv.DictReader(stream))
+    assert [row["sample_id"] for row in rows] == picks
+    assert [row["rank"] for row in rows] == ["0", "1", "2"]
+    assert all(Path(row["uri"]).is_file() for row in rows)
+    assert {row["label"] for row in rows} == {""}
+    assert all(row[f"guess_{n}"].split(" (")[0] in ("red", "green", "blue") for row in rows for n in (1, 2, 3))
+    assert not (place / "round_000" / "label").exists()
+    assert "Waiting for 3 labels" in (place / "report.html").read_text("utf-8")
+
+
+def test_answers_given_in_part_are_kept_and_it_still_waits_for_the_rest(waiting, run_job, up_to_training):
+    settings, place, picks, _ = waiting
+    tasks = place / "round_000" / "tasks.csv"
+    fill(tasks, {picks[0]: "red", picks[1]: "green"})
+    filled = tasks.read_bytes()
+    for _ in range(2):
+        ended = run_job(settings)
+        assert ended.code == 0
+        assert ended.out.startswith("1 of 3 images of round 0 wait for a label")
+        assert tasks.read_bytes() == filled
+        assert len(Ledger(Place.of(place) / "ledger").read()) == 2
+    assert "Waiting for 1 label<" in (place / "report.html").read_text("utf-8")
+    with pytest.raises(Reached):
+        run_job(settings, "labels.min_answered=0.6")
+    assert labels_of(place) == {picks[0]: ("label", 2), picks[1]: ("label", 1)}
+
+
+def test_answered_in_any_kind_of_file_it_goes_on_to_the_training(waiting, run_job, up_to_training):
+    settings, place, picks, _ = waiting
+    fill(place / "round_000" / "tasks.csv", {picks[0]: "Blue"})
+    answers = place / "answers"
+    answers.mkdir()
+    (answers / "anna.csv").write_text(f"sample_id;label;annotator\n{picks[1]};unsure;anna\n")
+    (answers / "ben.jsonl").write_text(json.dumps({"sample_id": picks[2], "label": 1}) + "\n")
+    for _ in range(2):
+        with pytest.raises(Reached):
+            run_job(settings)
+        expected = {picks[0]: ("label", 0), picks[1]: ("unsure", None), picks[2]: ("label", 1)}
+        assert labels_of(place) == expected
+        assert len(Ledger(Place.of(place) / "ledger").read()) == 3
+    facts = json.loads((place / "round_000" / "label" / MARKER).read_text())["facts"]
+    assert facts["outcomes"] == {"label": 2, "unsure": 1, "cannot_label": 0, "none_of_the_classes": 0}
+    assert facts["num_labeled"] == 2
+
+
+def test_an_unknown_class_in_a_label_file_is_an_error_with_file_and_line_and_none_of_it_counts(waiting, run_job):
+    settings, place, picks, _ = waiting
+    (place / "answers").mkdir()
+    file = place / "answers" / "anna.csv"
+    file.write_text(f"sample_id,label\n{picks[0]},red\n{picks[1]},gren\n")
+    ended = run_job(settings)
+    assert ended.code == 2
+    assert ended.out == ""
+    assert str(file) in ended.err
+    assert "line 3: unknown label 'gren'; did you mean 'green'?" in ended.err
+    assert "Traceback" not in ended.err
+    assert len(Ledger(Place.of(place) / "ledger").read()) == 0
+    file.write_text(file.read_text().replace("gren\n", "green\n"))
+    assert run_job(settings).out.startswith("1 of 3 images")
+
+
+def test_an_image_of_the_test_split_cannot_be_labeled(waiting, run_job):
+    settings, place, _, _ = waiting
+    manifest = pq.read_table(place / "pool" / "manifest.parquet")
+    held_out = manifest.filter(pc.equal(manifest["split"], "test"))["sample_id"][0].as_py()
+    (place / "answers").mkdir()
+    (place / "answers" / "anna.csv").write_text(f"sample_id,label\n{held_out},red\n")
+    ended = run_job(settings)
+    assert ended.code == 2
+    assert held_out in ended.err
+    assert "test" in ended.err
+
+
+# ---------------------------------------------------------------- other starts
+
+
+def test_a_cold_start_with_a_simulated_oracle_labels_what_pcoreset_picks_in_the_teachers_space(
+    finished, seeded, run_job, up_to_training
+):
+    settings, campaign = seeded("labels.start=none")
+    with pytest.raises(Reached):
+        run_job(settings)
+    place = Path(campaign.place.path)
+    table = pq.read_table(place / "teacher" / "data")
+    table = table.filter(pc.and_(pc.equal(table["split"], "pool"), pc.is_null(table["error"]))).sort_by("sample_id")
+    logits = np.array(table["logits"].to_pylist())
+    probs = mixture(logits, logits, 1.0, 1.0)
+    rows = Rows(table["sample_id"].to_pylist(), probs, None, np.full(len(probs), -1))
+    expected = pick_in_process("pcoreset", LocalShards.split(rows, 1), rows.take(np.arange(0)), 3, 0, 0)
+    assert picks_of(place, 0) == list(expected.ids)
+    names = {name: name.split("/")[0] for name in expected.ids}
+    classes = ["blue", "green", "red"]
+    assert labels_of(place) == {key: ("label", classes.index(name)) for key, name in names.items()}
+
+
+def test_given_labels_are_the_start_and_nothing_is_asked(finished, seeded, run_job, up_to_training, tmp_path):
+    rows = pq.read_table(finished.place / "pool" / "manifest.parquet")
+    ids = rows.filter(pc.equal(rows["split"], "pool"))["sample_id"].to_pylist()[:4]
+    file = tmp_path / "given.csv"
+    file.write_text("sample_id,label\n" + "".join(f"{name},{name.split('/')[0]}\n" for name in ids))
+    settings, campaign = seeded("labels.oracle=people", "labels.start=given", f"labels.given={file}")
+    for _ in range(2):
+        with pytest.raises(Reached):
+            run_job(settings)
+    place = Path(campaign.place.path)
+    classes = ["blue", "green", "red"]
+    assert labels_of(place) == {name: ("label", classes.index(name.split("/")[0])) for name in ids}
+    assert picks_of(place, 0) == []
+    assert not (place / "round_000" / "tasks.csv").exists()
+    assert len(Ledger(Place.of(place) / "ledger").read()) == 4
+
+
+def test_given_labels_of_an_unknown_class_are_an_error_with_file_and_line(finished, seeded, run_job, tmp_path):
+    file = tmp_path / "given.csv"
+    file.write_text(f"sample_id,label\n{picks_of(finished.place, 1)[0]},purple\n")
+    settings, _ = seeded("labels.oracle=people", "labels.start=given", f"labels.given={file}")
+    ended = run_job(settings)
+    assert ended.code == 2
+    assert str(file) in ended.err
+    assert "line 2: unknown label 'purple'" in ended.err
+
+
+# ---------------------------------------------------------------- refused before any work
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("selection.strategy=pcorset", "unknown strategy 'pcorset'; known: badge,"),
+        ("student.backbone=resnet19", "unknown student.backbone 'resnet19'; timm has resnet1"),
+        ("teacher.model=ViT-B-23", "unknown teacher.model 'ViT-B-23'; open_clip has ViT-B"),
+        ("teacher.templates=simpel", "unknown template set 'simpel'; known:"),
+        ("selection.budgt=3", "selection.budgt: unknown key; did you mean 'budget'?"),
+        ("student.pretrained=nowhere.pth", "student.pretrained: no file 'nowhere.pth'"),
+    ],
+)
+def test_what_does_not_exist_is_refused_by_name_before_anything_is_written(
+    finished, run_job, tmp_path, override, words
+):
+    ended = run_job(finished.settings, f"storage_path={tmp_path / 'run'}", override)
+    assert ended.code == 2
+    assert words in ended.err
+    assert "Traceback" not in ended.err
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("teacher.num_gpus=7", "teacher asks for 7 GPUs"),
+        ("student.num_cpus=50", "train asks for 50 CPUs, the local Ray has 4"),
+        ("selection.shards=99", "selection asks for 9.9 CPUs"),
+    ],
+)
+def test_what_this_machine_cannot_give_is_refused_at_once_and_not_waited_for(finished, run_job, override, words):
+    ended = run_job(finished.settings, override)
+    assert ended.code == 2
+    assert words in ended.err
+
+
+def test_a_submitted_job_with_a_relative_storage_path_is_refused(finished, run_job, monkeypatch):
+    monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")
+    ended = run_job(finished.settings, "storage_path=runs/mine")
+    assert ended.code == 2
+    assert "storage_path 'runs/mine' is relative" in ended.err
+
+
+def test_a_pool_that_is_not_there_is_one_message_and_leaves_no_stage(finished, run_job, tmp_path):
+    ended = run_job(finished.settings, f"storage_path={tmp_path / 'run'}", "pool.path=/nowhere/at/all")
+    assert ended.code == 2
+    assert ended.err.startswith("error: pool: nothing at '/nowhere/at/all'")
+    assert {path.name for path in (tmp_path / "run").iterdir()} == {"campaign.json"}
+
+
+def test_a_student_that_can_no_longer_read_an_image_is_told_and_the_others_are_scored(finished, seeded, monkeypatch):
+    """An image that goes away after the teacher's pass is left out of the predictions."""
+    from raykd.stages import predict
+    from raykd.stages.pool import read_manifest
+
+    table = read_manifest(finished.pool)
+    uris = [uri.replace("green/004", "green/gone") for uri in table["uri"].to_pylist()]
+    moved = table.set_column(1, "uri", pa.array(uris))
+    monkeypatch.setattr(predict, "read_manifest", lambda pool: moved)
+    _, campaign = seeded()
+    stage = predict.score(campaign, 0, finished.pool, finished.teacher, finished.rounds[0].trained)
+    assert stage.facts["gone"] == 1
+    assert stage.facts["rows"] == 47
+    assert "1 images can no longer be read" in campaign.progress.stream.getvalue()
