@@ -33,8 +33,25 @@ def fit(campaign: Campaign, round: int, pool: Stage, teacher: Stage, labels: Sta
          "seed": identity["seed"], "round": round},
         round,
     )  # fmt: skip
-    if stage.is_done():
-        return stage
+    scratch = campaign.place / "ray_train"
+    name = f"round-{round:03d}-{stage.fingerprint}"  # the same one lets Ray Train go on from its last checkpoint
+    if not stage.is_done():
+        train(campaign, round, pool, teacher, labels, stage, scratch, name)
+    if (scratch / name).exists():
+        scratch.fs.delete_dir((scratch / name).path)
+    return stage
+
+
+def train(
+    campaign: Campaign,
+    round: int,
+    pool: Stage,
+    teacher: Stage,
+    labels: Stage,
+    stage: Stage,
+    scratch: Place,
+    name: str,
+) -> None:
     from ray.train.torch import TorchTrainer
 
     from raykd.stages.distill import Job
@@ -55,8 +72,6 @@ def fit(campaign: Campaign, round: int, pool: Stage, teacher: Stage, labels: Sta
     )
     steps = job.steps()
     with stage.writing() as out, campaign.progress.stage(f"round {round} train", steps, "steps") as ticker:
-        scratch = campaign.place / "ray_train"
-        name = f"round-{round:03d}-{stage.fingerprint}"
         trainer = TorchTrainer(
             train_loop,
             train_loop_config={"job": ray.put(job), "ticker": ticker},
@@ -87,8 +102,6 @@ def fit(campaign: Campaign, round: int, pool: Stage, teacher: Stage, labels: Sta
                 with open(os.path.join(folder, file), "rb") as stream:
                     (out.place / file).write_bytes(stream.read())
         out.facts |= {"steps": steps, "loss": result.metrics["loss"], "num_labeled": job.num_labeled}
-    scratch.fs.delete_dir((scratch / name).path)
-    return stage
 
 
 def fetch_backbone(campaign: Campaign) -> Place | None:
