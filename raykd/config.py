@@ -71,7 +71,9 @@ class Source(Section):
 class Teacher(Section):
     """The vision-language model that scores every image once."""
 
-    model: str = Field(description="open_clip name (ViT-B-32), local-dir:<folder> or hf-hub:<org/repo>")
+    model: str = Field(
+        description="open_clip name (ViT-B-32), local-dir:<folder> or hf-hub:<org/repo>; {raykd} is raykd's own folder"
+    )
     pretrained: str | None = Field(None, description="open_clip tag (openai, ...) or a local checkpoint file")
     model_config_file: str | None = Field(None, description="An open_clip model config (JSON) that defines `model`")
     templates: str | list[str] = Field(
@@ -82,6 +84,11 @@ class Teacher(Section):
     replicas: Replicas = Field(1, description="Actors: a number, or [min, max]", json_schema_extra=FREE)
     num_cpus: float = Field(1, gt=0, description="CPUs of each replica", json_schema_extra=FREE)
     num_gpus: float = Field(0, ge=0, description="GPUs of each replica, fractions allowed", json_schema_extra=FREE)
+
+    @property
+    def open_clip_name(self) -> str:
+        """``model`` as open_clip takes it; raykd's folder differs from job to job, a campaign's config does not."""
+        return self.model.replace("{raykd}", str(Path(__file__).parent))
 
 
 class Student(Section):
@@ -370,7 +377,7 @@ def demo() -> dict[str, Any]:
             "label_column": "label",
             "split_column": "split",
         },
-        "teacher": {"model": f"local-dir:{digits.TEACHER}", "templates": list(digits.TEMPLATES), "batch_size": 128},
+        "teacher": {"model": "local-dir:{raykd}/demo/teacher", "templates": list(digits.TEMPLATES), "batch_size": 128},
         "student": {
             "backbone": "test_resnet",
             "pretrained": False,

@@ -104,5 +104,8 @@ def read_figures(campaign: Campaign) -> list[dict[str, Any]]:
 
 
 def write_lines(campaign: Campaign) -> None:
-    lines = [json.dumps(values) for values in read_figures(campaign)]
-    (campaign.place / "metrics.jsonl").write_bytes(("\n".join(lines) + "\n").encode())
+    """Bring metrics.jsonl up to date with the rounds that are evaluated."""
+    place = campaign.place / "metrics.jsonl"
+    text = "".join(json.dumps(values) + "\n" for values in read_figures(campaign)).encode()
+    if not place.exists() or place.read_bytes() != text:
+        place.write_bytes(text)

@@ -123,7 +123,7 @@ def check_teacher(config: Teacher) -> None:
         if not os.path.isfile(config.model_config_file):
             raise ValueError(f"teacher.model_config_file: no file {config.model_config_file!r}")
         open_clip.add_model_config(config.model_config_file)
-    schema, name = open_clip.factory.parse_model_name(config.model)
+    schema, name = open_clip.factory.parse_model_name(config.open_clip_name)
     if schema == "local-dir":
         if not os.path.isfile(os.path.join(name, MODEL_CONFIG)):
             raise ValueError(f"teacher.model: no {MODEL_CONFIG} in the folder {name!r}")
@@ -177,7 +177,7 @@ def fetch_model(campaign: Campaign) -> Stage:
     stage = campaign.stage("teacher_model", inputs)
     if not stage.is_done():
         with stage.writing() as out:
-            tokenizer_of(config.model)  # what it lacks is said before any weights are fetched
+            tokenizer_of(config.open_clip_name)  # what it lacks is said before any weights are fetched
             state, about = resolve(config)
             import safetensors.torch
 
@@ -197,13 +197,16 @@ def resolve(config: Teacher) -> tuple[dict[str, Any], dict[str, Any]]:
     import open_clip
 
     try:
-        model = open_clip.create_model(config.model, pretrained=config.pretrained, require_pretrained=True)
+        model = open_clip.create_model(config.open_clip_name, pretrained=config.pretrained, require_pretrained=True)
     except Exception as error:
         raise ValueError(
             f"cannot load teacher {config.model!r} with pretrained {config.pretrained!r}: {error}"
         ) from error
     state = {name: value.contiguous().clone() for name, value in model.state_dict().items()}
-    about = {"model_cfg": open_clip.get_model_config(config.model), "preprocess_cfg": dict(model.visual.preprocess_cfg)}
+    about = {
+        "model_cfg": open_clip.get_model_config(config.open_clip_name),
+        "preprocess_cfg": dict(model.visual.preprocess_cfg),
+    }
     return state, about
 
 
@@ -244,7 +247,7 @@ def pixel_transform(place: Place) -> tuple[Any, tuple[int, int]]:
 
 def embed_classes(config: Teacher, place: Place, texts: list[str], num_classes: int) -> np.ndarray:
     """Class embeddings, float32 [C, D]: tokens made here, encoded on a GPU when the teacher has one."""
-    tokens = tokenizer_of(config.model)(texts).numpy()
+    tokens = tokenizer_of(config.open_clip_name)(texts).numpy()
     if not config.num_gpus:
         return encode_texts(place, tokens, num_classes, "cpu")
     encode = ray.remote(encode_texts).options(num_cpus=config.num_cpus, num_gpus=config.num_gpus)
