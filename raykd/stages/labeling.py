@@ -177,9 +177,14 @@ def answers_folder(campaign: Campaign) -> Place:
 
 def wait_for_people(campaign: Campaign, round: int, asked: pa.ChunkedArray, current: pa.Table) -> None:
     missing = len(asked) - int(pc.sum(pc.is_in(asked, value_set=current["sample_id"])).as_py() or 0)
-    if missing <= len(asked) - math.ceil(campaign.config.labels.min_answered * len(asked)):
-        return
     tasks, answers = campaign.round_place(round) / "tasks.csv", answers_folder(campaign)
+    if missing <= len(asked) - math.ceil(campaign.config.labels.min_answered * len(asked)):
+        if "label" in current["outcome"].to_pylist():
+            return
+        raise WaitingForLabels(
+            f"no answer names a class yet, so there is nothing to train on: put a CSV, JSONL or Parquet file with "
+            f"sample_id and label of some images of the pool into {answers} and run the same command again"
+        )
     raise WaitingForLabels(
         f"{missing} of {len(asked)} images of round {round} wait for a label: fill the label column of {tasks} (or put "
         f"CSV, JSONL or Parquet files with sample_id and label into {answers}) and run the same command again"

@@ -438,6 +438,21 @@ def test_answers_given_in_part_are_kept_and_it_still_waits_for_the_rest(waiting,
     assert labels_of(place) == {picks[0]: ("label", 2), picks[1]: ("label", 1)}
 
 
+def test_when_no_answer_names_a_class_it_waits_for_one_that_does(waiting, run_job, up_to_training):
+    settings, place, picks, _ = waiting
+    fill(place / "round_000" / "tasks.csv", dict.fromkeys(picks, "unsure"))
+    ended = run_job(settings)
+    assert ended.code == 0
+    assert ended.out.startswith("no answer names a class yet")
+    (place / "answers").mkdir()
+    pool = pq.read_table(place / "pool" / "manifest.parquet").filter(pc.field("split") == "pool")
+    name = next(each for each in pool["sample_id"].to_pylist() if each not in picks)
+    (place / "answers" / "more.csv").write_text(f"sample_id,label\n{name},red\n")
+    with pytest.raises(Reached):
+        run_job(settings)
+    assert labels_of(place)[name] == ("label", 2)
+
+
 def test_answered_in_any_kind_of_file_it_goes_on_to_the_training(waiting, run_job, up_to_training):
     settings, place, picks, _ = waiting
     fill(place / "round_000" / "tasks.csv", {picks[0]: "Blue"})
