@@ -5,7 +5,7 @@ Parquet reader knows. C is the number of classes, D a feature width.
 
 ========== ==================================================================================================
 manifest   sample_id, uri, size_bytes, label (class name or null), split (pool, val, test)
-teacher    sample_id, features f16[D], logits f32[C], error (null, or why the image could not be read: then no vectors)
+teacher    sample_id, features f16[D], logits f32[C], error (null, or why it could not be read: then NaN)
 predict    sample_id, split, ce_logits f32[C], kd_logits f32[C], features f16[D]
 picks      sample_id, rank (0-based, in the order picked), distance (NaN where it means nothing)
 labels     sample_id, label (class index), outcome: the answers that a round trains on
@@ -46,11 +46,13 @@ LEDGER = pa.schema(
 
 
 def vectors(rows: np.ndarray, mask: np.ndarray | None = None) -> pa.FixedSizeListArray:
-    """A numeric [n, width] array as a FixedSizeList column; rows where ``mask`` is True become null."""
-    values = pa.array(np.ascontiguousarray(rows).reshape(-1))
-    return pa.FixedSizeListArray.from_arrays(
-        values, rows.shape[1], mask=None if mask is None else pa.array(np.asarray(mask, bool))
-    )
+    """A float [n, width] array as a FixedSizeList column; rows where ``mask`` is True become NaN.
+
+    Not null: Arrow before 26 cannot write a FixedSizeList with nulls to Parquet.
+    """
+    if mask is not None:
+        rows = np.where(np.asarray(mask, bool)[:, None], np.array(np.nan, rows.dtype), rows)
+    return pa.FixedSizeListArray.from_arrays(pa.array(np.ascontiguousarray(rows).reshape(-1)), rows.shape[1])
 
 
 def matrix(column: pa.ChunkedArray | pa.Array, name: str = "column") -> np.ndarray:

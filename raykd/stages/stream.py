@@ -73,7 +73,8 @@ def stream(
         replicas: Number of actors, or the least and the most.
     """
     low, high = (replicas, replicas) if isinstance(replicas, int) else replicas
-    order = [("split", "ascending"), ("uri", "ascending")]  # as they are stored; and a split's rows lie together
+    keys = ("split", "uri", "sample_id")  # as they are stored; a split's rows lie together; an image may be there twice
+    order = [(key, "ascending") for key in keys]
     table = rows.select(["sample_id", "uri", "split"]).sort_by(order)
     missing = math.ceil(table.num_rows / batch_size) * batch_size - table.num_rows
     filler = pa.table([pa.nulls(missing, pa.string())] * 3, schema=table.schema)

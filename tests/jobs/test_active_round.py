@@ -130,7 +130,7 @@ def test_metrics_has_a_line_a_round_with_what_was_learned(finished):
     for line in lines:
         assert line["num_test"] == 10
         assert set(line["accuracy"]) == {"mixture", "ce_head", "kd_head", "teacher"}
-        assert set(line["seconds"]) == {*EACH} - {"ask"}
+        assert set(line["seconds"]) == {*EACH} - {"ask"} - {"ask"}
         assert 0 <= line["ece"] <= 1
         assert 0 < line["coverage_radius"] < 1.5
         assert len(line["recall_C"]) == 3
@@ -593,11 +593,23 @@ def test_a_submitted_job_with_a_relative_storage_path_is_refused(finished, run_j
     assert "storage_path 'runs/mine' is relative" in ended.err
 
 
-def test_a_pool_that_is_not_there_is_one_message_and_leaves_no_stage(finished, run_job, tmp_path):
-    ended = run_job(finished.settings, f"storage_path={tmp_path / 'run'}", "pool.path=/nowhere/at/all")
+def test_a_pool_that_is_not_there_is_one_message_and_may_be_mended_in_the_same_folder(
+    finished, run_job, tmp_path, monkeypatch
+):
+    from raykd.stages import teacher
+
+    def stop(campaign, images):
+        raise Reached
+
+    monkeypatch.setattr(teacher, "score", stop)
+    settings = finished.settings | {"storage_path": str(tmp_path / "run")}
+    ended = run_job(settings, "pool.path=/nowhere/at/all")
     assert ended.code == 2
     assert ended.err.startswith("error: pool: nothing at '/nowhere/at/all'")
-    assert {path.name for path in (tmp_path / "run").iterdir()} == {"campaign.json"}
+    assert not (tmp_path / "run" / "pool").exists()
+    with pytest.raises(Reached):
+        run_job(settings)
+    assert (tmp_path / "run" / "pool" / MARKER).exists()
 
 
 def test_a_student_that_can_no_longer_read_an_image_is_told_and_the_others_are_scored(finished, seeded, monkeypatch):

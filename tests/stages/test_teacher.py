@@ -92,7 +92,8 @@ def test_a_truncated_image_is_in_quarantine_and_the_others_are_all_there(finishe
     manifest = read_manifest(finished.pool)
     assert sorted(rows) == sorted(manifest["sample_id"].to_pylist())
     assert [name for name, row in rows.items() if row["error"] is not None] == ["red/broken.png"]
-    assert rows["red/broken.png"]["features"] is rows["red/broken.png"]["logits"] is None
+    assert np.isnan(rows["red/broken.png"]["features"]).all()
+    assert np.isnan(rows["red/broken.png"]["logits"]).all()
     assert readable(manifest, finished.teacher).num_rows == 48
     assert finished.teacher.facts["unreadable"] == 1
     assert finished.teacher.facts["rows"] == 49
@@ -146,7 +147,10 @@ def test_the_bits_do_not_depend_on_replicas_or_on_the_manifests_order(scored, fi
     shuffled = table.take(np.random.default_rng(0).permutation(table.num_rows))
     pool = types.SimpleNamespace(facts=finished.pool.facts, place=ShuffledPlace(finished.pool.place, shuffled))
     again = scored("teacher.replicas=2", pool=pool)
-    assert table_of(again).equals(table_of(finished.teacher))
+    once, twice = (table_of(stage) for stage in (finished.teacher, again))
+    assert once.drop_columns(["features", "logits"]).equals(twice.drop_columns(["features", "logits"]))
+    for name in ("features", "logits"):  # NaN where an image cannot be read
+        np.testing.assert_array_equal(np.array(once[name].to_pylist()), np.array(twice[name].to_pylist()))
     assert again.fingerprint == finished.teacher.fingerprint
 
 
