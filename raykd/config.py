@@ -348,7 +348,7 @@ def from_command_line(arguments: Sequence[str] | None = None) -> Config:
     if not given.preset:
         return load_file(given.config, given.set)
     config = load_preset(given.preset, given.set)
-    if given.preset == "demo" and "://" not in config.pool.path:  # elsewhere the user has put it there
+    if given.preset == "demo" and config.pool.path == demo()["pool"]["path"]:  # any other file is the user's own
         from raykd.demo import digits
 
         digits.write_pool(config.pool.path)
