@@ -18,7 +18,8 @@ import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 from pydantic.config import JsonDict
 
-from raykd.algo.strategies import STRATEGIES
+from raykd.algo.duplicates import Cap
+from raykd.algo.strategies import STRATEGIES, known_strategy
 
 FREE: JsonDict = {"free": True}
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -147,20 +148,36 @@ class Mixture(Section):
 class Selection(Section):
     """What to label next."""
 
-    strategy: str = Field("pcoreset", description="One of: " + ", ".join(sorted(STRATEGIES)))
+    strategy: str = Field("pcoreset", description=f"One of: {', '.join(sorted(STRATEGIES))}; or an installed plug-in")
     budget: Count | None = Field(None, description="Picks a round; null: as many as there are classes")
     mixture: Literal["round"] | tuple[Share, Annotated[float, Field(gt=0)]] = Field(
         "round", description="Probabilities to select in: the round's own mixture, or fixed [ce_weight, temperature]"
     )
+    max_duplicates: Count | None = Field(None, description="Picks that may be near-duplicates of each other; null: any")
+    duplicate_cosine: float | None = Field(
+        None, gt=0, le=1, description="Near-duplicates: from this cosine of the vectors on; null: equal vectors"
+    )
+    duplicate_column: Literal["features", "probs"] = Field("features", description="The vectors that are compared")
+    precision: Literal["fp32", "fp16"] = Field("fp32", description="fp16: vectors rounded, in half the memory")
     shards: Count = Field(2, description="Ray actors that hold the pool's vectors", json_schema_extra=FREE)
+    memory_gib: float | None = Field(
+        None, gt=0, description="GiB of vectors from which on a shard maps them from a file", json_schema_extra=FREE
+    )
     num_cpus: float = Field(0.5, gt=0, description="CPUs of each shard", json_schema_extra=FREE)
+    num_gpus: float = Field(0, ge=0, description="GPUs of each shard, fractions allowed", json_schema_extra=FREE)
 
     @field_validator("strategy")
     @classmethod
     def _known(cls, name: str) -> str:
-        if name not in STRATEGIES:
-            raise ValueError(f"unknown strategy {name!r}; known: {', '.join(sorted(STRATEGIES))}")
+        known_strategy(name)
         return name
+
+    @property
+    def cap(self) -> Cap | None:
+        """``max_duplicates`` and what belongs to it, as selection takes it."""
+        if self.max_duplicates is None:
+            return None
+        return Cap(limit=self.max_duplicates, cosine=self.duplicate_cosine, column=self.duplicate_column)
 
 
 class Labels(Section):

@@ -2,335 +2,338 @@
 
 A strategy sees the pool only through :class:`Shards`: one question, one small answer from each shard. A shard may be
 lost and rebuilt from storage at any moment, and a question may be asked twice or out of order. So every method either
-keeps nothing, or (:class:`Centers`) says how much it knows and is told the rest again.
+keeps nothing, or (:class:`News`) says how much it knows and is told the rest again.
 
-N rows, C classes, D feature width, K centers, W the width of a space's vectors.
+Memory: the rows with their ids, 16 bytes a row to find and order ids; 12 bytes a row while a selection runs (the
+outline that it starts from is dropped then, or 12 bytes a row as well); and the rows of one answer.
+
+N rows, C classes, D feature width, K centers, S numbers of a rule's state, W the width of a space's vectors.
 """
 
 from __future__ import annotations
 
-import bisect
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
 from raykd.algo import keyed
-from raykd.algo.spaces import Euclidean, Gradients, blocks, unit
+from raykd.algo.rows import Outline, Report, Rows, blocks, faults, outline, suspects
+from raykd.algo.rules import Rule
+from raykd.algo.spaces import GATHER_VALUES, Euclidean, Space, first_bounds, within
 
-SUM_TOLERANCE = 1e-3  # how far from 1 the probabilities of a row may sum
+Score = Callable[..., np.ndarray]  # of a shard and further arguments, see scores.py
+
+FEWEST = 64  # rows refreshed at a time, at least
+FRONT = 8  # times as many rows as are wanted are kept at hand
 
 
-@dataclass(eq=False)
-class Rows:
-    """Rows and their vectors; what a strategy does not need may be left out.
+def inspect(rows: Rows, needs: Sequence[str], hashes_N: np.ndarray, any_numbers: bool = False) -> Report:
+    """Check the vectors that a strategy needs: probabilities are probabilities, features are finite.
 
-    Args:
-        ids: N different strings, kept as an object array. They are compared as strings, by code point: "10" < "9".
-        probs: float [N, C], class probabilities, kept as float32.
-        features: float [N, D], kept as float32.
-        labels: int [N], class indices; of labeled rows.
+    ``any_numbers``: probabilities need only be finite.
     """
-
-    ids: np.ndarray
-    probs: np.ndarray | None = None
-    features: np.ndarray | None = None
-    labels: np.ndarray | None = None
-
-    def __post_init__(self) -> None:
-        self.ids = np.array(list(self.ids), object)
-        for name in ("probs", "features"):
-            if (given := getattr(self, name)) is not None:
-                vectors = np.ascontiguousarray(given, np.float32)
-                assert vectors.ndim == 2, f"{name} of shape {vectors.shape}"
-                assert len(vectors) == len(self.ids), f"{len(vectors)} {name} for {len(self.ids)} ids"
-                setattr(self, name, vectors)
-        if self.labels is not None:
-            self.labels = np.asarray(self.labels)
-
-    @classmethod
-    def none(cls) -> Rows:
-        return cls(np.array([], object))
-
-    def __len__(self) -> int:
-        return len(self.ids)
-
-    def take(self, where: np.ndarray) -> Rows:
-        """Some of the rows, by position or mask, in that order (a copy)."""
-        parts = (None if part is None else part[where] for part in (self.probs, self.features, self.labels))
-        return Rows(self.ids[where], *parts)
+    return _look(rows, needs, hashes_N, any_numbers)[0]
 
 
-class Report(NamedTuple):
-    """What a look at some rows found."""
-
-    num_rows: int
-    widths: dict[str, int]  # of the needed vectors that are there
-    num_bad: int
-    first_bad: list[str]  # id and what is wrong with it, of the first three
-    hashes_N: np.ndarray
-
-
-def inspect(rows: Rows, needs: Sequence[str], hashes_N: np.ndarray) -> Report:
-    """Check the vectors that a strategy needs: probabilities are probabilities, features are finite."""
+def _look(rows: Rows, needs: Sequence[str], hashes_N: np.ndarray, any_numbers: bool) -> tuple[Report, Outline | None]:
     widths: dict[str, int] = {}
-    num_bad = 0
-    first_bad: list[str] = []
+    bad: list[tuple[str, str]] = []
+    seen = None
     for name in needs:
         vectors_NW: np.ndarray | None = getattr(rows, name)
         if vectors_NW is None:
             continue
         widths[name] = vectors_NW.shape[1]
-        for part in blocks(*vectors_NW.shape):
-            block = vectors_NW[part]
-            sums = block.sum(axis=1, dtype=np.float64)
-            right = np.isfinite(block).all(axis=1)
-            if name == "probs":
-                right &= (block >= 0).all(axis=1) & (np.abs(sums - 1) <= SUM_TOLERANCE)
-            num_bad += int((~right).sum())
-            for row in np.flatnonzero(~right)[: 3 - len(first_bad)]:
-                first_bad.append(f"{rows.ids[part][row]!r}: {_what_is_wrong(name, block[row])}")
-    return Report(len(rows), widths, num_bad, first_bad, hashes_N)
+        if name == "probs" and not any_numbers and len(rows):
+            seen, suspect_N = outline(vectors_NW)
+        else:
+            suspect_N = suspects(vectors_NW)
+        found = faults(name, vectors_NW, np.flatnonzero(suspect_N), any_numbers)
+        bad += [(rows.ids[row], what) for row, what in found.items()]
+    first = [f"{name!r}: {what}" for name, what in sorted(bad)[:3]]
+    return Report(len(rows), widths, len(bad), first, hashes_N), seen
 
 
-def _what_is_wrong(name: str, vector_W: np.ndarray) -> str:
-    if not np.isfinite(vector_W).all():
-        return f"{name} hold NaN or infinity"
-    if (vector_W < 0).any():
-        return f"{name} hold the negative value {vector_W.min():.4g}"
-    return f"{name} sum to {vector_W.sum(dtype=np.float64):.6g}"
+class News(NamedTuple):
+    """What a selection has decided: the centers it began with, and picks number ``start``, ``start + 1``, ...
 
-
-class Centers(NamedTuple):
-    """Centers ``start``, ``start + 1``, ... of a selection: enough for a shard that knows those before."""
+    Enough for a shard that knows what came before. Centers that it began with travel only with the first question, and
+    again to shards that lost them.
+    """
 
     run: str  # names the selection; a shard that meets another one starts anew
-    space: str
+    space: Space
+    rule: Rule
+    base_ids: list[str]  # pool rows among the centers it began with
+    base_KW: np.ndarray | None
     start: int
     ids: list[str]
-    vectors_KW: np.ndarray
+    vectors_KW: np.ndarray  # of those before the first at distance 0: from there on no pick changes anything
+    times_K: np.ndarray
 
 
-class Candidate(NamedTuple):
-    """A shard's best row. Of several shards the smallest ``order`` wins; it ends in the id, so no two are equal."""
+class Top(NamedTuple):
+    """A shard's first rows, exact, and the order of the first of all others: minus its bound, and its id.
 
-    order: tuple[Any, ...]
-    id: str
-    sq: float  # squared distance to the nearest center
-    vector_W: np.ndarray
+    Smaller orders go first. None: there are no others.
+    """
+
+    ids: np.ndarray
+    vectors_NW: np.ndarray
+    state_NS: np.ndarray
+    rest: tuple[float, str] | None
 
 
 class Answer(NamedTuple):
-    """A shard's candidate, if it knows all centers and has any row left, and how many centers it knows."""
+    """What a shard knows, picks counted (-1: not even what the selection began with), and its top if it knows all."""
 
     known: int
-    candidate: Candidate | None
+    top: Top | None = None
+    refreshed: int = 0  # rows brought up to date for this answer
 
 
 class Shard:
-    """Some unlabeled rows, kept sorted by id, so that the first of equals is the one with the smaller id."""
+    """Some unlabeled rows. Their order does not matter; ties go to the smaller id."""
 
     def __init__(self, rows: Rows) -> None:
-        order = np.argsort(rows.ids, kind="stable")
-        self.rows = rows if (order[1:] > order[:-1]).all() else rows.take(order)
-        self.hashes_N = keyed.hash_ids(self.rows.ids)
-        self._spaces: dict[str, Euclidean | Gradients] = {}
-        self._run: str | None = None
-        self._known = 0
-        self._sq_N = np.empty(0)
+        self.rows = rows
+        self.hashes_N = keyed.hash_ids(rows.ids)
+        self._by_id = np.argsort(rows.ids, kind="stable")
+        self._rank_N = np.empty(len(rows), np.int32)
+        self._rank_N[self._by_id] = np.arange(len(rows), dtype=np.int32)
+        self._aside = np.empty(0, np.int64)
+        self._outline: Outline | None = None
+        self._selection: _Selection | None = None
 
     def __len__(self) -> int:
         return len(self.rows)
 
+    def probs(self) -> np.ndarray:
+        """The rows' probabilities, float32 or float16 [N, C]."""
+        assert self.rows.probs is not None
+        return self.rows.probs
+
     # ------------------------------------------------------------ questions that leave nothing behind
 
-    def inspect(self, needs: Sequence[str]) -> Report:
-        return inspect(self.rows, needs, self.hashes_N)
+    def inspect(self, needs: Sequence[str], any_numbers: bool = False) -> Report:
+        report, self._outline = _look(self.rows, needs, self.hashes_N, any_numbers)
+        return report
 
     def named(self, hashes: np.ndarray) -> list[str]:
         """The ids here whose hash is among ``hashes``."""
         return self.rows.ids[np.isin(self.hashes_N, hashes)].tolist()
 
-    def lowest(self, score: str, count: int, *key: int | str) -> tuple[np.ndarray, np.ndarray]:
-        """The ``count`` rows with the lowest score: scores and ids, rising, ties by id. ``score`` is in SCORES."""
-        return _lowest(SCORES[score](self, *key), self.rows.ids, count)
+    def lowest(self, score: Score, count: int, *key: int | str) -> tuple[np.ndarray, np.ndarray]:
+        """The ``count`` rows with the lowest score (see ``scores``): scores and ids, rising, ties by id."""
+        return self._lowest(score(self, *key), self._here(), count)
 
     def predicted(self) -> np.ndarray:
-        """How many rows have each class as their most probable one, int64 [C]; [0] when the shard is empty."""
-        probs_NC = self._probs()
-        return np.bincount(probs_NC.argmax(axis=1), minlength=probs_NC.shape[1]) if len(self.rows) else np.zeros(0, int)
+        """How many rows have each class as their most probable one, int64 [C]; [0] when the shard has no rows."""
+        return np.bincount(self._top()[self._here()], minlength=self.probs().shape[1])
 
     def lowest_in_classes(
-        self, counts: dict[int, int], score: str, *key: int | str
+        self, counts: dict[int, int], score: Score, *key: int | str
     ) -> dict[int, tuple[np.ndarray, np.ndarray]]:
-        """As :meth:`lowest`, for each class among the rows predicted as it."""
-        if not len(self.rows):
-            return {}
-        predicted_N = self._probs().argmax(axis=1)
-        scores_N = SCORES[score](self, *key)
-        found = {}
-        for number, count in counts.items():
-            where = np.flatnonzero(predicted_N == number)
-            found[number] = _lowest(scores_N[where], self.rows.ids[where], count)
+        """As :meth:`lowest`, for each class among the rows predicted as it; classes without rows are left out."""
+        here, scores_N = self._here(), score(self, *key)
+        here = here[np.argsort(self._top()[here], kind="stable")]
+        starts = np.flatnonzero(np.diff(self._top()[here], prepend=-1))
+        members = {int(self._top()[rows[0]]): rows for rows in np.split(here, starts[1:]) if len(rows)}
+        return {
+            number: self._lowest(scores_N, members[number], count)
+            for number, count in counts.items()
+            if number in members
+        }
+
+    def vectors(self, space: Space, ids: Sequence[str]) -> dict[str, np.ndarray]:
+        """The vectors of those of ``ids`` that are here."""
+        at = self._positions(ids)
+        return dict(zip(self.rows.ids[at], space.vectors(self.rows, at), strict=True)) if len(at) else {}
+
+    def crowded(self, space: Space, y_KW: np.ndarray, sq: float, limit: int) -> list[str]:
+        """The ids of rows that have ``limit`` or more of these vectors within that squared distance."""
+        found: list[str] = []
+        for part in blocks(len(self.rows), space.vectors(self.rows, slice(0, 1)).shape[1], GATHER_VALUES):
+            crowd_N = within(space, space.vectors(self.rows, part), y_KW, sq).sum(axis=1)
+            found += self.rows.ids[part][crowd_N >= limit].tolist()
         return found
 
-    def vectors(self, space: str, ids: Sequence[str]) -> dict[str, np.ndarray]:
-        """The vectors, as centers, of those of ``ids`` that are here."""
-        at = {name: self._position(name) for name in ids}
-        return {name: self._space(space).vector(row) for name, row in at.items() if row is not None}
+    def without(self, ids: Sequence[str], method: str, *args: Any) -> Any:
+        """Another question's answer as if these rows were not there."""
+        self._aside = self._positions(ids)
+        try:
+            return getattr(self, method)(*args)
+        finally:
+            self._aside = np.empty(0, np.int64)
 
-    def farthest_from(self, space: str, centers_KW: np.ndarray) -> float:
-        """The largest distance of a row to its nearest center, NaN when the shard is empty.
+    # ------------------------------------------------------------ the question of a selection
 
-        The row is found by FAISS (float32), its distance is exact: the answer is at most the true one, and below it
-        by no more than float32 rounding.
+    def best(self, news: News, count: int, floor: float = -np.inf) -> Answer:
+        """The first rows by the selection's rule, exactly, and a bound on all others.
+
+        At most ``count``, and after the first none with a key below ``floor``.
+
+        Only rows whose bound is among the largest are refreshed: bounds start cheap (see ``spaces.first_bounds``) and
+        only fall. Cost: rows refreshed * (K + picks) * W, and a sort of N numbers now and then.
         """
-        import faiss  # here, as only this needs it
-
-        here = self._space(space)
-        assert isinstance(here, Euclidean)
-        if not len(self.rows):
-            return float("nan")
-        index = faiss.IndexFlatL2(here.rows_NW.shape[1])
-        index.add(np.ascontiguousarray(centers_KW, np.float32))
-        row = int(index.search(here.rows_NW, 1)[0].argmax())
-        sq = np.array([np.inf])
-        Euclidean(here.rows_NW[row : row + 1]).lower(sq, centers_KW)
-        return float(np.sqrt(sq[0]))
-
-    # ------------------------------------------------------------ questions about the distance to the nearest center
-
-    def farthest(self, centers: Centers) -> Answer:
-        """The row farthest from its nearest center. Cost: new centers * N * W."""
-        if not self._learn(centers):
-            return Answer(self._known, None)
-        row = int(self._sq_N.argmax()) if len(self._sq_N) else 0
-        if not len(self._sq_N) or self._sq_N[row] < 0:
-            return Answer(self._known, None)
-        return Answer(self._known, self._candidate(centers.space, row, (-self._sq_N[row],)))
-
-    def race(self, centers: Centers, *key: int | str) -> Answer:
-        """The winner of an exponential race: each row's time is Exp(1) / D², the first one home is picked.
-
-        That draws a row with probability D² / sum D² exactly, D its distance to the nearest center, and the first of
-        all shards' winners is the winner over all. Rows at distance 0 never come home; when no other is left, the
-        smallest draw wins.
-        """
-        if not self._learn(centers):
-            return Answer(self._known, None)
-        left_N = np.flatnonzero(self._sq_N >= 0)
-        if not len(left_N):
-            return Answer(self._known, None)
-        draws_N = keyed.uniform(self.hashes_N, *key)[left_N]
-        with np.errstate(divide="ignore", over="ignore"):
-            times_N = -np.log(draws_N) / self._sq_N[left_N]
-        first = int(times_N.argmin())
-        order = (times_N[first], 0.0)
-        if np.isinf(times_N[first]):
-            first = int(draws_N.argmin())
-            order = (np.inf, draws_N[first])
-        return Answer(self._known, self._candidate(centers.space, int(left_N[first]), order))
-
-    def _learn(self, centers: Centers) -> bool:
-        """Bring the running minimum up to date; False when centers before these are missing (a restart)."""
-        if centers.run != self._run:
-            self._run, self._known, self._sq_N = centers.run, 0, np.full(len(self.rows), np.inf)
-        if centers.start > self._known:
-            return False
-        new = self._known - centers.start
-        if new < len(centers.ids):
-            if len(self.rows):
-                self._space(centers.space).lower(self._sq_N, centers.vectors_KW[new:])
-            for name in centers.ids[new:]:
-                if (row := self._position(name)) is not None:
-                    self._sq_N[row] = -1.0  # picked: below any distance, for good
-            self._known = centers.start + len(centers.ids)
-        return True
-
-    def _candidate(self, space: str, row: int, order: tuple[Any, ...]) -> Candidate:
-        name = self.rows.ids[row]
-        order = (*(float(part) for part in order), name)
-        return Candidate(order, name, float(self._sq_N[row]), self._space(space).vector(row))
+        here = self._selection
+        if here is None or here.run != news.run:
+            if news.base_KW is None:
+                return Answer(-1)
+            here = self._selection = _Selection(self, news)
+        if news.start > here.num_gone:
+            return Answer(here.num_gone)
+        here.learn(news)
+        return here.answer(count, floor)
 
     # ------------------------------------------------------------ inside
 
-    def _position(self, name: str) -> int | None:
-        row = bisect.bisect_left(self.rows.ids, name)
-        return row if row < len(self.rows) and self.rows.ids[row] == name else None
+    def _positions(self, ids: Sequence[str]) -> np.ndarray:
+        """Where those of ``ids`` stand that are here."""
+        names = np.array(list(ids), object)
+        if not len(self.rows):
+            return np.empty(0, np.int64)
+        places = np.searchsorted(self.rows.ids, names, sorter=self._by_id)
+        rows = self._by_id[np.minimum(places, len(self.rows) - 1)]
+        return rows[self.rows.ids[rows] == names]
 
-    def _probs(self) -> np.ndarray:
-        return np.empty((0, 0), np.float32) if self.rows.probs is None else self.rows.probs
+    def _lowest(self, scores_N: np.ndarray, where: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
+        first = where[lowest(scores_N[where], self._rank_N[where], count)]
+        return scores_N[first], self.rows.ids[first]
 
-    def _features(self) -> np.ndarray:
-        return np.empty((0, 0), np.float32) if self.rows.features is None else self.rows.features
+    def _here(self) -> np.ndarray:
+        """The rows that are there (see :meth:`without`), int64 [N]."""
+        here = np.ones(len(self.rows), bool)
+        here[self._aside] = False
+        return np.flatnonzero(here)
 
-    def _space(self, name: str) -> Euclidean | Gradients:
-        if name not in self._spaces:
-            self._spaces[name] = SPACES[name](self)
-        return self._spaces[name]
-
-
-SPACES: dict[str, Callable[[Shard], Euclidean | Gradients]] = {
-    "probs": lambda shard: Euclidean(shard._probs()),
-    "unit_features": lambda shard: Euclidean(unit(shard._features())),
-    "gradients": lambda shard: Gradients(shard._probs(), shard._features()),
-}
+    def _top(self) -> np.ndarray:
+        if self._outline is None:
+            self._outline = outline(self.probs())[0]
+        return self._outline.top_N
 
 
-# ---------------------------------------------------------------- scores: one number a row, the lowest is wanted
+class _Selection:
+    """What a shard remembers of the selection that runs: a bound and a number for each row.
+
+    ``seen``: how many picks the bound knows of; then it is the row's exact key as of then. Of rows whose bound is not
+    exact even as to the centers in the beginning, it is the complement of that (-1: of none).
+    """
+
+    def __init__(self, shard: Shard, news: News) -> None:
+        assert news.base_KW is not None
+        self.shard, self.run, self.space, self.rule = shard, news.run, news.space, news.rule
+        self.base_KW = np.ascontiguousarray(news.base_KW)
+        self.picks_KW = np.empty((0, self.base_KW.shape[1]), np.float32)
+        self.times_K = np.empty(0)
+        outlined, shard._outline = shard._outline, None
+        if not (isinstance(self.space, Euclidean) and self.space.peaked):
+            outlined = None
+        elif outlined is None and len(shard.rows):
+            outlined = outline(shard.probs())[0]
+        sq_N = first_bounds(self.space, shard.rows, outlined, self.base_KW)
+        self.bounds_N = self.rule.bounds(shard.hashes_N, sq_N)
+        self.seen_N = np.full(len(shard), -1, np.int32)
+        self.bounds_N[shard._positions(news.base_ids)] = -np.inf
+        self.bounds_N[shard._aside] = -np.inf
+        self.front, self.behind = np.empty(0, np.int64), np.inf  # rows outside the front have bounds below this
+        self.num_gone = 0
+        self.num_left = int((self.bounds_N > -np.inf).sum())
+
+    @property
+    def num_picks(self) -> int:
+        return len(self.times_K)
+
+    def learn(self, news: News) -> None:
+        new = self.num_gone - news.start
+        if new < len(news.ids):
+            at = self.shard._positions(news.ids[new:])
+            self.bounds_N[at] = -np.inf
+            self.num_left -= len(at)
+            self.picks_KW = np.concatenate([self.picks_KW, news.vectors_KW[new:]])
+            self.times_K = np.concatenate([self.times_K, news.times_K[new:]])
+            self.num_gone += len(news.ids) - new
+
+    def answer(self, count: int, floor: float) -> Answer:
+        count = min(count, self.num_left)
+        refreshed, stretch = 0, 1
+        while True:
+            first = self._first(count + 1)
+            above = int((self.bounds_N[first] >= floor).sum())
+            count = min(count, max(1, above))
+            stale = self._stale(first[:count])
+            if not len(stale):
+                break
+            if above > count or not above:
+                # With some exact, others may no longer be among the first: so half of them at a time. Where that
+                # changes little, bounds say little: then more rows are gone through at a time.
+                stretch = 2 * stretch if refreshed and len(stale) > count / 2 else 1
+                more = self._first(stretch * count)
+                stale = self._stale(more if not above else more[self.bounds_N[more] >= floor])
+                stale = stale[: max(FEWEST, len(stale) // 2)]
+            self._refresh(stale)
+            refreshed += len(stale)
+        sent, rest = first[:count], first[count : count + 1]
+        ids_N, x_NW = self.shard.rows.ids, self.space.vectors(self.shard.rows, sent)
+        limit = (-float(self.bounds_N[rest[0]]), ids_N[rest[0]]) if len(rest) else None
+        return Answer(self.num_gone, Top(ids_N[sent], x_NW, self._states(sent, x_NW, self.num_picks), limit), refreshed)
+
+    def _first(self, count: int) -> np.ndarray:
+        """The rows with the largest bounds, falling, ties by id; rows that are gone are not among them.
+
+        Bounds only fall, so for a while it is enough to look among those that were large: the front.
+        """
+        count = min(count, self.num_left)
+        while True:
+            if len(self.front) >= count:
+                first = self.front[lowest(-self.bounds_N[self.front], self.shard._rank_N[self.front], count)]
+                if not count or self.bounds_N[first[-1]] >= self.behind:
+                    return first
+            place = max(0, len(self.bounds_N) - FRONT * count)
+            self.behind = np.partition(self.bounds_N, place)[place]
+            self.front = np.flatnonzero(self.bounds_N >= self.behind)
+
+    def _stale(self, where: np.ndarray) -> np.ndarray:
+        return where[(self.seen_N[where] != self.num_picks) & (self.bounds_N[where] > self.rule.least)]
+
+    def _refresh(self, where: np.ndarray) -> None:
+        """Bring rows up to date, or at least lower their bounds: by the picks first, as they are few and near."""
+        seen = self.seen_N[where]
+        for known in set(seen.tolist()):
+            rows = np.sort(where[seen == known])
+            for part in blocks(len(rows), self.base_KW.shape[1], GATHER_VALUES):
+                x_NW = self.space.vectors(self.shard.rows, rows[part])
+                self.bounds_N[rows[part]] = self.rule.keys(self._states(rows[part], x_NW, known))
+            only_lower = self.rule.restarts and known < 0 and ~known < self.num_picks
+            self.seen_N[rows] = ~self.num_picks if only_lower else self.num_picks
+
+    def _states(self, rows: np.ndarray, x_NW: np.ndarray, known: int) -> np.ndarray:
+        """The states of rows whose bounds know of so many picks (see ``seen``)."""
+        hashes_N = self.shard.hashes_N[rows]
+        if not self.rule.restarts:
+            state_NS, met = self.rule.fresh(hashes_N), 0
+            self.rule.follow(self.space, x_NW, state_NS, self.base_KW, np.zeros(len(self.base_KW)))
+        else:
+            state_NS, met = self.rule.fresh(hashes_N, self.bounds_N[rows]), known if known >= 0 else ~known
+            if known < 0 and met == self.num_picks:
+                self.rule.follow(self.space, x_NW, state_NS, self.base_KW, np.zeros(len(self.base_KW)))
+        if met < self.num_picks:
+            self.rule.follow(self.space, x_NW, state_NS, self.picks_KW[met:], self.times_K[met:])
+        return state_NS
 
 
-def _lowest(scores_N: np.ndarray, ids_N: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """Scores and ids of the ``count`` lowest, rising; among equals the first rows, which have the smaller ids."""
+def lowest(scores_N: np.ndarray, rank_N: np.ndarray, count: int) -> np.ndarray:
+    """Positions of the ``count`` lowest scores, rising; among equals the smaller rank comes first."""
     where = np.arange(len(scores_N))
     if count < len(scores_N):
-        limit = np.partition(scores_N, count - 1)[count - 1]
-        below = np.flatnonzero(scores_N < limit)
-        where = np.concatenate([below, np.flatnonzero(scores_N == limit)[: count - len(below)]])
-    where = where[np.lexsort((where, scores_N[where]))]
-    return scores_N[where], ids_N[where]
-
-
-def _keyed_draw(shard: Shard, *key: int | str) -> np.ndarray:
-    return keyed.bits(shard.hashes_N, *key)
-
-
-def _negative_entropy(shard: Shard) -> np.ndarray:
-    """``sum p ln p``, 0 ln 0 = 0."""
-    probs_NC = shard._probs()
-    out_N = np.empty(len(probs_NC))
-    for part in blocks(*probs_NC.shape):
-        block = probs_NC[part].astype(np.float64, order="C")
-        out_N[part] = (block * np.log(np.maximum(block, 1e-300))).sum(axis=1)
-    return out_N
-
-
-def _margin(shard: Shard) -> np.ndarray:
-    """The most probable class's lead over the next."""
-    probs_NC = shard._probs()
-    out_N = np.empty(len(probs_NC))
-    for part in blocks(*probs_NC.shape):
-        top = np.sort(probs_NC[part], axis=1)[:, -2:].astype(np.float64)
-        out_N[part] = top[:, -1] - (top[:, 0] if top.shape[1] > 1 else 0.0)
-    return out_N
-
-
-def _negative_peakedness(shard: Shard) -> np.ndarray:
-    """Minus the squared distance from the uniform distribution."""
-    probs_NC = shard._probs()
-    sq_N = np.full(len(probs_NC), np.inf)
-    if len(probs_NC):
-        Euclidean(probs_NC).lower(sq_N, np.full((1, probs_NC.shape[1]), 1.0 / probs_NC.shape[1]))
-    return -sq_N
-
-
-SCORES: dict[str, Callable[..., np.ndarray]] = {
-    "keyed_draw": _keyed_draw,
-    "negative_entropy": _negative_entropy,
-    "margin": _margin,
-    "negative_peakedness": _negative_peakedness,
-}
+        limit = np.partition(scores_N, count - 1)[count - 1] if count else -np.inf
+        below, equal = np.flatnonzero(scores_N < limit), np.flatnonzero(scores_N == limit)
+        some = count - len(below)
+        if some < len(equal):
+            equal = equal[np.argpartition(rank_N[equal], some)[:some]]
+        where = np.concatenate([below, equal])
+    return where[np.lexsort((rank_N[where], scores_N[where]))]
 
 
 # ---------------------------------------------------------------- all shards
@@ -338,6 +341,9 @@ SCORES: dict[str, Callable[..., np.ndarray]] = {
 
 class Shards(Protocol):
     """All a strategy sees of the pool."""
+
+    @property
+    def num_shards(self) -> int: ...
 
     def map(self, method: str, *args: Any) -> list[Any]:
         """Ask every shard the same question (a public method of :class:`Shard`); one answer of each, in order.
@@ -351,8 +357,9 @@ class LocalShards:
     """Shards in this process.
 
     Example:
+        >>> from raykd.algo import scores
         >>> pool = Rows(["a", "b", "c"], probs=[[1, 0], [0, 1], [0.5, 0.5]])
-        >>> LocalShards.split(pool, 2).map("lowest", "margin", 1)[0][1].tolist()
+        >>> LocalShards.split(pool, 2).map("lowest", scores.margin, 1)[0][1].tolist()
         ['a']
     """
 
@@ -363,6 +370,10 @@ class LocalShards:
     def split(cls, rows: Rows, num_shards: int) -> LocalShards:
         """Neighbouring rows go to the same shard; with more shards than rows some are empty."""
         return cls([Shard(rows.take(part)) for part in np.array_split(np.arange(len(rows)), num_shards)])
+
+    @property
+    def num_shards(self) -> int:
+        return len(self.shards)
 
     def map(self, method: str, *args: Any) -> list[Any]:
         return [getattr(shard, method)(*args) for shard in self.shards]

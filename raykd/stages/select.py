@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
+from dataclasses import replace
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from raykd.algo.kcenter import coverage_radius
+from raykd.algo.kcenter import Picks, coverage_radius
 from raykd.algo.keyed import hash_ids, uniform
-from raykd.algo.strategies import STRATEGIES
+from raykd.algo.strategies import needed
 from raykd.algo.strategies import pick as pick_from
 from raykd.rundir import Stage, fingerprint
 from raykd.stages.campaign import Campaign, Round
 from raykd.stages.pool import read_classes, read_manifest
-from raykd.stages.selection import PoolSource, open_shards, picks_table
+from raykd.stages.selection import RayShards, open_shards, picks_table
 from raykd.stages.teacher import readable
+from raykd.stages.vectors import PoolSource
 from raykd.tables import PICKS
 
 
@@ -41,7 +45,9 @@ def pick(campaign: Campaign, round: int, pool: Stage, teacher: Stage, before: Ro
         elif before is None and config.labels.start == "given":
             table = PICKS.empty_table()
         else:
-            table = by_strategy(campaign, round, pool, teacher, before)
+            picks = by_strategy(campaign, round, pool, teacher, before)
+            table = picks_table(picks)
+            out.facts |= {"rounds": picks.rounds, "refreshed": picks.refreshed}
         (out.place / "picks.parquet").write_table(table)
         out.facts |= {"picks": table.num_rows, "content": fingerprint(table["sample_id"].to_pylist())}
     named = config.selection.strategy if before or config.labels.start == "none" else f"start: {config.labels.start}"
@@ -59,19 +65,26 @@ def acquisition_mixture(campaign: Campaign, done: Round) -> list[float]:
     return [done.student.facts[k] for k in ("ce_weight", "temperature")] if fixed == "round" else list(fixed)
 
 
-def by_strategy(campaign: Campaign, round: int, pool: Stage, teacher: Stage, before: Round | None) -> pa.Table:
+def by_strategy(campaign: Campaign, round: int, pool: Stage, teacher: Stage, before: Round | None) -> Picks:
     """Picks of the configured strategy, in the student's space, or in the teacher's when there is no student yet."""
     config = campaign.config.selection
     budget = config.budget or len(read_classes(pool))
-    needs = STRATEGIES[config.strategy].needs
+    needs = needed(config.strategy, config.cap)
     if before is None:
         source = PoolSource(uri=(teacher.place / "data").uri, needs=needs, probs_from="logits")
         labels: dict[str, int] = {}
     else:
         source, labels = student_space(campaign, before, needs, acquisition_mixture(campaign, before))
-    with open_shards(source, config.shards, config.num_cpus) as shards:
+    with pool_shards(campaign, source) as shards:
         labeled = shards.labeled(labels)
-        return picks_table(pick_from(config.strategy, shards, labeled, budget, campaign.config.seed, round))
+        return pick_from(config.strategy, shards, labeled, budget, campaign.config.seed, round, config.cap)
+
+
+def pool_shards(campaign: Campaign, source: PoolSource) -> AbstractContextManager[RayShards]:
+    """The configured shards of a pool."""
+    config = campaign.config.selection
+    source = replace(source, precision=config.precision, memory_gib=config.memory_gib)
+    return open_shards(source, config.shards, config.num_cpus, config.num_gpus)
 
 
 def student_space(
@@ -103,10 +116,9 @@ def covering_radius(campaign: Campaign, done: Round) -> float:
 
     0 to sqrt(2); 0 when everything is labeled.
     """
-    config = campaign.config.selection
     mixture = [done.student.facts["ce_weight"], done.student.facts["temperature"]]
     source, labels = student_space(campaign, done, ("probs",), mixture)
-    with open_shards(source, config.shards, config.num_cpus) as shards:
+    with pool_shards(campaign, source) as shards:
         radius = coverage_radius(shards, shards.labeled(labels))
     return 0.0 if np.isnan(radius) else radius
 

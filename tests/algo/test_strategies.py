@@ -9,10 +9,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from raykd.algo import keyed
-from raykd.algo.kcenter import CenterLog, coverage_radius
-from raykd.algo.shard import LocalShards, Rows, Shard
-from raykd.algo.spaces import BLOCK_VALUES, Euclidean, Gradients, residuals, unit
+from raykd.algo import kcenter, keyed, spaces
+from raykd.algo.kcenter import coverage_radius
+from raykd.algo.rows import Rows
+from raykd.algo.shard import LocalShards, Shard
+from raykd.algo.spaces import EXACT_VALUES, Euclidean, Gradients, residuals, unit
 from raykd.algo.strategies import STRATEGIES, class_quotas, pick
 
 NAMES = sorted(STRATEGIES)
@@ -285,24 +286,20 @@ def test_ids_are_compared_as_strings():
     assert picked("margin", pool, None, 2, 3).ids == ["10", "9"]
 
 
-@pytest.mark.parametrize("width", [1, 2, 7, 8, 9, 127, 128, 129, 1000, BLOCK_VALUES + 1])
+@pytest.mark.parametrize("width", [1, 2, 7, 8, 9, 127, 128, 129, 1000, EXACT_VALUES + 1])
 def test_a_distance_has_the_same_bits_wherever_its_row_lies(width):
     rng = np.random.default_rng(width)
-    num_rows = max(5, min(3000, 4 * BLOCK_VALUES // width))
+    num_rows = max(5, min(3000, 4 * EXACT_VALUES // width))
     rows = rng.dirichlet(np.full(width, 0.3), num_rows).astype(np.float32)
-    centers = rng.dirichlet(np.full(width, 0.3), 3).astype(np.float32)
-    whole = np.full(num_rows, np.inf)
-    Euclidean(rows).lower(whole, centers)
-    exact = ((rows[:, None].astype(np.float64) - centers) ** 2).sum(axis=2).min(axis=1) if width < 2000 else whole
-    np.testing.assert_allclose(whole, exact, rtol=1e-13, atol=1e-300)
+    center = rng.dirichlet(np.full(width, 0.3), 1).astype(np.float32)
+    space, zeros = Euclidean("probs"), np.zeros(num_rows, np.int64)
+    whole = spaces.exact(space, rows, np.arange(num_rows), center, zeros)
+    np.testing.assert_allclose(whole, ((rows.astype(np.float64) - center) ** 2).sum(axis=1), rtol=1e-13, atol=1e-300)
     for row in rng.integers(0, num_rows, 20):
-        alone = np.full(1, np.inf)
-        Euclidean(rows[row : row + 1].copy()).lower(alone, centers[::-1])
-        assert alone[0] == whole[row]
-    for offset in (1, 3):  # unaligned, other block boundaries, one center after the other
-        moved = np.full(num_rows - offset, np.inf)
-        for center in centers:
-            Euclidean(rows[offset:]).lower(moved, center[None])
+        assert space.exact(rows[row : row + 1].copy(), center)[0] == whole[row]
+        assert space.exact(center, rows[row : row + 1])[0] == whole[row]
+    for offset in (1, 3):  # unaligned, other block boundaries
+        moved = spaces.exact(space, rows[offset:], np.arange(num_rows - offset), center, zeros[offset:])
         assert np.array_equal(moved, whole[offset:])
 
 
@@ -329,25 +326,27 @@ def test_lost_shards_and_repeated_questions_change_nothing(name):
     assert same(pick(name, Forgetful(pool, 4), labeled, 30, 0), picked(name, pool, labeled, 30))
 
 
-def test_an_old_question_asked_again_does_no_harm():
+@pytest.mark.parametrize("name", ["pcoreset", "badge"])
+def test_an_old_question_asked_again_does_no_harm(name, monkeypatch):
     """Ray may run a retried call late: a shard that knows more than it is told keeps what it knows."""
-    pool, labeled = make_rows(20), make_rows(3, seed=1, prefix="l")
-    shard, log = Shard(pool), CenterLog("probs")
-    for name, vector in zip(labeled.ids, labeled.probs, strict=True):
-        log.add(name, vector)
+    monkeypatch.setattr(kcenter, "CANDIDATES", 0)
+    monkeypatch.setattr(kcenter, "SPARE", 1)
+    pool, labeled = make_rows(60), make_rows(3, seed=1, prefix="l")
     asked = []
 
-    class Recorder:
+    class Recorder(LocalShards):
         def map(self, method, *args):
-            asked.append(copy.deepcopy(args))
-            return [getattr(shard, method)(*args)]
+            if method == "best":
+                asked.append(copy.deepcopy(args))
+            return super().map(method, *args)
 
-    for _ in range(4):
-        log.grow(Recorder(), "farthest")
-    latest = shard.farthest(*asked[-1])
+    shards = Recorder([Shard(pool)])
+    pick(name, shards, labeled, 30, 0)
+    assert len(asked) > 3
+    latest = str(shards.shards[0].best(*asked[-1]))
     for args in (asked[0], asked[2], asked[1]):
-        shard.farthest(*args)
-    assert str(shard.farthest(*asked[-1])) == str(latest)
+        shards.shards[0].best(*args)
+    assert str(shards.shards[0].best(*asked[-1])) == latest
 
 
 def test_coverage_radius_is_the_worst_nearest_distance():
@@ -406,10 +405,10 @@ def explicit_embedding(rows):
 def test_factored_distances_are_those_of_the_explicit_embedding():
     rows = make_rows(30, num_classes=7, width=5)
     embedding = explicit_embedding(rows)
-    space = Gradients(rows.probs, rows.features)
+    space = Gradients(7)
+    vectors = space.vectors(rows, slice(None))
     for center in range(30):
-        sq = np.full(30, np.inf)
-        space.lower(sq, space.vector(center)[None])
+        sq = space.exact(vectors, vectors[center : center + 1])
         np.testing.assert_allclose(sq, ((embedding - embedding[center]) ** 2).sum(axis=1), atol=1e-12)
         equal = (embedding == embedding[center]).all(axis=1) & (rows.features == rows.features[center]).all(axis=1)
         assert (sq[equal] == 0).all()
@@ -434,13 +433,13 @@ def test_badge_distances_are_to_the_nearest_earlier_pick():
 
 
 def test_badge_draws_in_proportion_to_squared_distance():
-    """First uniform, then D²: the joint law of two picks among five rows, over 6,000 seeds (fixed, so no flakes)."""
+    """First uniform, then D²: the joint law of two picks among five rows, over 3,000 seeds (fixed, so no flakes)."""
     rng = np.random.default_rng(5)
     pool = Rows(list("abcde"), rng.dirichlet(np.ones(3), 5), rng.normal(size=(5, 2)))
     embedding = explicit_embedding(pool)
     sq = ((embedding[:, None] - embedding) ** 2).sum(axis=2)
     law = sq / sq.sum(axis=1, keepdims=True) / 5
-    shards, num_seeds = LocalShards.split(pool, 2), 6000
+    shards, num_seeds = LocalShards.split(pool, 2), 3000
     counts = np.zeros((5, 5))
     for seed in range(num_seeds):
         first, second = pick("badge", shards, None, 2, seed).ids
@@ -461,9 +460,8 @@ def test_badge_takes_rows_at_distance_zero_last():
         kinds = [which["abcdefgh".index(name)] for name in got.ids]
         assert set(kinds[:3]) == {0, 1, 2}
         assert (got.distances[3:] == 0).all()
-        rest = got.ids[3:]
-        draws = [keyed.uniform(keyed.hash_ids(rest[t:]), seed, 0, "badge", t + 2) for t in range(5)]
-        assert all(left.argmin() == 0 for left in draws)
+        draws = keyed.uniform(keyed.hash_ids(got.ids[3:]), seed, 0, "badge")
+        assert (np.diff(draws) > 0).all()
 
 
 # ---------------------------------------------------------------- class_balanced
@@ -512,3 +510,31 @@ def test_class_balanced_gives_nothing_to_classes_that_nobody_is_predicted_as():
     labeled = Rows(["l"], np.eye(3)[:1], labels=[0])
     assert set(picked("class_balanced", pool, labeled, 2, 2).ids) & set("cd")
     assert len(picked("class_balanced", pool, labeled, 4, 2).ids) == 4
+
+
+# ---------------------------------------------------------------- vectors of any kind
+
+
+def test_raw_vectors_need_not_be_probabilities():
+    pool, labeled = make_rows(50), make_rows(4, seed=1, prefix="l")
+    points, centers = Rows(pool.ids, 1e3 * pool.features), Rows(labeled.ids, 1e3 * labeled.features)
+    got = pick("pcoreset", LocalShards.split(points, 3), centers, 20, 0, space="raw")
+    assert (got.ids, got.distances.tolist()) == brute_force(points.ids, points.probs, centers.probs, 20)
+    with pytest.raises(ValueError, match=r"probs (hold the negative value|sum to)"):
+        pick("pcoreset", LocalShards.split(points, 3), centers, 20, 0)
+    cold = pick("pcoreset", LocalShards.split(points, 3), None, 20, 0, space="raw")
+    assert math.isnan(cold.distances[0])
+    assert cold.ids[1:] == brute_force(points.ids, points.probs, [], 20, first=cold.ids[0])[0][1:]
+
+
+@pytest.mark.parametrize(("value", "message"), [(np.inf, "hold NaN or infinity"), (1e30, "have length 1e\\+30")])
+def test_raw_vectors_must_be_finite_and_not_too_long(value, message):
+    pool = make_rows(20)
+    pool.probs[3, 1] = value
+    with pytest.raises(ValueError, match=f"'{pool.ids[3]}': probs {message}.*no longer than 1e\\+18"):
+        pick("pcoreset", LocalShards.split(pool, 2), None, 5, 0, space="raw")
+
+
+def test_only_pcoreset_has_a_use_for_raw_vectors():
+    with pytest.raises(ValueError, match="strategy 'entropy' with space 'raw'; expected pcoreset"):
+        pick("entropy", LocalShards.split(make_rows(20), 2), None, 5, 0, space="raw")

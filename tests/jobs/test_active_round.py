@@ -20,7 +20,8 @@ import yaml
 from PIL import Image
 
 from raykd.algo.mixture import mixture
-from raykd.algo.shard import LocalShards, Rows
+from raykd.algo.rows import Rows
+from raykd.algo.shard import LocalShards
 from raykd.algo.strategies import STRATEGIES
 from raykd.algo.strategies import pick as pick_in_process
 from raykd.ledger import Ledger

@@ -1,0 +1,257 @@
+"""The engine against plain loops in float64: the same picks and the same bits, however the work is cut."""
+
+import math
+from contextlib import contextmanager
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from raykd.algo import kcenter, keyed, shard, spaces
+from raykd.algo.kcenter import farthest_first, sample_by_distance
+from raykd.algo.rows import Outline, Rows, outline
+from raykd.algo.shard import LocalShards
+from raykd.algo.spaces import Euclidean, Gradients, first_bounds, peak_bounds
+
+SIMPLEX, POINTS, UNIT = Euclidean("probs", peaked=True), Euclidean("features"), Euclidean("features", unit_length=True)
+CUTS = {
+    (kcenter, "CANDIDATES"): st.sampled_from([0, 1, 4]),
+    (kcenter, "SPARE"): st.sampled_from([1, 3, 16]),
+    (kcenter, "WINDOW"): st.sampled_from([1, 2, 5, 512]),
+    (shard, "FEWEST"): st.sampled_from([1, 3, 64]),
+    (shard, "FRONT"): st.sampled_from([1, 2, 8]),
+    (shard, "GATHER_VALUES"): st.sampled_from([1, 64, 2**22]),
+    (spaces, "BATCH_VALUES"): st.sampled_from([1, 64, 2**24]),
+    (spaces, "CACHED_VALUES"): st.sampled_from([1, 64, 2**20]),
+    (spaces, "BATCH_CENTERS"): st.sampled_from([1, 3, 8192]),
+    (spaces, "MANY_PAIRS"): st.sampled_from([0, 8]),
+    (spaces, "FEW_CENTERS"): st.sampled_from([1, 32]),
+    (spaces, "PEAK_STEPS"): st.sampled_from([1, 3, 64]),
+    (spaces, "EXACT_VALUES"): st.sampled_from([1, 64, 2**16]),
+}
+A_CUT = st.fixed_dictionaries(CUTS)
+
+
+@contextmanager
+def cut(how):
+    """Work in other blocks, windows and rounds for a while."""
+    before = {place: getattr(*place) for place in how}
+    try:
+        for (module, name), value in how.items():
+            setattr(module, name, value)
+        yield
+    finally:
+        for (module, name), value in before.items():
+            setattr(module, name, value)
+
+
+def plain_farthest(ids, x, centers, budget):
+    """Greedy k-center by its definition, in float64."""
+    left, picks, distances = sorted(range(len(ids)), key=lambda row: ids[row]), [], []
+    x, centers = np.asarray(x, np.float64), list(np.asarray(centers, np.float64))
+    for _ in range(budget):
+        nearest = {row: min(((x[row] - center) ** 2).sum() for center in centers) for row in left}
+        best = max(left, key=lambda row: nearest[row])
+        left.remove(best)
+        picks.append(ids[best])
+        distances.append(math.sqrt(nearest[best]))
+        centers.append(x[best])
+    return picks, distances
+
+
+@st.composite
+def hard_rows(draw):
+    """Rows that are equal, or nearly, or differ by the order of their values, or are one-hot, or spread out."""
+    width, num_rows, num_labeled = draw(st.integers(1, 9)), draw(st.integers(1, 30)), draw(st.integers(1, 12))
+    rng = np.random.default_rng(draw(st.integers(0, 2**32)))
+    kind = draw(st.sampled_from(["spread", "peaked", "one_hot", "equal", "few", "permuted", "nearly_equal"]))
+    num = num_rows + num_labeled
+    rows = rng.dirichlet(np.full(width, {"peaked": 0.1, "spread": 3.0}.get(kind, 0.5)), num)
+    if kind == "one_hot":
+        rows = np.eye(width)[rng.integers(0, width, num)]
+    elif kind == "equal":
+        rows[:] = rows[0]
+    elif kind == "few":
+        rows = rows[rng.integers(0, min(3, num), num)]
+    elif kind == "permuted":
+        rows = rng.permuted(np.tile(rows[0], (num, 1)), axis=1)
+    elif kind == "nearly_equal":
+        rows = rows[0] + rng.integers(-2, 3, (num, width)) * 2.0**-23 * (rows[0] > 0.01)
+    if draw(st.booleans()):
+        rows[-num_labeled:] = rows[rng.integers(0, num_rows, num_labeled)]  # centers that are rows
+    ids = [f"{number}" for number in rng.permutation(num_rows)]
+    return ids, rows[:num_rows].astype(np.float32), rows[num_rows:].astype(np.float32)
+
+
+@settings(max_examples=150, deadline=None)
+@given(rows=hard_rows(), budget=st.integers(1, 30), num_shards=st.sampled_from([1, 2, 3, 7, 16]), how=A_CUT)
+@pytest.mark.parametrize("space", [SIMPLEX, POINTS], ids=["peaked", "points"])
+def test_farthest_first_is_the_plain_loop_to_the_last_bit(space, rows, budget, num_shards, how):
+    ids, x, centers = rows
+    budget = min(budget, len(ids))
+    expected = plain_farthest(ids, x, centers, budget)
+    order = np.random.default_rng(num_shards).permutation(len(ids))
+    pool = Rows(np.array(ids, object)[order], x[order], x[order])
+    with cut(how):
+        got = farthest_first(LocalShards.split(pool, num_shards), space, centers, budget)
+    assert (got.ids, got.distances.tolist()) == expected
+
+
+def test_float32_ties_are_told_apart_in_float64():
+    """Distances that float32 products cannot tell apart, at a width where their error is larger than the difference."""
+    rng = np.random.default_rng(0)
+    base = rng.dirichlet(np.full(500, 0.5)).astype(np.float32)
+    x = np.tile(base, (200, 1))
+    x[np.arange(200), rng.integers(0, 500, 200)] += rng.integers(1, 50, 200).astype(np.float32) * np.float32(2**-20)
+    centers = np.tile(np.roll(base, 1), (40, 1))
+    centers[np.arange(40), rng.integers(0, 500, 40)] += rng.integers(1, 50, 40).astype(np.float32) * np.float32(2**-20)
+    ids = [f"{number:03d}" for number in range(200)]
+    near, slack = POINTS.near(x, centers)
+    exact = ((x[:, None].astype(np.float64) - centers) ** 2).sum(axis=2)
+    assert (np.abs(near - exact).max(axis=1) <= slack).all()
+    assert len(np.unique(near)) < len(np.unique(exact)) / 2
+    got = farthest_first(LocalShards.split(Rows(ids, features=x), 3), POINTS, centers, 60)
+    assert (got.ids, got.distances.tolist()) == plain_farthest(ids, x, centers, 60)
+
+
+def plain_race(ids, x, first, budget, key, exact):
+    """The race, row by row: hazard D², fuel Exp(1), turns at every pick."""
+    draws = dict(zip(ids, keyed.uniform(keyed.hash_ids(ids), *key).tolist(), strict=True))
+    at = {name: row for row, name in enumerate(ids)}
+    sq = {name: float(exact(x[at[name]], x[at[first]])) for name in ids}
+    fuel, since, due = {name: -math.log(draws[name]) for name in ids}, dict.fromkeys(ids, 0.0), {}
+    picks, left = [], sorted(set(ids) - {first})
+
+    def is_due(name):
+        return since[name] + fuel[name] / sq[name] if sq[name] > 0 else 1e300 * (1 + draws[name])
+
+    due = {name: is_due(name) for name in left}
+    while len(picks) < budget:
+        best = min(left, key=lambda name: due[name])
+        left.remove(best)
+        picks.append((best, math.sqrt(sq[best])))
+        if not sq[best]:
+            continue
+        for name in left:
+            new = float(exact(x[at[name]], x[at[best]]))
+            if new < sq[name]:
+                fuel[name] = max(fuel[name] - sq[name] * (due[best] - since[name]), 0.0)
+                since[name], sq[name] = due[best], new
+                due[name] = max(due[name], is_due(name)) if new > 0 else is_due(name)
+    return picks
+
+
+@settings(max_examples=100, deadline=None)
+@given(rows=hard_rows(), num_shards=st.sampled_from([1, 2, 3, 7, 16]), seed=st.integers(0, 9), how=A_CUT)
+@pytest.mark.parametrize("kind", ["points", "gradients"])
+def test_draws_by_distance_are_those_of_the_plain_race(kind, rows, num_shards, seed, how):
+    ids, x, _ = rows
+    pool = Rows(ids, x, np.roll(x, 1, axis=0))
+    space = POINTS if kind == "points" else Gradients(x.shape[1])
+    vectors = space.vectors(pool, slice(None))
+    budget = len(ids) - 1
+    expected = plain_race(ids, vectors, ids[0], budget, (seed, "draw"), lambda a, b: space.exact(a[None], b[None])[0])
+    with cut(how):
+        got = sample_by_distance(LocalShards.split(pool, num_shards), space, vectors[:1], budget, ids[:1], seed, "draw")
+    assert list(zip(got.ids, got.distances.tolist(), strict=True)) == expected
+
+
+# ---------------------------------------------------------------- bounds
+
+
+@pytest.mark.parametrize("width", [1, 5, 100, 3000])
+@pytest.mark.parametrize("kind", ["probs", "points", "large", "tiny", "gradients"])
+def test_no_fast_distance_is_off_by_more_than_it_says(kind, width):
+    rng = np.random.default_rng(width)
+    probs = rng.dirichlet(np.full(width, 0.2), 60).astype(np.float32)
+    scale = {"large": 1e6, "tiny": 1e-14}.get(kind, 1.0)
+    features = (scale * rng.normal(size=(60, width))).astype(np.float32)
+    features[30:] = features[:30] * (1 + 1e-6)  # cancellation
+    space = {"probs": SIMPLEX, "gradients": Gradients(width)}.get(kind, POINTS)
+    x = space.vectors(Rows([f"{number}" for number in range(60)], probs, features), slice(None))
+    for precision in (np.float32, np.float64):
+        near, slack = space.near(x, x, precision)
+        i, j = np.divmod(np.arange(3600), 60)
+        exact = space.exact(x[i], x[j]).reshape(60, 60)
+        assert (np.abs(near - exact) <= slack[:, None]).all()
+
+
+@settings(max_examples=100, deadline=None)
+@given(rows=hard_rows(), how=A_CUT)
+def test_first_bounds_are_no_less_than_the_distance(rows, how):
+    ids, x, centers = rows
+    pool = Rows(ids, x, x)
+    nearest = ((x[:, None].astype(np.float64) - centers) ** 2).sum(axis=2).min(axis=1)
+    with cut(how):
+        for bounds in (
+            first_bounds(SIMPLEX, pool, outline(x)[0], centers),
+            first_bounds(POINTS, pool, None, centers),
+            peak_bounds(outline(x)[0], centers),
+        ):
+            assert (bounds >= nearest).all()
+
+
+def test_peak_bounds_are_near_the_truth_where_rows_are_peaked():
+    rng = np.random.default_rng(0)
+    x, centers = (rng.dirichlet(np.full(50, 0.02), num).astype(np.float32) for num in (2000, 500))
+    nearest = ((x[:, None] - centers) ** 2).sum(axis=2).min(axis=1)
+    bounds = peak_bounds(outline(x)[0], centers)
+    assert np.median(bounds - nearest) < 0.05
+    worst = np.argsort(nearest)[-100:]
+    assert np.isin(worst, np.argsort(bounds)[-400:]).all()
+
+
+def test_an_outline_is_what_the_rows_say():
+    x = np.random.default_rng(0).dirichlet(np.full(7, 0.3), 1000).astype(np.float32)
+    x[3] = 0
+    x[4:7, 2] = [np.nan, np.inf, -1]
+    (top, peak, sq), suspect = outline(x)
+    good = np.setdiff1d(np.arange(1000), [3, 4, 5, 6])
+    assert np.flatnonzero(suspect).tolist() == [3, 4, 5, 6]
+    assert np.array_equal(top[good], x[good].argmax(axis=1))
+    assert np.array_equal(peak[good], x[good].max(axis=1))
+    np.testing.assert_allclose(sq[good], (x[good].astype(np.float64) ** 2).sum(axis=1), rtol=1e-6)
+    assert isinstance(outline(x.astype(np.float16))[0], Outline)
+
+
+# ---------------------------------------------------------------- what it costs
+
+
+def peaked(num_rows, num_classes, seed):
+    """As a classifier's: logits of a sure class and of one that it is confused with, and noise."""
+    rng = np.random.default_rng(seed)
+    logits = rng.normal(size=(num_rows, num_classes))
+    for mean, deviation in ((8, 3), (4, 2)):
+        logits[np.arange(num_rows), rng.integers(0, num_classes, num_rows)] += rng.normal(mean, deviation, num_rows)
+    odds = np.exp(logits)
+    return (odds / odds.sum(axis=1, keepdims=True)).astype(np.float32)
+
+
+def test_few_rows_are_refreshed_and_few_questions_asked():
+    pool = Rows([f"{number:06d}" for number in range(50_000)], peaked(50_000, 30, 0))
+    got = farthest_first(LocalShards.split(pool, 4), SIMPLEX, peaked(1000, 30, 1), 200)
+    assert got.rounds <= 5
+    assert got.refreshed < 0.2 * len(pool)
+
+
+def test_half_precision_rows_are_rounded_and_then_exact():
+    x, centers = peaked(300, 6, 0), peaked(20, 6, 1)
+    rounded = x.astype(np.float16)
+    pool = Rows([f"{number:06d}" for number in range(300)], rounded)
+    assert pool.probs.dtype == np.float16
+    got = farthest_first(LocalShards.split(pool, 3), SIMPLEX, centers, 50)
+    ids, distances = plain_farthest(pool.ids.tolist(), rounded.astype(np.float32), centers, 50)
+    assert (got.ids, got.distances.tolist()) == (ids, distances)
+    exact = plain_farthest(pool.ids.tolist(), x, centers, 50)[1]
+    np.testing.assert_allclose(got.distances, exact, atol=2**-10)  # what the rounding costs
+
+
+def test_mapped_rows_are_not_copied_and_give_the_same_picks(tmp_path):
+    x, centers = peaked(2000, 10, 0), peaked(50, 10, 1)
+    np.save(tmp_path / "rows.npy", x)
+    ids, mapped = [f"{number:06d}" for number in range(2000)], np.load(tmp_path / "rows.npy", mmap_mode="r")
+    pools = Rows(ids, mapped), Rows(ids, x)
+    assert np.shares_memory(pools[0].probs, mapped)
+    one, other = (farthest_first(LocalShards([shard.Shard(rows)]), SIMPLEX, centers, 100) for rows in pools)
+    assert (one.ids, one.distances.tolist()) == (other.ids, other.distances.tolist())
