@@ -23,6 +23,7 @@ from raykd.algo.spaces import Euclidean, Space
 
 CANDIDATES = 4  # asked for at first, for each pick that is wanted
 MOST_VALUES = 2**27  # in all candidates' vectors: 512 MiB
+FEWEST = 1000  # candidates are always asked for
 SPARE = 16  # rows asked of each shard beyond its share
 GONE = -np.inf  # the key of a row that is picked
 LAST = (np.inf, "")  # the order (minus the key, then the id) of what comes after all rows
@@ -104,25 +105,30 @@ class _Selection:
         self.rounds = self.refreshed = 0
 
     def pick(self, budget: int) -> Picks:
-        wanted, floor = CANDIDATES * budget, GONE
+        wanted, floor = max(CANDIDATES * budget, FEWEST), GONE
         while (left := budget - len(self.ids)) > 0:
             candidates, horizon = self._ask(min(wanted, MOST_VALUES // self.base_KW.shape[1]), floor)
             self._pick_among(candidates, horizon, budget)
             num_picked = left - (budget - len(self.ids))
             at_this_rate = 1.5 * len(candidates.ids) / num_picked * (left - num_picked)
-            wanted = int(min(max(at_this_rate, wanted / 4), wanted * 4))
+            wanted = int(min(max(at_this_rate, wanted / 4, FEWEST), wanted * 4))
             floor = self._floor(budget)
         return Picks(self.ids, np.sqrt(np.array(self.sq, np.float64)), self.rounds, self.refreshed)
 
     def _floor(self, budget: int) -> float:
-        """A guess at the last pick's key, or somewhat below it: keys go on as they went since half the picks ago."""
+        """A guess at the last pick's key, from how keys went over the last quarter of the picks.
+
+        They fall slower than they did, but faster than by a power law: so in between, and lower after every round.
+        """
         num_picks = len(self.keys)
-        if num_picks < 2 or not self.keys[-1]:
+        earlier = 3 * num_picks // 4
+        if not earlier or not self.keys[-1]:
             return GONE
-        half = num_picks // 2
-        ratio = np.float64(self.keys[-1] / self.keys[half - 1])
+        ratio = np.float64(self.keys[-1] / self.keys[earlier - 1])
+        straight = (budget - num_picks) / (num_picks - earlier)
+        by_power = math.log(budget / num_picks) / math.log(num_picks / earlier)
         with np.errstate(over="ignore"):
-            return float(self.keys[-1] * ratio ** (1.25 * (budget - num_picks) / (num_picks - half)))
+            return float(self.keys[-1] * ratio ** ((straight + by_power) / 2 * (1 + self.rounds / 10)))
 
     def _ask(self, wanted: int, floor: float) -> tuple[Top, tuple[float, str]]:
         """All shards' first rows, in the order of their ids; and the order of the first of all others.

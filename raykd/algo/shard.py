@@ -24,8 +24,9 @@ from raykd.algo.spaces import GATHER_VALUES, Euclidean, Space, first_bounds, wit
 
 Score = Callable[..., np.ndarray]  # of a shard and further arguments, see scores.py
 
-FEWEST = 64  # rows refreshed at a time, at least
-FRONT = 8  # times as many rows as are wanted are kept at hand
+FEWEST = 256  # rows refreshed at a time, at least
+READY = 0.9  # share of the wanted rows, all exact, that is enough: the last ones take many looks
+FRONT = 4  # times as many rows as are wanted are kept at hand
 
 
 def inspect(rows: Rows, needs: Sequence[str], hashes_N: np.ndarray, any_numbers: bool = False) -> Report:
@@ -263,18 +264,20 @@ class _Selection:
             above = int((self.bounds_N[first] >= floor).sum())
             count = min(count, max(1, above))
             stale = self._stale(first[:count])
-            if not len(stale):
+            ready = int((first[:count] == stale[0]).argmax()) if len(stale) else count
+            if ready >= max(min(count, 1), READY * count):
                 break
             if above > count or not above:
                 # With some exact, others may no longer be among the first: so half of them at a time. Where that
                 # changes little, bounds say little: then more rows are gone through at a time.
                 stretch = 2 * stretch if refreshed and len(stale) > count / 2 else 1
-                more = self._first(stretch * count)
-                stale = self._stale(more if not above else more[self.bounds_N[more] >= floor])
+                if stretch > 1:
+                    more = self._first(stretch * count)
+                    stale = self._stale(more if not above else more[self.bounds_N[more] >= floor])
                 stale = stale[: max(FEWEST, len(stale) // 2)]
             self._refresh(stale)
             refreshed += len(stale)
-        sent, rest = first[:count], first[count : count + 1]
+        sent, rest = first[:ready], first[ready : ready + 1]
         ids_N, x_NW = self.shard.rows.ids, self.space.vectors(self.shard.rows, sent)
         limit = (-float(self.bounds_N[rest[0]]), ids_N[rest[0]]) if len(rest) else None
         return Answer(self.num_gone, Top(ids_N[sent], x_NW, self._states(sent, x_NW, self.num_picks), limit), refreshed)

@@ -26,6 +26,7 @@ GATHER_VALUES = 2**22  # float32 values gathered at a time: 16 MiB
 BATCH_VALUES = 2**24  # float32 distances computed at a time: 64 MiB; products of fewer rows are slower
 BATCH_CENTERS = 8192
 CACHED_VALUES = 2**20  # float32 values of centers, and of distances, that stay in cache: then few rows are faster
+PROBE, PROBE_PRODUCTS = 64, 2**26  # of so many rows one shows whether float32 is enough, before so many products
 MANY_PAIRS = 8  # exact distances a row above which float64 products thin them out first
 FEW_CENTERS = 32  # so few are all measured against in a first bound
 UNDERFLOW = 1e-30  # no squared distance is told apart below this in float32
@@ -68,7 +69,11 @@ class Euclidean:
 
     def near(self, x_NW: np.ndarray, y_KW: np.ndarray, kind: type = np.float32) -> tuple[np.ndarray, np.ndarray]:
         x_NW, y_KW = np.ascontiguousarray(x_NW, kind), np.ascontiguousarray(y_KW, kind)
-        x_sq_N, y_sq_K = _sq_lengths(x_NW), _sq_lengths(y_KW)
+        middle_W, y_sq_K = y_KW.mean(axis=0), _sq_lengths(y_KW)
+        if len(y_KW) > 1 and 2 * (middle_W @ middle_W) > y_sq_K.mean():  # what all have in common only costs precision
+            x_NW, y_KW = x_NW - middle_W, y_KW - middle_W
+            y_sq_K = _sq_lengths(y_KW)
+        x_sq_N = _sq_lengths(x_NW)
         if kind is np.float32:
             return _pairwise(x_NW, y_KW), _slack(x_NW.shape[1], _unit_roundoff(), x_sq_N, y_sq_K)
         sq_NK = x_NW @ (-2 * y_KW).T
@@ -162,8 +167,12 @@ def meetings(
     for rows in blocks(len(x_NW), min(len(y_KW), BATCH_CENTERS), CACHED_VALUES if small else BATCH_VALUES):
         for centers in blocks(len(y_KW), 1, BATCH_CENTERS):
             x, y, sq = x_NW[rows], y_KW[centers], sq_N[rows]
-            i, j = _contenders(*space.near(x, y), sq, in_turn)
-            if len(i) > MANY_PAIRS * len(x):
+            kind = np.float32
+            if len(x) * y.size > PROBE_PRODUCTS:  # where float32 can hardly tell them apart, why try
+                i, _ = _contenders(*space.near(x[::PROBE], y), sq[::PROBE], in_turn)
+                kind = np.float64 if len(i) * PROBE > MANY_PAIRS * len(x) else np.float32
+            i, j = _contenders(*space.near(x, y, kind), sq, in_turn)
+            if kind is np.float32 and len(i) > MANY_PAIRS * len(x):
                 some = np.unique(i)
                 i, j = _contenders(*space.near(x[some], y, np.float64), sq[some], in_turn)
                 i = some[i]

@@ -17,6 +17,7 @@ from raykd.algo.spaces import Euclidean, Gradients, first_bounds, peak_bounds
 SIMPLEX, POINTS, UNIT = Euclidean("probs", peaked=True), Euclidean("features"), Euclidean("features", unit_length=True)
 CUTS = {
     (kcenter, "CANDIDATES"): st.sampled_from([0, 1, 4]),
+    (kcenter, "FEWEST"): st.sampled_from([0, 1000]),
     (kcenter, "SPARE"): st.sampled_from([1, 3, 16]),
     (kcenter, "WINDOW"): st.sampled_from([1, 2, 5, 512]),
     (shard, "FEWEST"): st.sampled_from([1, 3, 64]),
@@ -26,6 +27,8 @@ CUTS = {
     (spaces, "CACHED_VALUES"): st.sampled_from([1, 64, 2**20]),
     (spaces, "BATCH_CENTERS"): st.sampled_from([1, 3, 8192]),
     (spaces, "MANY_PAIRS"): st.sampled_from([0, 8]),
+    (spaces, "PROBE"): st.sampled_from([2, 64]),
+    (spaces, "PROBE_PRODUCTS"): st.sampled_from([0, 2**26]),
     (spaces, "FEW_CENTERS"): st.sampled_from([1, 32]),
     (spaces, "PEAK_STEPS"): st.sampled_from([1, 3, 64]),
     (spaces, "EXACT_VALUES"): st.sampled_from([1, 64, 2**16]),

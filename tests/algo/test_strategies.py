@@ -330,6 +330,7 @@ def test_lost_shards_and_repeated_questions_change_nothing(name):
 def test_an_old_question_asked_again_does_no_harm(name, monkeypatch):
     """Ray may run a retried call late: a shard that knows more than it is told keeps what it knows."""
     monkeypatch.setattr(kcenter, "CANDIDATES", 0)
+    monkeypatch.setattr(kcenter, "FEWEST", 0)
     monkeypatch.setattr(kcenter, "SPARE", 1)
     pool, labeled = make_rows(60), make_rows(3, seed=1, prefix="l")
     asked = []

@@ -188,6 +188,7 @@ class Killing:
 @pytest.mark.parametrize("name", ["pcoreset", "badge"])
 def test_a_killed_shard_comes_back_and_the_picks_are_the_same(selection, rows, tables, name, monkeypatch):
     monkeypatch.setattr(kcenter, "CANDIDATES", 0)  # a few rows a round
+    monkeypatch.setattr(kcenter, "FEWEST", 0)
     monkeypatch.setattr(kcenter, "SPARE", 3)
     source = vectors.PoolSource(uri=tables[0], needs=STRATEGIES[name].needs)
     with selection.open_shards(source, 2) as shards:

@@ -1,0 +1,306 @@
+"""How fast selection is, against what one would write otherwise: a table, and one JSON line last.
+
+    python jobs/bench_selection.py                            # the sizes of the README, about five minutes
+    python jobs/bench_selection.py hard real                  # some of the cases
+    python jobs/bench_selection.py scaling --plot scaling.png
+    python jobs/bench_selection.py imagenet --seconds-of-baseline 600
+
+Cases: ``small`` (200,000 x 100), ``large`` (500,000 x 1,000), ``imagenet`` (1,281,167 x 1,000, eight Ray actors against
+eight shards in process), ``real`` (a matrix of your own: --matrix FILE.npz with ``probs``), ``hard`` (data without
+structure), ``badge``, ``memory`` (a pool several times the memory that is allowed), ``scaling``.
+
+Everything is measured in one run, on the same data and threads: *pass* is the time to read the matrix once (``sum``),
+the running minimum is FAISS for the labeled rows and a BLAS product a pick, in float32; *reference* is the algorithm of
+the paper's code, all distances for every pick. Selection includes the checks of its input. OMP_NUM_THREADS sets the
+threads of all of them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+import os
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import faiss
+import numpy as np
+
+from raykd.algo.kcenter import Picks
+from raykd.algo.rows import Rows
+from raykd.algo.shard import LocalShards, Shard
+from raykd.algo.strategies import pick
+
+BLOCK_ROWS = 4096
+RESULTS: list[dict[str, Any]] = []
+
+
+# ---------------------------------------------------------------- data
+
+
+def peaked_mixture(num_rows: int, num_classes: int, seed: int, out: np.ndarray | None = None) -> np.ndarray:
+    """Probabilities as a student's: float32 [N, C], the same rows for a seed whatever N is.
+
+    Logits are normal noise, plus about 10 (deviation 3) on a class, plus about 4 (deviation 2) on the five classes that
+    this one is confused with; classes are as frequent as 1 / sqrt(rank). Half of the rows are surer than 0.9, a tenth
+    less than 0.3 (at 1,000 classes).
+    """
+    world = np.random.default_rng(num_classes)
+    confused_with = world.integers(0, num_classes, (num_classes, 5))
+    frequencies = 1 / np.sqrt(np.arange(1, num_classes + 1))
+    out = np.empty((num_rows, num_classes), np.float32) if out is None else out
+
+    def fill(start: int) -> None:
+        rng = np.random.default_rng([seed, start])
+        rows = np.arange(min(BLOCK_ROWS, num_rows - start))
+        kinds = rng.choice(num_classes, BLOCK_ROWS, p=frequencies / frequencies.sum())[: len(rows)]
+        sure, unsure = rng.normal(10, 3, BLOCK_ROWS), rng.normal(4, 2, (BLOCK_ROWS, 5))
+        logits = rng.standard_normal((len(rows), num_classes), np.float32)
+        logits[rows[:, None], confused_with[kinds]] += unsure[: len(rows)].astype(np.float32)
+        logits[rows, kinds] += sure[: len(rows)].astype(np.float32)
+        np.exp(logits - logits.max(axis=1, keepdims=True), out=logits)
+        out[start : start + len(rows)] = logits / logits.sum(axis=1, keepdims=True)
+
+    with ThreadPoolExecutor(faiss.omp_get_max_threads()) as pool:
+        list(pool.map(fill, range(0, num_rows, BLOCK_ROWS)))
+    return out
+
+
+def ids_of(num_rows: int, prefix: str = "") -> np.ndarray:
+    return np.array([f"{prefix}{number:08d}" for number in range(num_rows)], object)
+
+
+def hard_cases(num_rows: int, num_classes: int) -> Iterator[tuple[str, np.ndarray]]:
+    """Data that gives bounds little to hold on to."""
+    rng = np.random.default_rng(0)
+
+    def normed(rows: np.ndarray) -> np.ndarray:
+        return (rows / rows.sum(axis=1, keepdims=True)).astype(np.float32)
+
+    shape = (num_rows, num_classes)
+    yield "uniform on the simplex", normed(rng.standard_exponential(shape))
+    yield "nearly uniform rows", normed(1 + 0.1 * rng.random(shape))
+    one_class = normed(rng.standard_exponential(shape)) / 2
+    one_class[:, 0] += 0.5
+    yield "all of one class", one_class
+    yield "few values in a row", normed(rng.random(shape) * (rng.random(shape) < 5 / num_classes) + 1e-9)
+    corners = np.full(shape, 1e-4) * rng.random(shape)
+    corners[np.arange(num_rows), rng.integers(0, num_classes, num_rows)] = 1
+    yield "corners, all far apart", normed(corners)
+    share = rng.random((num_rows, 1))
+    ends = np.zeros((2, num_classes))
+    ends[0, 0] = ends[1, 1] = 1
+    yield "on a line", normed(share * ends[0] + (1 - share) * ends[1])
+    yield "100 different rows", normed(rng.standard_exponential((100, num_classes)))[rng.integers(0, 100, num_rows)]
+
+
+# ---------------------------------------------------------------- what it is measured against
+
+
+def running_minimum(x_NC: np.ndarray, base_LC: np.ndarray, budget: int) -> tuple[np.ndarray, np.ndarray]:
+    """What a good engineer would write: the labeled rows by FAISS, then one product and one minimum a pick."""
+    x_sq_N = np.empty(len(x_NC), np.float32)
+    faiss.fvec_norms_L2sqr(faiss.swig_ptr(x_sq_N), faiss.swig_ptr(x_NC), x_NC.shape[1], len(x_NC))
+    sq_N = np.concatenate(
+        [faiss.knn(x_NC[start : start + 2**14], base_LC, 1)[0][:, 0] for start in range(0, len(x_NC), 2**14)]
+    )
+    rows, distances = np.empty(budget, np.int64), np.empty(budget)
+    for number in range(budget):
+        row = int(sq_N.argmax())
+        rows[number], distances[number] = row, np.sqrt(max(sq_N[row], 0))
+        to_pick_N = x_NC @ x_NC[row]
+        to_pick_N *= -2
+        to_pick_N += x_sq_N
+        to_pick_N += x_sq_N[row]
+        np.minimum(sq_N, to_pick_N, out=sq_N)
+        sq_N[row] = -1
+    return rows, distances
+
+
+def reference(x_NC: np.ndarray, base_LC: np.ndarray, budget: int) -> tuple[np.ndarray, np.ndarray]:
+    """As the paper's code does it: for every pick, the distances of all that are left to all centers."""
+    import torch
+
+    x, centers = torch.from_numpy(x_NC), torch.from_numpy(base_LC)
+    left = list(range(len(x)))
+    rows, distances = np.empty(budget, np.int64), np.empty(budget)
+    for number in range(budget):
+        nearest = [torch.cdist(x[left[start : start + 1000]], centers).min(1)[0] for start in range(0, len(left), 1000)]
+        sq = torch.cat(nearest).numpy()
+        rows[number], distances[number] = left[int(sq.argmax())], sq.max()
+        centers = torch.cat([centers, x[rows[number]][None]])
+        left.remove(int(rows[number]))
+    return rows, distances
+
+
+def activeml(x_NC: np.ndarray, base_LC: np.ndarray, budget: int) -> tuple[np.ndarray, np.ndarray]:
+    """scikit-activeml's CoreSet."""
+    from skactiveml.pool import CoreSet
+
+    labels = np.concatenate([np.zeros(len(base_LC)), np.full(len(x_NC), np.nan)])
+    found = CoreSet(random_state=0).query(np.concatenate([base_LC, x_NC]), labels, batch_size=budget)
+    return np.asarray(found) - len(base_LC), np.full(budget, np.nan)
+
+
+# ---------------------------------------------------------------- measuring
+
+
+def memory_used() -> int:
+    """Bytes of this process and all that it started; pages that they share are counted once (PSS)."""
+    parents = {}
+    for folder in Path("/proc").iterdir():
+        if folder.name.isdigit():
+            with suppress(OSError):
+                parents[int(folder.name)] = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
+    ours, found = {os.getpid()}, 0
+    while len(ours) > found:
+        found = len(ours)
+        ours |= {child for child, parent in parents.items() if parent in ours}
+    total = 0
+    for process in ours:
+        with suppress(OSError):
+            lines = Path(f"/proc/{process}/smaps_rollup").read_text().splitlines()
+            total += sum(int(line.split()[1]) * 1024 for line in lines if line.startswith("Pss:"))
+    return total
+
+
+@contextmanager
+def peak_memory() -> Iterator[list[int]]:
+    """Bytes used at most, less those before."""
+    before, done, peak = memory_used(), threading.Event(), [0]
+
+    def watch() -> None:
+        while not done.wait(0.02):
+            peak[0] = max(peak[0], memory_used() - before)
+
+    watcher = threading.Thread(target=watch, daemon=True)
+    watcher.start()
+    try:
+        yield peak
+    finally:
+        done.set()
+        watcher.join()
+
+
+def timed(work: Callable[[], Any], repeats: int = 1) -> tuple[float, Any]:
+    """Median seconds, and the last answer."""
+    seconds, answer = [], None
+    for _ in range(repeats):
+        gc.collect()
+        start = time.perf_counter()
+        answer = work()
+        seconds.append(time.perf_counter() - start)
+    return statistics.median(seconds), answer
+
+
+def report(case: str, method: str, **found: Any) -> None:
+    RESULTS.append({"case": case, "method": method, **found})
+    shown = "  ".join(f"{name} {value:,.4g}" if isinstance(value, float) else f"{name} {value:,}" for name, value in found.items())
+    print(f"{case:32}  {method:24}  {shown}", flush=True)
+
+
+def compare(
+    case: str,
+    x_NC: np.ndarray,
+    base_LC: np.ndarray,
+    budget: int,
+    num_shards: int = 1,
+    others: dict[str, Callable[[np.ndarray, np.ndarray, int], tuple[np.ndarray, np.ndarray]]] | None = None,
+    repeats: int = 5,
+) -> dict[str, float]:
+    """The engine and others on the same data; seconds by method."""
+    others = {"running minimum": running_minimum} if others is None else others
+    one_pass, _ = timed(lambda: float(x_NC.sum()), 5)
+    bounds = np.linspace(0, len(x_NC), num_shards + 1).astype(int)
+    ids = ids_of(len(x_NC))
+    parts = [slice(first, last) for first, last in zip(bounds[:-1], bounds[1:], strict=True)]
+    shards = LocalShards([Shard(Rows(ids[part], x_NC[part])) for part in parts])
+    labeled = Rows(ids_of(len(base_LC), "labeled-"), base_LC)
+
+    def engine() -> Picks:
+        return pick("pcoreset", shards, labeled, budget, seed=0)
+
+    engine()  # warm-up
+    seconds, picks = timed(engine, repeats)
+    with peak_memory() as peak:
+        engine()
+    times = {"raykd": seconds}
+    mine = np.array(picks.ids).astype(np.int64)
+    for name, method in others.items():
+        times[name], (rows, distances) = timed(lambda method=method: method(x_NC, base_LC, budget))
+        report(
+            case,
+            name,
+            seconds=times[name],
+            passes=times[name] / one_pass,
+            same_picks=len(set(rows.tolist()) & set(mine.tolist())),
+            radius=float(distances[-1]),
+        )
+    report(
+        case,
+        f"raykd, {num_shards} shard{'s'[: num_shards > 1]}",
+        seconds=seconds,
+        passes=seconds / one_pass,
+        **{f"times_faster_than_{name.replace(' ', '_')}": times[name] / seconds for name in others},
+        rounds=picks.rounds,
+        refreshed=picks.refreshed,
+        radius=float(picks.distances[-1]),
+        extra_MiB=peak[0] / 2**20,
+    )
+    return times
+
+
+# ---------------------------------------------------------------- cases
+
+
+def small(args: argparse.Namespace) -> None:
+    compare("200,000 x 100, L 1,000, B 1,000", peaked_mixture(200_000, 100, 0), peaked_mixture(1_000, 100, 1), 1_000)
+    few = peaked_mixture(5_000, 100, 0), peaked_mixture(100, 100, 1)
+    others = {"running minimum": running_minimum, "reference": reference}
+    try:
+        import skactiveml  # noqa: F401
+
+        others["scikit-activeml"] = activeml
+    except ImportError:
+        print("scikit-activeml is not installed, so not compared (pip install scikit-activeml)")
+    compare("5,000 x 100, L 100, B 50", *few, 50, others=others)
+
+
+def large(args: argparse.Namespace) -> None:
+    x, base = peaked_mixture(500_000, 1_000, 0), peaked_mixture(8_000, 1_000, 1)
+    compare("500,000 x 1,000, L 8,000, B 1,000", x, base, 1_000, repeats=3)
+
+
+def real(args: argparse.Namespace) -> None:
+    if args.matrix is None:
+        print("real: give --matrix FILE.npz (with `probs`, float [N, C])")
+        return
+    probs = np.load(args.matrix)["probs"].astype(np.float32)
+    probs /= probs.sum(axis=1, keepdims=True)
+    others = {"running minimum": running_minimum, "reference": reference}
+    try:
+        import skactiveml  # noqa: F401
+
+        others["scikit-activeml"] = activeml
+    except ImportError:
+        print("scikit-activeml is not installed, so not compared (pip install scikit-activeml)")
+    name = "{:,} x {:,}, L 200, B 200, real".format(len(probs) - 200, probs.shape[1])
+    compare(name, probs[200:].copy(), probs[:200].copy(), 200, others=others)
+
+
+def hard(args: argparse.Namespace) -> None:
+    for num_rows, num_classes, num_labeled, budget in ((100_000, 100, 1_000, 1_000), (50_000, 1_000, 2_000, 300)):
+        for name, x in hard_cases(num_rows + num_labeled, num_classes):
+            case = f"{name}, C {num_classes:,}"
+            compare(case, x[num_labeled:].copy(), x[:num_labeled].copy(), budget, repeats=1)
