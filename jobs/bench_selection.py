@@ -3,7 +3,7 @@
     python jobs/bench_selection.py                            # the sizes of the README, about five minutes
     python jobs/bench_selection.py hard real                  # some of the cases
     python jobs/bench_selection.py scaling --plot scaling.png
-    python jobs/bench_selection.py imagenet --seconds-of-baseline 600
+    python jobs/bench_selection.py imagenet --baseline
 
 Cases: ``small`` (200,000 x 100), ``large`` (500,000 x 1,000), ``imagenet`` (1,281,167 x 1,000, eight Ray actors against
 eight shards in process), ``real`` (a matrix of your own: --matrix FILE.npz with ``probs``), ``hard`` (data without
@@ -19,9 +19,10 @@ from __future__ import annotations
 
 import argparse
 import gc
+import importlib.util
+import itertools
 import json
 import os
-import resource
 import statistics
 import subprocess
 import sys
@@ -40,9 +41,11 @@ import numpy as np
 from raykd.algo.kcenter import Picks
 from raykd.algo.rows import Rows
 from raykd.algo.shard import LocalShards, Shard
+from raykd.algo.spaces import residuals
 from raykd.algo.strategies import pick
 
 BLOCK_ROWS = 4096
+Method = Callable[[np.ndarray, np.ndarray, int], tuple[np.ndarray, np.ndarray]]  # rows, labeled, budget -> picks, radii
 RESULTS: list[dict[str, Any]] = []
 
 
@@ -153,6 +156,15 @@ def activeml(x_NC: np.ndarray, base_LC: np.ndarray, budget: int) -> tuple[np.nda
     return np.asarray(found) - len(base_LC), np.full(budget, np.nan)
 
 
+def peers() -> dict[str, Method]:
+    """What can be run at small sizes only."""
+    found: dict[str, Method] = {"running minimum": running_minimum, "reference": reference}
+    if importlib.util.find_spec("skactiveml"):
+        return found | {"scikit-activeml": activeml}
+    print("scikit-activeml is not installed, so not compared (pip install scikit-activeml)")
+    return found
+
+
 # ---------------------------------------------------------------- measuring
 
 
@@ -206,7 +218,9 @@ def timed(work: Callable[[], Any], repeats: int = 1) -> tuple[float, Any]:
 
 def report(case: str, method: str, **found: Any) -> None:
     RESULTS.append({"case": case, "method": method, **found})
-    shown = "  ".join(f"{name} {value:,.4g}" if isinstance(value, float) else f"{name} {value:,}" for name, value in found.items())
+    shown = "  ".join(
+        f"{name} {value:,.4g}" if isinstance(value, float) else f"{name} {value:,}" for name, value in found.items()
+    )
     print(f"{case:32}  {method:24}  {shown}", flush=True)
 
 
@@ -216,7 +230,7 @@ def compare(
     base_LC: np.ndarray,
     budget: int,
     num_shards: int = 1,
-    others: dict[str, Callable[[np.ndarray, np.ndarray, int], tuple[np.ndarray, np.ndarray]]] | None = None,
+    others: dict[str, Method] | None = None,
     repeats: int = 5,
 ) -> dict[str, float]:
     """The engine and others on the same data; seconds by method."""
@@ -224,7 +238,7 @@ def compare(
     one_pass, _ = timed(lambda: float(x_NC.sum()), 5)
     bounds = np.linspace(0, len(x_NC), num_shards + 1).astype(int)
     ids = ids_of(len(x_NC))
-    parts = [slice(first, last) for first, last in zip(bounds[:-1], bounds[1:], strict=True)]
+    parts = [slice(first, last) for first, last in itertools.pairwise(bounds)]
     shards = LocalShards([Shard(Rows(ids[part], x_NC[part])) for part in parts])
     labeled = Rows(ids_of(len(base_LC), "labeled-"), base_LC)
 
@@ -267,14 +281,7 @@ def compare(
 def small(args: argparse.Namespace) -> None:
     compare("200,000 x 100, L 1,000, B 1,000", peaked_mixture(200_000, 100, 0), peaked_mixture(1_000, 100, 1), 1_000)
     few = peaked_mixture(5_000, 100, 0), peaked_mixture(100, 100, 1)
-    others = {"running minimum": running_minimum, "reference": reference}
-    try:
-        import skactiveml  # noqa: F401
-
-        others["scikit-activeml"] = activeml
-    except ImportError:
-        print("scikit-activeml is not installed, so not compared (pip install scikit-activeml)")
-    compare("5,000 x 100, L 100, B 50", *few, 50, others=others)
+    compare("5,000 x 100, L 100, B 50", *few, 50, others=peers())
 
 
 def large(args: argparse.Namespace) -> None:
@@ -288,15 +295,8 @@ def real(args: argparse.Namespace) -> None:
         return
     probs = np.load(args.matrix)["probs"].astype(np.float32)
     probs /= probs.sum(axis=1, keepdims=True)
-    others = {"running minimum": running_minimum, "reference": reference}
-    try:
-        import skactiveml  # noqa: F401
-
-        others["scikit-activeml"] = activeml
-    except ImportError:
-        print("scikit-activeml is not installed, so not compared (pip install scikit-activeml)")
-    name = "{:,} x {:,}, L 200, B 200, real".format(len(probs) - 200, probs.shape[1])
-    compare(name, probs[200:].copy(), probs[:200].copy(), 200, others=others)
+    name = f"{len(probs) - 200:,} x {probs.shape[1]:,}, L 200, B 200, real"
+    compare(name, probs[200:].copy(), probs[:200].copy(), 200, others=peers())
 
 
 def hard(args: argparse.Namespace) -> None:
@@ -304,3 +304,230 @@ def hard(args: argparse.Namespace) -> None:
         for name, x in hard_cases(num_rows + num_labeled, num_classes):
             case = f"{name}, C {num_classes:,}"
             compare(case, x[num_labeled:].copy(), x[:num_labeled].copy(), budget, repeats=1)
+
+
+def imagenet(args: argparse.Namespace) -> None:
+    """Eight Ray actors against eight shards in this process, and the running minimum if there is time for it."""
+    from raykd.stages.selection import open_shards
+    from raykd.stages.session import ray_session
+    from raykd.stages.vectors import PoolSource
+
+    num_rows, num_classes, num_shards = 1_281_167, 1_000, 8
+    case = f"{num_rows:,} x {num_classes:,}, L 8,000, B 1,000"
+    base = peaked_mixture(8_000, num_classes, 1)
+    labeled = Rows(ids_of(len(base), "labeled-"), base)
+    with tempfile.TemporaryDirectory() as folder:
+        table = Path(folder) / "pool.parquet"
+        x = peaked_mixture(num_rows, num_classes, 0)
+        others = {"running minimum": running_minimum} if args.baseline else {}
+        times = compare(case, x, base, 1_000, num_shards, others, repeats=3)
+        write_parquet(table, x)
+        del x
+        gc.collect()
+        with ray_session(), peak_memory() as peak:
+            start = time.perf_counter()
+            with open_shards(PoolSource(uri=str(table)), num_shards) as shards:
+                started = time.perf_counter() - start
+                pick("pcoreset", shards, labeled, 1_000, seed=0)  # warm-up
+                seconds, picks = timed(lambda: pick("pcoreset", shards, labeled, 1_000, seed=0), 3)
+        report(
+            case,
+            f"raykd, {num_shards} Ray actors",
+            seconds=seconds,
+            seconds_of_local_shards=seconds / times["raykd"],
+            seconds_to_read=started,
+            rounds=picks.rounds,
+            refreshed=picks.refreshed,
+            radius=float(picks.distances[-1]),
+            peak_GiB=peak[0] / 2**30,
+        )
+
+
+def write_parquet(path: Path, x_NC: np.ndarray) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    from raykd.tables import vectors
+
+    ids = ids_of(len(x_NC))
+    writer = None
+    for start in range(0, len(x_NC), 2**14):
+        part = slice(start, start + 2**14)
+        table = pa.table({"sample_id": pa.array(ids[part], pa.string()), "probs": vectors(x_NC[part])})
+        writer = writer or pq.ParquetWriter(path, table.schema, compression="none", use_dictionary=False)
+        writer.write_table(table)
+    assert writer is not None
+    writer.close()
+
+
+def badge(args: argparse.Namespace) -> None:
+    """D² sampling over gradient embeddings: against one product a draw, and at a size where that takes too long."""
+    badge_at(100_000, 100, 128, 1_000, np.float32)
+    badge_at(1_281_167, 1_000, 512, 1_000, np.float16)
+
+
+def badge_at(num_rows: int, num_classes: int, width: int, budget: int, kind: type) -> None:
+    rng, probs = np.random.default_rng(0), peaked_mixture(num_rows, num_classes, 0)
+    features = rng.standard_normal((num_rows, width), np.float32)
+    features += 2 * rng.standard_normal((num_classes, width), np.float32)[probs.argmax(axis=1)]
+    pool = Rows(ids_of(num_rows), probs.astype(kind), features.astype(kind))
+    del probs, features
+    one_pass, _ = timed(lambda: (pool.probs.sum(dtype=np.float32), pool.features.sum(dtype=np.float32)), 3)
+    found = (
+        {"seconds_of_one_product_a_draw": timed(lambda: product_a_draw(pool, budget))[0]} if kind is np.float32 else {}
+    )
+    shards = LocalShards([Shard(pool)])
+    seconds, picks = timed(lambda: pick("badge", shards, None, budget, seed=0))
+    report(
+        f"badge, {num_rows:,} x ({num_classes:,} + {width}), B {budget:,}",
+        f"raykd, {kind.__name__}",
+        seconds=seconds,
+        passes=seconds / one_pass,
+        rounds=picks.rounds,
+        refreshed=picks.refreshed,
+        **found,
+    )
+
+
+def product_a_draw(pool: Rows, budget: int) -> None:
+    """k-means++ as one would write it: after every draw all D² by factored float32 products."""
+    rng, a, z = np.random.default_rng(0), residuals(pool.probs, np.float32), pool.features
+    lengths = np.einsum("nc,nc->n", a, a) * np.einsum("nd,nd->n", z, z)
+    sq, row = np.full(len(pool), np.inf), int(rng.integers(len(pool)))
+    for _ in range(budget - 1):
+        sq = np.minimum(sq, np.maximum(lengths + lengths[row] - 2 * (a @ a[row]) * (z @ z[row]), 0))
+        row = int(rng.choice(len(pool), p=sq / sq.sum()))
+
+
+def memory(args: argparse.Namespace) -> None:
+    """A shard with four times the vectors that it may have in memory; the limit is the kernel's (RLIMIT_DATA)."""
+    num_rows, num_classes, budget = 1_000_000, 1_000, 500
+    with tempfile.TemporaryDirectory() as folder:
+        write_parquet(Path(folder) / "pool.parquet", peaked_mixture(num_rows, num_classes, 0))
+        gc.collect()
+        script = f"""
+import resource, time
+limit = 3 * 2**29
+resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
+from jobs.bench_selection import ids_of, peaked_mixture
+from raykd.algo.rows import Rows
+from raykd.algo.shard import LocalShards, Shard
+from raykd.algo.spaces import residuals
+from raykd.algo.strategies import pick
+from raykd.stages.vectors import PoolSource, open_table, plan, read
+source = PoolSource(uri={folder + "/pool.parquet"!r}, memory_gib=0.25)
+start = time.perf_counter()
+pool, _ = read(source, plan(open_table(source.uri, source.columns, "pool table"), 1)[0])
+read_s = time.perf_counter() - start
+shards = LocalShards([Shard(pool)])
+labeled = Rows(ids_of(4_000, "labeled-"), peaked_mixture(4_000, {num_classes}, 1))
+start = time.perf_counter()
+picks = pick("pcoreset", shards, labeled, {budget}, seed=0)
+seconds = time.perf_counter() - start
+used = {{line.split(":")[0]: int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("Rss")}}
+data = [int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmData")][0]
+print(seconds, read_s, used["RssAnon"] / 2**20, data / 2**20, picks.rounds, picks.refreshed)
+"""
+        command = [sys.executable, "-c", script]
+        # what is only reserved counts too, so let allocators reserve little
+        frugal = os.environ | {"ARROW_DEFAULT_MEMORY_POOL": "system", "MALLOC_ARENA_MAX": "2"}
+        done = subprocess.run(
+            command, cwd=Path(__file__).parent.parent, env=frugal, capture_output=True, text=True, check=False
+        )
+        if done.returncode:
+            sys.exit(done.stderr)
+        seconds, read_s, anonymous, data, rounds, refreshed = map(float, done.stdout.split())
+    report(
+        f"{num_rows:,} x {num_classes:,} in 1.5 GiB, B {budget}",
+        "raykd, mapped",
+        seconds=seconds,
+        seconds_to_read=read_s,
+        matrix_GiB=num_rows * num_classes * 4 / 2**30,
+        in_memory_GiB=anonymous,
+        allocated_GiB=data,
+        rounds=int(rounds),
+        refreshed=int(refreshed),
+    )
+
+
+def scaling(args: argparse.Namespace) -> None:
+    """Seconds against N, C, B and K, the others at 100,000 x 100, L 1,000, B 1,000, one shard; and a picture of it."""
+    standard = {"N": 100_000, "C": 100, "B": 1_000, "K": 1}
+    axes = {
+        "N": [10_000, 30_000, 100_000, 300_000, 1_000_000],
+        "C": [10, 30, 100, 300, 1_000],
+        "B": [30, 100, 300, 1_000, 3_000],
+        "K": [1, 2, 4, 8, 16],
+    }
+    curves: dict[str, list[tuple[int, dict[str, float]]]] = {}
+    for axis, values in axes.items():
+        curves[axis] = []
+        for value in values:
+            size = standard | {axis: value}
+            x, base = peaked_mixture(size["N"], size["C"], 0), peaked_mixture(1_000, size["C"], 1)
+            case = "scaling, " + ", ".join(f"{name} {number:,}" for name, number in size.items())
+            curves[axis].append((value, compare(case, x, base, size["B"], size["K"], repeats=3)))
+    if args.plot is not None:
+        plot_scaling(curves, args.plot)
+        print(f"drawn: {args.plot}")
+
+
+def plot_scaling(curves: dict[str, list[tuple[int, dict[str, float]]]], path: Path) -> None:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    names = {"N": "pool rows N", "C": "classes C", "B": "budget B", "K": "shards K (in one process)"}
+    looks = {"running minimum": ("#9aa3ad", "o"), "raykd": ("#d1495b", "o")}
+    figure, panels = plt.subplots(1, 4, figsize=(13, 3.4), sharey=True, constrained_layout=True)
+    for panel, (axis, points) in zip(panels, curves.items(), strict=True):
+        for name, (color, marker) in looks.items():
+            values = [value for value, _ in points]
+            seconds = [times[name] for _, times in points]
+            panel.plot(values, seconds, color=color, marker=marker, markersize=4, linewidth=1.8, label=name)
+        faster = points[-1][1]["running minimum"] / points[-1][1]["raykd"]
+        panel.annotate(
+            f"{faster:.0f}x",
+            (points[-1][0], points[-1][1]["raykd"]),
+            textcoords="offset points",
+            xytext=(-4, 8),
+            ha="right",
+            color=looks["raykd"][0],
+            fontsize=9,
+        )
+        panel.set(xscale="log", yscale="log", xlabel=names[axis])
+        panel.grid(True, which="major", color="#e6e8eb", linewidth=0.8)
+        panel.spines[["top", "right"]].set_visible(False)
+    panels[-1].set_xscale("log", base=2)
+    panels[0].set_ylabel("seconds to select")
+    panels[0].legend(frameon=False, loc="upper left")
+    figure.suptitle(
+        "Exact k-center: 100,000 x 100 rows, 1,000 labeled, 1,000 picks, unless the axis says otherwise", fontsize=10
+    )
+    figure.savefig(path, dpi=160)
+    plt.close(figure)
+
+
+CASES = {case.__name__: case for case in (small, large, real, hard, badge, memory, imagenet, scaling)}
+STANDARD = ["small", "large", "real"]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("cases", nargs="*", default=STANDARD, metavar="case", help=f"of: {', '.join(CASES)}")
+    parser.add_argument("--matrix", type=Path, help="real: a .npz file with `probs`")
+    parser.add_argument("--baseline", action="store_true", help="imagenet: time the running minimum too (ten minutes)")
+    parser.add_argument("--plot", type=Path, help="scaling: draw it to this PNG")
+    args = parser.parse_args()
+    if unknown := sorted({*args.cases} - {*CASES}):
+        parser.error(f"unknown case {unknown[0]!r}; there are: {', '.join(CASES)}")
+    threads = faiss.omp_get_max_threads()
+    print(f"threads: {threads}; numpy {np.__version__}, faiss {faiss.__version__}; seconds are medians\n")
+    for name in args.cases:
+        CASES[name](args)
+    print(json.dumps({"threads": threads, "results": RESULTS}))
+
+
+if __name__ == "__main__":
+    main()

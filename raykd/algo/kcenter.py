@@ -22,7 +22,7 @@ from raykd.algo.shard import Answer, News, Shards, Top, lowest
 from raykd.algo.spaces import Euclidean, Space
 
 CANDIDATES = 4  # asked for at first, for each pick that is wanted
-MOST_VALUES = 2**27  # in all candidates' vectors: 512 MiB
+MOST_VALUES = 2**26  # in all candidates' vectors: 256 MiB
 FEWEST = 1000  # candidates are always asked for
 SPARE = 16  # rows asked of each shard beyond its share
 GONE = -np.inf  # the key of a row that is picked
@@ -131,7 +131,7 @@ class _Selection:
             return float(self.keys[-1] * ratio ** ((straight + by_power) / 2 * (1 + self.rounds / 10)))
 
     def _ask(self, wanted: int, floor: float) -> tuple[Top, tuple[float, str]]:
-        """All shards' first rows, in the order of their ids; and the order of the first of all others.
+        """All shards' first rows; and the order of the first of all others.
 
         About ``wanted`` rows; fewer where their keys are below ``floor``.
         """
@@ -149,11 +149,10 @@ class _Selection:
             if known == len(self.ids):
                 break
         self.known, self.rounds = known, self.rounds + 1
-        tops = [answer.top for answer in answers if answer.top is not None]
-        ids, vectors, states = (np.concatenate([top[part] for top in tops if len(top.ids)]) for part in range(3))
-        by_id = np.argsort(ids, kind="stable")
+        tops = [answer.top for answer in answers if answer.top is not None and len(answer.top.ids)]
+        ids, vectors, states = ([top[part] for top in tops] for part in range(3))
         horizon = min((top.rest for top in tops if top.rest is not None), default=LAST)
-        return Top(ids[by_id], vectors[by_id], states[by_id], horizon), horizon
+        return Top(np.concatenate(ids), _joined(vectors), np.concatenate(states), horizon), horizon
 
     def _since(self, start: int) -> tuple[np.ndarray, np.ndarray]:
         """Centers from this number on, and when they came."""
@@ -167,11 +166,13 @@ class _Selection:
         candidate's bound goes before it.
         """
         ids, x_MW, state_MS, _ = candidates
-        keys_M = self.rule.keys(state_MS)
+        keys_M, rank_M = self.rule.keys(state_MS), np.empty(len(ids), np.int64)
+        rank_M[np.argsort(ids, kind="stable")] = np.arange(len(ids))
         met_M = np.full(len(ids), len(self.centers))
         while len(self.ids) < budget and len(left := np.flatnonzero(keys_M > GONE)):
-            front = left[lowest(-keys_M[left], left, min(WINDOW + 1, len(left)))]
-            window, others = np.sort(front[:WINDOW]), front[WINDOW:]
+            front = left[lowest(-keys_M[left], rank_M[left], min(WINDOW + 1, len(left)))]
+            window, others = front[:WINDOW], front[WINDOW:]
+            window = window[np.argsort(rank_M[window])]  # so the first of equals has the smaller id
             limit = min([horizon, *((-keys_M[row], ids[row]) for row in others)])
             stale = window[met_M[window] < len(self.centers)]
             for met in set(met_M[stale].tolist()):
@@ -217,3 +218,8 @@ class _Selection:
                 self.rule.meet(state_NS, met, self.space.exact(x_NW[met], x_NW[row : row + 1]), time)
                 keys_N[met] = self.rule.keys(state_NS[met])
         return len(self.ids) > before
+
+
+def _joined(parts: list[np.ndarray]) -> np.ndarray:
+    """One array; the same one if there is no other, as candidates may be large."""
+    return parts[0] if len(parts) == 1 else np.concatenate(parts)
