@@ -2,12 +2,16 @@
 
 import re
 import shlex
+from importlib.metadata import EntryPoint
 from pathlib import Path
 
 import pytest
 import yaml
 
 from raykd import config
+from raykd.algo import strategies
+from raykd.algo.rows import Rows
+from raykd.algo.shard import LocalShards
 from raykd.algo.strategies import STRATEGIES
 
 ROOT = Path(__file__).parents[2]
@@ -66,3 +70,16 @@ def test_the_tree_and_the_data_flow_name_files_that_exist():
             assert (ROOT / (name if "/" in name else f"raykd/stages/{name}")).is_file(), name
         for name in re.findall(r"`(\w+)`", row[4]):
             assert (ROOT / f"raykd/algo/{name}.py").is_file(), name
+
+
+def test_the_strategy_of_ones_own_works_as_it_stands(tmp_path, monkeypatch):
+    (code,) = [text for kind, text in BLOCKS if kind == "python" and "my_strategies.py" in text]
+    (tmp_path / "my_strategies.py").write_text(code)
+    (entry,) = [line for kind, text in BLOCKS if kind == "toml" for line in text.splitlines() if "=" in line]
+    name, value = (part.strip().strip('"') for part in entry.split("="))
+    monkeypatch.syspath_prepend(tmp_path)
+    points = [EntryPoint(name, value, strategies.PLUG_INS)]
+    monkeypatch.setattr(strategies, "entry_points", lambda group, name=None: points)
+    pool = Rows(list("abcd"), [[0.9, 0.1], [0.6, 0.4], [0.5, 0.5], [0.2, 0.8]])
+    assert strategies.pick(name, LocalShards.split(pool, 2), None, 2, 0).ids == ["c", "b"]
+    assert len(code.splitlines()) < 30
