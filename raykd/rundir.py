@@ -34,6 +34,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from raykd.lock import check_still_held
 from raykd.storage import Place
 
 MARKER = "_DONE.json"
@@ -142,6 +143,7 @@ class Stage:
             raise
         out.facts.setdefault("seconds", round(time.perf_counter() - started, 3))
         marker = {"stage": self.name, "fingerprint": self.fingerprint, "inputs": self.inputs, "facts": out.facts}
+        check_still_held()
         (out.place / MARKER).write_json(marker)
         if out.place != self.place:
             os.rename(out.place.path, self.place.path)

@@ -150,9 +150,9 @@ class _Selection:
                 break
         self.known, self.rounds = known, self.rounds + 1
         tops = [answer.top for answer in answers if answer.top is not None and len(answer.top.ids)]
-        ids, vectors, states = ([top[part] for top in tops] for part in range(3))
         horizon = min((top.rest for top in tops if top.rest is not None), default=LAST)
-        return Top(np.concatenate(ids), _joined(vectors), np.concatenate(states), horizon), horizon
+        ids_M, states_MS = np.concatenate([top.ids for top in tops]), np.concatenate([top.state_NS for top in tops])
+        return Top(ids_M, _joined([top.vectors_NW for top in tops]), states_MS, horizon), horizon
 
     def _since(self, start: int) -> tuple[np.ndarray, np.ndarray]:
         """Centers from this number on, and when they came."""

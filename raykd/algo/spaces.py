@@ -167,7 +167,7 @@ def meetings(
     for rows in blocks(len(x_NW), min(len(y_KW), BATCH_CENTERS), CACHED_VALUES if small else BATCH_VALUES):
         for centers in blocks(len(y_KW), 1, BATCH_CENTERS):
             x, y, sq = x_NW[rows], y_KW[centers], sq_N[rows]
-            kind = np.float32
+            kind: type = np.float32
             if len(x) * y.size > PROBE_PRODUCTS:  # where float32 can hardly tell them apart, why try
                 i, _ = _contenders(*space.near(x[::PROBE], y), sq[::PROBE], in_turn)
                 kind = np.float64 if len(i) * PROBE > MANY_PAIRS * len(x) else np.float32

@@ -7,7 +7,7 @@ import platform
 import subprocess
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -18,6 +18,7 @@ import ray
 import raykd
 from raykd.algo.prompts import templates
 from raykd.config import Config
+from raykd.lock import LOCK, only_job
 from raykd.rundir import MARKER, Stage, differences
 from raykd.stages.progress import Progress
 from raykd.stages.session import ray_session
@@ -70,8 +71,8 @@ def open_campaign(config: Config) -> Iterator[Campaign]:
     """Check what can be checked, write ``campaign.json``, and start or join a Ray.
 
     Raises:
-        ValueError: The storage path would be lost, the folder holds a campaign with another config, or something the
-            config names does not exist.
+        ValueError: The storage path would be lost, another job works in it, the folder holds a campaign with another
+            config, or something the config names does not exist.
     """
     in_job = "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
     if in_job and "://" not in config.storage_path and not os.path.isabs(config.storage_path):
@@ -81,14 +82,24 @@ def open_campaign(config: Config) -> Iterator[Campaign]:
         )
     check_names(config)
     place = Place.of(config.storage_path)
-    begin(place, config)
-    with ray_session(config.local_cpus, config.stall_s):
+    check_folder(place)
+    with only_job(place), ExitStack() as stack:
+        begin(place, config)
+        stack.enter_context(ray_session(config.local_cpus, config.stall_s))
         check_resources(config)
         campaign = Campaign(config, place, Progress(config.progress))
         if (place / "pool" / MARKER).exists():
             done = sum((campaign.round_place(round) / "evaluate" / MARKER).exists() for round in campaign.rounds)
             campaign.say("campaign", f"goes on in {place}: {done} of {config.rounds} rounds are done")
         yield campaign
+
+
+def check_folder(place: Place) -> None:
+    """Refuse a folder that holds anything else, by ValueError, before a file is put into it."""
+    if (place / "campaign.json").exists() or not (place.is_local and place.is_dir()):
+        return
+    if {*os.listdir(place.path)} - {LOCK}:
+        raise ValueError(f"storage_path {place} is not empty and holds no campaign; give a new folder")
 
 
 def begin(place: Place, config: Config) -> None:
@@ -108,8 +119,6 @@ def begin(place: Place, config: Config) -> None:
         "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }
     first = place / "campaign.json"
-    if not first.exists() and place.is_local and place.is_dir() and any(Path(place.path).iterdir()):
-        raise ValueError(f"storage_path {place} is not empty and holds no campaign; give a new folder")
     if not (place / "pool" / MARKER).exists():  # nothing is done yet, so a config with a mistake may be mended
         first.write_json(record)
         return
@@ -171,7 +180,7 @@ def check_resources(config: Config) -> None:
         "teacher": (replicas * teacher.num_cpus + 1, replicas * teacher.num_gpus),
         "train": (student.num_workers * student.num_cpus, student.num_workers * student.num_gpus),
         "predict": (predictors * student.num_cpus + 1, predictors * student.num_gpus),
-        "selection": (selection.shards * selection.num_cpus, 0.0),
+        "selection": (selection.shards * selection.num_cpus, selection.shards * selection.num_gpus),
     }
     for stage, (cpus, gpus) in need.items():
         if gpus > have.get("GPU", 0):

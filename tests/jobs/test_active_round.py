@@ -25,6 +25,7 @@ from raykd.algo.shard import LocalShards
 from raykd.algo.strategies import STRATEGIES
 from raykd.algo.strategies import pick as pick_in_process
 from raykd.ledger import Ledger
+from raykd.lock import LOCK
 from raykd.rundir import MARKER, Stage
 from raykd.storage import Place
 from raykd.student import Student
@@ -76,7 +77,7 @@ def assert_same_outcome(place: Path, finished) -> None:
 
 def tree(place: Path) -> dict[str, tuple[int, int]]:
     """Every file with its time and size."""
-    files = [file for file in place.rglob("*") if file.is_file()]
+    files = [file for file in place.rglob("*") if file.is_file() and file.name != LOCK]
     return {str(file.relative_to(place)): (file.stat().st_mtime_ns, file.stat().st_size) for file in files}
 
 
@@ -103,7 +104,7 @@ def test_every_stage_is_there_and_complete_and_nothing_else_is_left(finished):
         marker = json.loads((finished.place / name / MARKER).read_text())
         assert marker["stage"] == name
         assert marker["facts"]["seconds"] >= 0
-    top = {"campaign.json", "pool", "teacher_model", "teacher", "ledger", "round_000", "round_001", "ray_train",
+    top = {LOCK, "campaign.json", "pool", "teacher_model", "teacher", "ledger", "round_000", "round_001", "ray_train",
            "ray_tune", "metrics.jsonl", "report.html"}  # fmt: skip
     assert {path.name for path in finished.place.iterdir()} == top
     for number in range(2):
@@ -115,7 +116,9 @@ def test_every_stage_is_there_and_complete_and_nothing_else_is_left(finished):
 def test_the_campaigns_file_has_the_resolved_config_versions_and_commit(finished):
     about = json.loads((finished.place / "campaign.json").read_text())
     assert about["config"]["selection"] == {
-        "strategy": "pcoreset", "budget": 3, "mixture": "round", "shards": 2, "num_cpus": 0.1,
+        "strategy": "pcoreset", "budget": 3, "mixture": "round", "shards": 2, "num_cpus": 0.1, "num_gpus": 0.0,
+        "max_duplicates": None, "duplicate_cosine": None, "duplicate_column": "features", "precision": "fp32",
+        "memory_gib": None,
     }  # fmt: skip
     assert about["versions"]["ray"]
     assert about["commit"] is None or len(about["commit"].rstrip("+")) == 40
