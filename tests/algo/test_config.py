@@ -283,6 +283,16 @@ def test_the_command_line_takes_a_preset_and_the_demo_writes_its_pool(monkeypatc
     assert len(written) == 1
 
 
+def test_the_demo_on_a_pool_of_the_users_own_leaves_it_as_it_is(monkeypatch, tmp_path):
+    mine = tmp_path / "mine.parquet"
+    mine.write_bytes(b"the user's own")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    given = from_command_line(["--preset", "demo", "--set", f"pool.path={mine}"])
+    assert given.pool.path == str(mine)
+    assert mine.read_bytes() == b"the user's own"
+    assert not (tmp_path / "cache").exists()  # nor is the demo's pool made, which nobody asked for
+
+
 @pytest.mark.parametrize(
     "arguments", [[], ["a.yaml", "--preset", "demo"], ["--preset", "nonesuch"], ["a.yaml", "--sett", "x=1"]]
 )
