@@ -154,6 +154,59 @@ def test_the_bits_do_not_depend_on_replicas_or_on_the_manifests_order(scored, fi
     assert again.fingerprint == finished.teacher.fingerprint
 
 
+@pytest.mark.parametrize(
+    ("written", "words"),
+    [
+        (["b"], r"2 of 3 images were not written, first 'a'"),
+        (["c", "b", "a", "b"], r"1 of 3 images were written more than once, first 'b'"),
+        (["a", "d", "b", "c"], r"1 of 3 images were written, but never asked for, first 'd'"),
+        (["a", "b", "d"], r"1 of 3 images were not written, first 'c'"),
+        (["a", "b", "c", None], "1 of 3 images were written, but never asked for, first None"),
+        ([], "3 of 3 images were not written, first 'a'"),
+    ],
+)
+def test_ids_that_are_missing_doubled_or_foreign_are_named(written, words):
+    from raykd.stages.stream import check_ids
+
+    given = pa.chunked_array([["c"], ["a", "b"]])
+    check_ids(given, pa.chunked_array([["b", "c"], ["a"]]))
+    with pytest.raises(ValueError, match=words):
+        check_ids(given, pa.chunked_array([pa.array(written, pa.string())]))
+
+
+def careless(replica: type, change) -> type:
+    """A Replica that makes a mistake with one image."""
+
+    class Careless(replica):
+        def __call__(self, batch):
+            table = super().__call__(batch)
+            is_it = np.array(table["sample_id"].to_pylist()) == "green/004.png"
+            return change(table, is_it) if is_it.any() else table
+
+    return Careless
+
+
+def test_a_teachers_table_that_has_an_image_twice_is_not_kept(scored, finished, monkeypatch, tmp_path):
+    from raykd.stages import teacher
+
+    twice = careless(teacher.Replica, lambda table, is_it: pa.concat_tables([table, table.filter(pa.array(is_it))]))
+    monkeypatch.setattr(teacher, "Replica", twice)
+    with pytest.raises(ValueError, match=r"1 of 49 .* more than once, first 'green/004\.png'; .*run the same command"):
+        scored()
+    assert {path.name for path in (tmp_path / "run").iterdir()} == {"campaign.json", "pool", "teacher_model"}
+
+
+def test_predictions_that_lack_an_image_are_not_kept(seeded, finished, monkeypatch, tmp_path):
+    from raykd.stages import predict
+
+    losing = careless(predict.Replica, lambda table, is_it: table.filter(pa.array(~is_it)))
+    monkeypatch.setattr(predict, "Replica", losing)
+    _, campaign = seeded()
+    with pytest.raises(ValueError, match=r"1 of 48 images were not written, first 'green/004\.png'"):
+        predict.score(campaign, 0, finished.pool, finished.teacher, finished.rounds[0].trained)
+    assert not list((tmp_path / "run" / "round_000").iterdir())
+
+
 class ShuffledPlace:
     """A pool stage's folder whose manifest has its rows in another order."""
 
