@@ -119,7 +119,7 @@ class Student(Section):
     interpolation: Literal["bilinear", "bicubic"] = Field("bilinear", description="Of all resizing")
     predict_batch_size: Count = Field(256, description="Images in one forward pass when predicting")
     checkpoints: Count = Field(4, description="Checkpoints during a training (a killed one goes on from the last)")
-    num_workers: Count = Field(1, description="Ray Train workers", json_schema_extra=FREE)
+    num_workers: Count = Field(1, description="Ray Train workers; BatchNorm sees each one's share, so it is not free")
     loader_processes: int = Field(0, ge=0, description="DataLoader processes per worker", json_schema_extra=FREE)
     predict_replicas: Replicas = Field(1, description="Actors of the predict stage", json_schema_extra=FREE)
     num_cpus: float = Field(1, gt=0, description="CPUs of each worker and each predict replica", json_schema_extra=FREE)

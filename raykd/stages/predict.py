@@ -34,8 +34,8 @@ def score(campaign: Campaign, round: int, pool: Stage, teacher: Stage, trained: 
                replicas=config.predict_replicas, num_cpus=config.num_cpus, num_gpus=config.num_gpus)  # fmt: skip
         gone = (out.place / "data").read_table(["error"])["error"].drop_null()
         out.facts |= {"rows": rows.num_rows - len(gone), "gone": len(gone)}
-    if num_gone := stage.facts["gone"]:
-        campaign.say(f"round {round} predict", f"{num_gone} images can no longer be read and are left out of this round")
+    if lost := stage.facts["gone"]:
+        campaign.say(f"round {round} predict", f"{lost} images can no longer be read and are left out of this round")
     return stage
 
 

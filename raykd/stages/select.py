@@ -94,8 +94,9 @@ def student_space(
     """A round's predictions as a pool to pick from, and the class index of each labeled row in it."""
     answers = (done.labels.place / "labels.parquet").read_table()
     data = done.predictions.place / "data"
-    readable_ids = data.parquet().to_table(columns=["sample_id"], filter=pads.field("error").is_null())["sample_id"]
-    answers = answers.filter(pc.is_in(answers["sample_id"], value_set=readable_ids))  # an image that can no longer be read is no center
+    here = data.parquet().to_table(columns=["sample_id"], filter=pads.field("error").is_null())
+    # an image that can no longer be read is no center
+    answers = answers.filter(pc.is_in(answers["sample_id"], value_set=here["sample_id"]))
     is_label = pc.equal(answers["outcome"], "label")
     given = answers.filter(is_label)
     labels = dict(zip(given["sample_id"].to_pylist(), given["label"].to_pylist(), strict=True))

@@ -181,7 +181,7 @@ def test_free_fields_are_not_in_the_identity_and_all_others_are():
 @pytest.mark.parametrize(
     "override",
     ["storage_path=other", "rounds=9", "max_bad_share=0.5", "teacher.replicas=[1, 4]", "teacher.num_gpus=0.5",
-     "student.num_workers=2", "student.loader_processes=3", "student.predict_replicas=2", "selection.shards=7",
+     "student.loader_processes=3", "student.predict_replicas=2", "selection.shards=7",
      "labels.min_answered=0.5", "labels.answers=here", "progress=lines", "local_cpus=8", "stall_s=60"],
 )  # fmt: skip
 def test_resources_and_progress_may_change_during_a_campaign(override):
@@ -193,7 +193,8 @@ def test_resources_and_progress_may_change_during_a_campaign(override):
 @pytest.mark.parametrize(
     "override",
     ["seed=1", "student.learning_rate=0.5", "student.steps=3", "selection.strategy=random", "selection.budget=11",
-     "pool.path=other", "teacher.batch_size=3", "mixture.search=false", "classes=[a, b]", "student.batch_labeled=16"],
+     "pool.path=other", "teacher.batch_size=3", "mixture.search=false", "classes=[a, b]", "student.batch_labeled=16",
+     "student.num_workers=2"],
 )  # fmt: skip
 def test_what_changes_the_answer_changes_the_identity_in_that_field_alone(override):
     before, now = (load_preset("demo", overrides).identity() for overrides in ([], [override]))
