@@ -102,12 +102,58 @@ def test_every_mistake_is_told_at_once_a_line_each():
         ({"pool__format": "coop_split"}, ["split_file is for format coop_split"]),
         ({"pool__split_file": "s.json"}, ["split_file is for format coop_split"]),
         ({"test": {"path": "t"}}, ["test.format: Field required"]),
+        ({"pool__label_column": "y"}, ["label_column is for format parquet; format class_folders would not look"]),
+        ({"teacher": {"model": "local-dir:t", "pretrained": "openai"}}, ["'local-dir:t' brings its own weights"]),
+        ({"selection__duplicate_cosine": 0.9}, ["give max_duplicates"]),
+        ({"student__crop_area": [0, 1]}, ["student.crop_area.0:", "greater than 0", "given: 0"]),
+        ({"teacher__num_gpus": 1.5}, ["teacher.num_gpus:", "a whole number", "given: 1.5"]),
     ],
 )
 def test_a_refusal_says_where_what_was_given_and_what_was_expected(changes, words):
     message = refusal(**changes)
     for word in words:
         assert word in message
+
+
+def is_kind(spec, kind):
+    return kind in (spec.annotation, *getattr(spec.annotation, "__args__", ()))
+
+
+def setting(name, value):
+    """One override; of the parts that are not there by default, a whole one."""
+    part, _, last = name.rpartition(".")
+    whole = {"path": "t", "format": "class_folders"} if part in ("test", "val") else {}
+    return {part: whole | {last: value}} if whole else {name.replace(".", "__"): value}
+
+
+@pytest.mark.parametrize("name", [name for name, spec in ALL.items() if is_kind(spec, str)])
+def test_an_empty_text_is_never_a_value(name):
+    """An empty path would be the folder that the job runs in, an empty student.pretrained random weights."""
+    assert f"{name}: String should have at least 1 character (given: '')" in refusal(**setting(name, ""))
+
+
+@pytest.mark.parametrize("name", [name for name, spec in ALL.items() if is_kind(spec, float)])
+@pytest.mark.parametrize("value", [float("inf"), float("nan"), ".inf", "nan"])
+def test_a_number_is_finite(name, value):
+    assert f"{name}: Input should be a" in refusal(**setting(name, value))
+
+
+@pytest.mark.parametrize("name", [name for name, spec in ALL.items() if is_kind(spec, float) or is_kind(spec, int)])
+def test_yes_is_no_number(name):
+    assert f"{name}: true and false (yes, no, on, off) have no meaning here" in refusal(**setting(name, True))
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("student.crop_area", [float("nan"), 1]), ("selection.mixture", [0.5, float("inf")]), ("classes", ["a", ""])],
+)
+def test_what_is_no_value_alone_is_none_in_a_list_either(name, value):
+    assert name in refusal(**setting(name, value))
+
+
+@pytest.mark.parametrize("number", [0, 0.25, 1, 1.0, 2, 8.0])
+def test_a_part_of_a_gpu_or_whole_ones_are_allowed(number):
+    assert load(settings(teacher__num_gpus=number)).teacher.num_gpus == number
 
 
 @pytest.mark.parametrize(
