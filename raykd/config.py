@@ -461,7 +461,8 @@ def caltech101() -> dict[str, Any]:
     classes=CLASSES.txt``. One 8 GB GPU. Not run here (no data, no GPU): 44,000 training steps of 64 + 64 images.
 
     Departures from the reference: the teacher sees one clean view of each image, computed once, not every augmented
-    one; labeled draws are uniform (theirs weigh the first samples more, by padding); ties go to the smaller id.
+    one, and in fp32 (theirs fp16); labeled draws are uniform (theirs weigh the first samples more, by padding); the
+    start set is drawn by key; ties go to the smaller id.
     """
     return {
         "storage_path": "runs/caltech101",
@@ -493,7 +494,8 @@ def imagenet() -> dict[str, Any]:
     passes over 100,000 images; the paper's authors took about 8 h for one over all of ImageNet on four RTX 4090.
 
     Departures from the reference: one clean teacher view, computed once; the pool is scored on clean crops; every
-    round trains 20 passes (theirs silently 50 in the last); the start's 1,000 labels are among the 100,000.
+    round trains 20 passes (theirs silently 50 in the last); the start's 1,000 labels are among the 100,000; labeled
+    draws are uniform (theirs take the labeled images in turn); the teacher is fp32 (theirs fp16).
     """
     from open_clip import IMAGENET_CLASSNAMES
 
