@@ -12,10 +12,19 @@ import os
 import re
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import yaml
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 from pydantic.config import JsonDict
 
 from raykd.algo.duplicates import Cap
@@ -23,6 +32,7 @@ from raykd.algo.strategies import STRATEGIES, known_strategy
 
 FREE: JsonDict = {"free": True}
 Share = Annotated[float, Field(ge=0, le=1)]
+Area = Annotated[float, Field(gt=0, le=1)]
 Count = Annotated[int, Field(ge=1)]
 
 
@@ -32,11 +42,27 @@ def _rising(pair: tuple[Any, Any]) -> tuple[Any, Any]:
     return pair
 
 
+def _part_or_whole(number: float) -> float:
+    if number > 1 and number != int(number):
+        raise ValueError("Ray gives out a part of one GPU or whole ones; expected at most 1, or a whole number")
+    return number
+
+
+Gpus = Annotated[float, Field(ge=0), AfterValidator(_part_or_whole)]
 Replicas = Count | Annotated[tuple[Count, Count], AfterValidator(_rising)]
 
 
 class Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, str_min_length=1)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _yes_is_no_number(cls, value: Any, info: ValidationInfo) -> Any:
+        """YAML's ``yes``, ``on`` and ``true`` would count as 1."""
+        annotation = cls.model_fields[info.field_name or ""].annotation
+        if isinstance(value, bool) and bool not in (annotation, *get_args(annotation)):
+            raise ValueError("true and false (yes, no, on, off) have no meaning here")
+        return value
 
 
 class Source(Section):
@@ -66,6 +92,9 @@ class Source(Section):
             raise ValueError("format parquet needs exactly one of image_column and uri_column (set the other to null)")
         if (self.format == "coop_split") != (self.split_file is not None):
             raise ValueError("split_file is for format coop_split, which needs it")
+        for name in ("id_column", "image_column", "uri_column", "label_column", "split_column"):
+            if self.format != "parquet" and getattr(self, name) != type(self).model_fields[name].default:
+                raise ValueError(f"{name} is for format parquet; format {self.format} would not look at it")
         return self
 
 
@@ -84,7 +113,13 @@ class Teacher(Section):
     precision: Literal["fp32", "fp16", "bf16"] = Field("fp32", description="Number format of the image tower")
     replicas: Replicas = Field(1, description="Actors: a number, or [min, max]", json_schema_extra=FREE)
     num_cpus: float = Field(1, gt=0, description="CPUs of each replica", json_schema_extra=FREE)
-    num_gpus: float = Field(0, ge=0, description="GPUs of each replica, fractions allowed", json_schema_extra=FREE)
+    num_gpus: Gpus = Field(0, description="GPUs of each replica, a part of one allowed", json_schema_extra=FREE)
+
+    @model_validator(mode="after")
+    def _weights_come_from_one_place(self) -> Teacher:
+        if self.pretrained and self.model.startswith(("local-dir:", "hf-hub:")):
+            raise ValueError(f"model {self.model!r} brings its own weights; pretrained would not be used, leave it out")
+        return self
 
     @property
     def open_clip_name(self) -> str:
@@ -112,18 +147,18 @@ class Student(Section):
     weight_decay: float = Field(1e-2, ge=0, description="AdamW")
     warmup: Share = Field(0.1, description="Share of the steps with a rising learning rate")
     schedule: Literal["linear", "cosine", "constant"] = Field("linear", description="After the warm-up, down to 0")
-    crop_area: Annotated[tuple[Share, Share], AfterValidator(_rising)] = Field(
+    crop_area: Annotated[tuple[Area, Area], AfterValidator(_rising)] = Field(
         (0.5, 1.0), description="Area of the random training crop, share of image"
     )
     flip: bool = Field(True, description="Random horizontal flips")
     interpolation: Literal["bilinear", "bicubic"] = Field("bilinear", description="Of all resizing")
     predict_batch_size: Count = Field(256, description="Images in one forward pass when predicting")
     checkpoints: Count = Field(4, description="Checkpoints during a training (a killed one goes on from the last)")
-    num_workers: Count = Field(1, description="Ray Train workers", json_schema_extra=FREE)
+    num_workers: Count = Field(1, description="Ray Train workers; BatchNorm sees each one's share, so it is not free")
     loader_processes: int = Field(0, ge=0, description="DataLoader processes per worker", json_schema_extra=FREE)
     predict_replicas: Replicas = Field(1, description="Actors of the predict stage", json_schema_extra=FREE)
     num_cpus: float = Field(1, gt=0, description="CPUs of each worker and each predict replica", json_schema_extra=FREE)
-    num_gpus: float = Field(0, ge=0, description="GPUs of each worker and each predict replica", json_schema_extra=FREE)
+    num_gpus: Gpus = Field(0, description="GPUs of each worker and each predict replica", json_schema_extra=FREE)
     max_failures: int = Field(3, ge=-1, description="Restarts of a training; -1: no limit", json_schema_extra=FREE)
 
     @model_validator(mode="after")
@@ -164,13 +199,19 @@ class Selection(Section):
         None, gt=0, description="GiB of vectors from which on a shard maps them from a file", json_schema_extra=FREE
     )
     num_cpus: float = Field(0.5, gt=0, description="CPUs of each shard", json_schema_extra=FREE)
-    num_gpus: float = Field(0, ge=0, description="GPUs of each shard, fractions allowed", json_schema_extra=FREE)
+    num_gpus: Gpus = Field(0, description="GPUs of each shard, a part of one allowed", json_schema_extra=FREE)
 
     @field_validator("strategy")
     @classmethod
     def _known(cls, name: str) -> str:
         known_strategy(name)
         return name
+
+    @model_validator(mode="after")
+    def _cosine_has_a_limit(self) -> Selection:
+        if self.duplicate_cosine is not None and self.max_duplicates is None:
+            raise ValueError("duplicate_cosine says which picks are near-duplicates; give max_duplicates, their limit")
+        return self
 
     @property
     def cap(self) -> Cap | None:
@@ -420,7 +461,8 @@ def caltech101() -> dict[str, Any]:
     classes=CLASSES.txt``. One 8 GB GPU. Not run here (no data, no GPU): 44,000 training steps of 64 + 64 images.
 
     Departures from the reference: the teacher sees one clean view of each image, computed once, not every augmented
-    one; labeled draws are uniform (theirs weigh the first samples more, by padding); ties go to the smaller id.
+    one, and in fp32 (theirs fp16); labeled draws are uniform (theirs weigh the first samples more, by padding); the
+    start set is drawn by key; ties go to the smaller id.
     """
     return {
         "storage_path": "runs/caltech101",
@@ -452,7 +494,8 @@ def imagenet() -> dict[str, Any]:
     passes over 100,000 images; the paper's authors took about 8 h for one over all of ImageNet on four RTX 4090.
 
     Departures from the reference: one clean teacher view, computed once; the pool is scored on clean crops; every
-    round trains 20 passes (theirs silently 50 in the last); the start's 1,000 labels are among the 100,000.
+    round trains 20 passes (theirs silently 50 in the last); the start's 1,000 labels are among the 100,000; labeled
+    draws are uniform (theirs take the labeled images in turn); the teacher is fp32 (theirs fp16).
     """
     from open_clip import IMAGENET_CLASSNAMES
 

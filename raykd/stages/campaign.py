@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import math
 import os
 import platform
 import subprocess
@@ -25,6 +27,7 @@ from raykd.stages.session import ray_session
 from raykd.storage import Place
 
 PACKAGES = ("ray", "torch", "open_clip_torch", "timm", "numpy", "pyarrow", "faiss-gpu", "faiss-cpu")
+PIECE_BYTES = 2**24
 
 
 @dataclass(frozen=True)
@@ -86,8 +89,8 @@ def open_campaign(config: Config) -> Iterator[Campaign]:
     with only_job(place), ExitStack() as stack:
         begin(place, config)
         stack.enter_context(ray_session(config.local_cpus, config.stall_s))
-        check_resources(config)
         campaign = Campaign(config, place, Progress(config.progress))
+        check_resources(config, campaign.progress)
         if (place / "pool" / MARKER).exists():
             done = sum((campaign.round_place(round) / "evaluate" / MARKER).exists() for round in campaign.rounds)
             campaign.say("campaign", f"goes on in {place}: {done} of {config.rounds} rounds are done")
@@ -141,6 +144,15 @@ def versions() -> dict[str, str]:
     return found
 
 
+def sha256_of(file: str | os.PathLike[str]) -> str:
+    """Names a file's content, local or remote; read in pieces. Weights of the same shape have the same size."""
+    place, digest = Place.of(file), hashlib.sha256()
+    with place.fs.open_input_stream(place.path) as stream:
+        while piece := stream.read(PIECE_BYTES):
+            digest.update(piece)
+    return digest.hexdigest()
+
+
 def commit() -> str | None:
     """The git commit of raykd's own checkout, with ``+`` when it has uncommitted changes; None elsewhere."""
     root = Path(raykd.__file__).parents[1]
@@ -168,27 +180,56 @@ def check_names(config: Config) -> None:
         raise ValueError(f"labels.given: no file {config.labels.given!r}")
 
 
-def check_resources(config: Config) -> None:
-    """On a Ray of this machine, whether each stage fits: what does not would wait for ever. Raises ValueError."""
-    if os.environ.get("RAY_ADDRESS"):
-        return  # a cluster may grow
-    have = ray.cluster_resources()
+def check_resources(config: Config, progress: Progress) -> None:
+    """Whether each stage fits: what does not would wait for ever, and without a word.
+
+    On a Ray of this machine that is an error. A cluster may grow, so there it is a line.
+
+    Raises:
+        ValueError: A stage asks for more than a Ray of this machine has.
+    """
     teacher, student, selection = config.teacher, config.student, config.selection
-    replicas = teacher.replicas if isinstance(teacher.replicas, int) else teacher.replicas[0]
-    predictors = student.predict_replicas if isinstance(student.predict_replicas, int) else student.predict_replicas[0]
-    need = {  # (CPUs, GPUs); Ray Data's own tasks want one CPU beside its actors
-        "teacher": (replicas * teacher.num_cpus + 1, replicas * teacher.num_gpus),
-        "train": (student.num_workers * student.num_cpus, student.num_workers * student.num_gpus),
-        "predict": (predictors * student.num_cpus + 1, predictors * student.num_gpus),
-        "selection": (selection.shards * selection.num_cpus, selection.shards * selection.num_gpus),
+    asked = {  # (actors, CPUs and GPUs of each, CPUs beside them: Ray Data's own tasks want one)
+        "teacher": (least(teacher.replicas), teacher.num_cpus, teacher.num_gpus, 1),
+        "train": (student.num_workers, student.num_cpus, student.num_gpus, 0),
+        "predict": (least(student.predict_replicas), student.num_cpus, student.num_gpus, 1),
+        "selection": (selection.shards, selection.num_cpus, selection.num_gpus, 0),
     }
-    for stage, (cpus, gpus) in need.items():
-        if gpus > have.get("GPU", 0):
-            raise ValueError(
-                f"{stage} asks for {gpus:g} GPUs, this machine has {have.get('GPU', 0):g}; set its num_gpus"
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    have_cpus, have_gpus = (sum(node.get(kind, 0.0) for node in nodes) for kind in ("CPU", "GPU"))
+    if os.environ.get("RAY_ADDRESS"):
+        wanting = [
+            f"{stage} asks for {count} x ({cpus:g} CPUs, {gpus:g} GPUs)"
+            for stage, (count, cpus, gpus, beside) in asked.items()
+            if room(nodes, cpus, gpus) < count or have_cpus < count * cpus + beside
+        ]
+        if wanting:
+            progress.say(
+                "cluster",
+                f"has {have_cpus:g} CPUs and {have_gpus:g} GPUs now, too few: {', '.join(wanting)}; they wait until "
+                "nodes join (an autoscaler may bring them), or ask for less",
             )
-        if cpus > have["CPU"]:
+        return
+    for stage, (count, cpus, gpus, beside) in asked.items():
+        if count * gpus > have_gpus:
             raise ValueError(
-                f"{stage} asks for {cpus:g} CPUs, the local Ray has {have['CPU']:g}; raise local_cpus (logical CPUs, "
-                "may exceed the cores) or lower its num_cpus, replicas, workers or shards"
+                f"{stage} asks for {count * gpus:g} GPUs, this machine has {have_gpus:g}; set its num_gpus"
             )
+        if count * cpus + beside > have_cpus:
+            raise ValueError(
+                f"{stage} asks for {count * cpus + beside:g} CPUs, the local Ray has {have_cpus:g}; raise local_cpus "
+                "(logical CPUs, may exceed the cores) or lower its num_cpus, replicas, workers or shards"
+            )
+
+
+def least(replicas: int | tuple[int, int]) -> int:
+    return replicas if isinstance(replicas, int) else replicas[0]
+
+
+def room(nodes: list[dict[str, float]], cpus: float, gpus: float) -> int:
+    """How many actors that each ask for so much fit on the nodes: one has all it asks for on one node."""
+    total = 0
+    for node in nodes:
+        parts = [node.get(kind, 0.0) / ask for kind, ask in (("CPU", cpus), ("GPU", gpus)) if ask]
+        total += math.floor(min(parts) + 1e-6)  # Ray counts in ten-thousandths
+    return total

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from raykd.rundir import Stage
 from raykd.stages.campaign import Campaign
@@ -18,7 +17,10 @@ from raykd.tables import vectors
 
 
 def score(campaign: Campaign, round: int, pool: Stage, teacher: Stage, trained: Stage) -> Stage:
-    """The predictions of one round: ``data/`` with ce_logits, kd_logits and features of pool, val and test images."""
+    """The predictions of one round: ``data/`` with ce_logits, kd_logits and features of pool, val and test images.
+
+    As in the teacher's table, an image that cannot be read (any more) has a reason in ``error`` and NaN for vectors.
+    """
     config = campaign.config.student
     stage = campaign.stage("predict", {"train": trained.fingerprint}, round)
     if stage.is_done():
@@ -30,15 +32,15 @@ def score(campaign: Campaign, round: int, pool: Stage, teacher: Stage, trained: 
         arguments = {"student": trained.place, "device": device(config.num_gpus), "ticker": ticker}
         stream(rows, fetch, Replica, arguments, out.place / "data", batch_size=config.predict_batch_size,
                replicas=config.predict_replicas, num_cpus=config.num_cpus, num_gpus=config.num_gpus)  # fmt: skip
-        found = pc.count_distinct((out.place / "data").read_table(["sample_id"])["sample_id"]).as_py()
-        out.facts |= {"rows": found, "gone": rows.num_rows - found}
-    if gone := stage.facts["gone"]:
-        campaign.say(f"round {round} predict", f"{gone} images can no longer be read and are left out of this round")
+        gone = (out.place / "data").read_table(["error"])["error"].drop_null()
+        out.facts |= {"rows": rows.num_rows - len(gone), "gone": len(gone)}
+    if lost := stage.facts["gone"]:
+        campaign.say(f"round {round} predict", f"{lost} images can no longer be read and are left out of this round")
     return stage
 
 
 class Replica:
-    """One copy of the student, in an actor; images that cannot be read any more are left out."""
+    """One copy of the student, in an actor."""
 
     def __init__(self, student: Place, device: str, ticker: Ticker) -> None:
         self.student, self.device, self.ticker = Student.load(student, device), device, ticker
@@ -46,17 +48,19 @@ class Replica:
     def __call__(self, batch: dict[str, np.ndarray]) -> pa.Table:
         import torch
 
-        good_N = batch["error"] == ""
+        bad_N = batch["error"] != ""
+        real_N = batch["error"] != FILLER
         with torch.inference_mode():
             pixels = torch.from_numpy(batch["pixels"].copy()).to(self.device)
             out = self.student.model(self.student.preprocess.normalise(pixels))
-        self.ticker.add((batch["error"] != FILLER).sum())
+        self.ticker.add(real_N.sum())
         return pa.table(
             {
                 "sample_id": pa.array(batch["sample_id"], pa.string()),
                 "split": pa.array(batch["split"], pa.string()),
-                "ce_logits": vectors(out.ce_logits_NC.float().cpu().numpy()),
-                "kd_logits": vectors(out.kd_logits_NC.float().cpu().numpy()),
-                "features": vectors(out.features_ND.cpu().numpy().astype(np.float16)),
+                "error": pa.array(batch["error"], pa.string(), mask=~bad_N),
+                "ce_logits": vectors(out.ce_logits_NC.float().cpu().numpy(), bad_N),
+                "kd_logits": vectors(out.kd_logits_NC.float().cpu().numpy(), bad_N),
+                "features": vectors(out.features_ND.cpu().numpy().astype(np.float16), bad_N),
             }
-        ).filter(pa.array(good_N))
+        ).filter(pa.array(real_N))

@@ -8,6 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.dataset as pads
 
 from raykd.algo.kcenter import Picks, coverage_radius
 from raykd.algo.keyed import hash_ids, uniform
@@ -93,8 +94,9 @@ def student_space(
     """A round's predictions as a pool to pick from, and the class index of each labeled row in it."""
     answers = (done.labels.place / "labels.parquet").read_table()
     data = done.predictions.place / "data"
-    here = pc.is_in(answers["sample_id"], value_set=data.read_table(["sample_id"])["sample_id"])
-    answers = answers.filter(here)  # an image that can no longer be read is no center
+    here = data.parquet().to_table(columns=["sample_id"], filter=pads.field("error").is_null())
+    # an image that can no longer be read is no center
+    answers = answers.filter(pc.is_in(answers["sample_id"], value_set=here["sample_id"]))
     is_label = pc.equal(answers["outcome"], "label")
     given = answers.filter(is_label)
     labels = dict(zip(given["sample_id"].to_pylist(), given["label"].to_pylist(), strict=True))

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import ray
 from PIL import Image
 from ray.data import ActorPoolStrategy, DataContext
@@ -65,12 +66,17 @@ def stream(
 ) -> None:
     """Run every row through an actor pool of ``model`` and write what it returns as Parquet under ``out``.
 
+    What is written then has each ``sample_id`` of ``rows`` once, and no other: that is read back and checked.
+
     Args:
         rows: Manifest rows (sample_id, uri, split), in any order.
-        model: Class of the actors; called with a batch of :class:`Fetch`'s columns, returns a ``pa.Table`` without
-            the rows whose error is FILLER.
+        model: Class of the actors; called with a batch of :class:`Fetch`'s columns, returns a ``pa.Table`` of the same
+            rows, those that cannot be read too, but without those whose error is FILLER.
         model_arguments: Its constructor's keyword arguments.
         replicas: Number of actors, or the least and the most.
+
+    Raises:
+        ValueError: A row was lost, written more than once, or is none of those given.
     """
     low, high = (replicas, replicas) if isinstance(replicas, int) else replicas
     keys = ("split", "uri", "sample_id")  # as they are stored; a split's rows lie together; an image may be there twice
@@ -98,3 +104,19 @@ def stream(
         )
         .write_parquet(out.path, filesystem=out.fs)
     )
+    check_ids(rows["sample_id"], out.read_table(["sample_id"])["sample_id"])
+
+
+def check_ids(given: pa.ChunkedArray, written: pa.ChunkedArray) -> None:
+    """Whether what was written has each of the given ids once. Raises ValueError with the first that it has not."""
+    counts = pc.value_counts(written)
+    for problem, ids in (
+        ("were not written", given.filter(pc.invert(pc.is_in(given, value_set=written)))),
+        ("were written more than once", counts.field("values").filter(pc.greater(counts.field("counts"), 1))),
+        ("were written, but never asked for", written.filter(pc.invert(pc.is_in(written, value_set=given)))),
+    ):
+        if len(ids):
+            raise ValueError(
+                f"{len(ids):,} of {len(given):,} images {problem}, first {sorted(ids.to_pylist(), key=str)[0]!r}; "
+                "nothing of this stage is kept: run the same command again"
+            )

@@ -7,7 +7,7 @@ import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -19,16 +19,15 @@ import ray
 from raykd.algo.prompts import prompts, templates
 from raykd.config import Teacher
 from raykd.rundir import Stage
+from raykd.stages.campaign import Campaign, sha256_of
 from raykd.stages.pool import read_classes, read_manifest
 from raykd.stages.progress import Ticker
 from raykd.stages.stream import FILLER, Fetch, stream
 from raykd.storage import Place
 from raykd.tables import vectors
 
-if TYPE_CHECKING:
-    from raykd.stages.campaign import Campaign
-
 MODEL_CONFIG, MODEL_WEIGHTS = "open_clip_config.json", "open_clip_model.safetensors"
+MODEL_FILES = (".json", ".safetensors", ".bin", ".pth")  # of a local folder: what open_clip reads
 
 
 def score(campaign: Campaign, pool: Stage) -> Stage:
@@ -168,11 +167,10 @@ def tokenizer_of(model: str) -> Any:
 def fetch_model(campaign: Campaign) -> Stage:
     """The teacher's weights and config in the campaign's folder, so that no replica downloads anything."""
     config = campaign.config.teacher
-    files = [path for path in (config.pretrained, config.model_config_file) if path and os.path.isfile(path)]
     inputs: dict[str, Any] = {
         "model": config.model,
         "pretrained": config.pretrained,
-        "file_bytes": [os.path.getsize(path) for path in files],
+        "files": {os.path.basename(path): sha256_of(path) for path in own_files(config)},
     }
     stage = campaign.stage("teacher_model", inputs)
     if not stage.is_done():
@@ -186,6 +184,15 @@ def fetch_model(campaign: Campaign) -> Stage:
             out.facts["parameters"] = int(sum(value.numel() for value in state.values()))
         campaign.say("teacher model", f"{config.model}, {stage.facts['parameters'] / 1e6:,.1f} M parameters")
     return stage
+
+
+def own_files(config: Teacher) -> list[str]:
+    """The user's own files that the model comes from: checkpoint, model config, those of a local folder."""
+    schema, _, folder = config.open_clip_name.partition("local-dir:")
+    found = [path for path in (config.pretrained, config.model_config_file) if path and os.path.isfile(path)]
+    if not schema and folder:
+        found += [entry.path for entry in os.scandir(folder) if entry.is_file() and entry.name.endswith(MODEL_FILES)]
+    return sorted(found)
 
 
 def resolve(config: Teacher) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -11,7 +11,7 @@ import ray.train
 from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
 
 from raykd.rundir import Stage
-from raykd.stages.campaign import Campaign
+from raykd.stages.campaign import Campaign, sha256_of
 from raykd.stages.labeling import read_labels
 from raykd.stages.pool import read_classes, read_manifest
 from raykd.stages.teacher import readable
@@ -109,7 +109,10 @@ def fetch_backbone(campaign: Campaign) -> Place | None:
     config = campaign.config.student
     if config.pretrained is False:
         return None
-    stage = campaign.stage("student_model", {"backbone": config.backbone, "pretrained": config.pretrained})
+    inputs: dict[str, Any] = {"backbone": config.backbone, "pretrained": config.pretrained}
+    if isinstance(config.pretrained, str):
+        inputs["file"] = sha256_of(config.pretrained)
+    stage = campaign.stage("student_model", inputs)
     if not stage.is_done():
         import safetensors.torch
 

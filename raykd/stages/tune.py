@@ -56,7 +56,10 @@ def split_predictions(pool: Stage, predictions: Stage, split: str) -> tuple[np.n
     table = (
         (predictions.place / "data")
         .parquet()
-        .to_table(columns=["sample_id", "ce_logits", "kd_logits"], filter=pads.field("split") == split)
+        .to_table(
+            columns=["sample_id", "ce_logits", "kd_logits"],
+            filter=(pads.field("split") == split) & pads.field("error").is_null(),
+        )
     )
     table, labels_N = with_labels(pool, table)
     return matrix(table["ce_logits"]), matrix(table["kd_logits"]), labels_N

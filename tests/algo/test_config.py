@@ -102,12 +102,58 @@ def test_every_mistake_is_told_at_once_a_line_each():
         ({"pool__format": "coop_split"}, ["split_file is for format coop_split"]),
         ({"pool__split_file": "s.json"}, ["split_file is for format coop_split"]),
         ({"test": {"path": "t"}}, ["test.format: Field required"]),
+        ({"pool__label_column": "y"}, ["label_column is for format parquet; format class_folders would not look"]),
+        ({"teacher": {"model": "local-dir:t", "pretrained": "openai"}}, ["'local-dir:t' brings its own weights"]),
+        ({"selection__duplicate_cosine": 0.9}, ["give max_duplicates"]),
+        ({"student__crop_area": [0, 1]}, ["student.crop_area.0:", "greater than 0", "given: 0"]),
+        ({"teacher__num_gpus": 1.5}, ["teacher.num_gpus:", "a whole number", "given: 1.5"]),
     ],
 )
 def test_a_refusal_says_where_what_was_given_and_what_was_expected(changes, words):
     message = refusal(**changes)
     for word in words:
         assert word in message
+
+
+def is_kind(spec, kind):
+    return kind in (spec.annotation, *getattr(spec.annotation, "__args__", ()))
+
+
+def setting(name, value):
+    """One override; of the parts that are not there by default, a whole one."""
+    part, _, last = name.rpartition(".")
+    whole = {"path": "t", "format": "class_folders"} if part in ("test", "val") else {}
+    return {part: whole | {last: value}} if whole else {name.replace(".", "__"): value}
+
+
+@pytest.mark.parametrize("name", [name for name, spec in ALL.items() if is_kind(spec, str)])
+def test_an_empty_text_is_never_a_value(name):
+    """An empty path would be the folder that the job runs in, an empty student.pretrained random weights."""
+    assert f"{name}: String should have at least 1 character (given: '')" in refusal(**setting(name, ""))
+
+
+@pytest.mark.parametrize("name", [name for name, spec in ALL.items() if is_kind(spec, float)])
+@pytest.mark.parametrize("value", [float("inf"), float("nan"), ".inf", "nan"])
+def test_a_number_is_finite(name, value):
+    assert f"{name}: Input should be a" in refusal(**setting(name, value))
+
+
+@pytest.mark.parametrize("name", [name for name, spec in ALL.items() if is_kind(spec, float) or is_kind(spec, int)])
+def test_yes_is_no_number(name):
+    assert f"{name}: true and false (yes, no, on, off) have no meaning here" in refusal(**setting(name, True))
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("student.crop_area", [float("nan"), 1]), ("selection.mixture", [0.5, float("inf")]), ("classes", ["a", ""])],
+)
+def test_what_is_no_value_alone_is_none_in_a_list_either(name, value):
+    assert name in refusal(**setting(name, value))
+
+
+@pytest.mark.parametrize("number", [0, 0.25, 1, 1.0, 2, 8.0])
+def test_a_part_of_a_gpu_or_whole_ones_are_allowed(number):
+    assert load(settings(teacher__num_gpus=number)).teacher.num_gpus == number
 
 
 @pytest.mark.parametrize(
@@ -181,7 +227,7 @@ def test_free_fields_are_not_in_the_identity_and_all_others_are():
 @pytest.mark.parametrize(
     "override",
     ["storage_path=other", "rounds=9", "max_bad_share=0.5", "teacher.replicas=[1, 4]", "teacher.num_gpus=0.5",
-     "student.num_workers=2", "student.loader_processes=3", "student.predict_replicas=2", "selection.shards=7",
+     "student.loader_processes=3", "student.predict_replicas=2", "selection.shards=7",
      "labels.min_answered=0.5", "labels.answers=here", "progress=lines", "local_cpus=8", "stall_s=60"],
 )  # fmt: skip
 def test_resources_and_progress_may_change_during_a_campaign(override):
@@ -193,7 +239,8 @@ def test_resources_and_progress_may_change_during_a_campaign(override):
 @pytest.mark.parametrize(
     "override",
     ["seed=1", "student.learning_rate=0.5", "student.steps=3", "selection.strategy=random", "selection.budget=11",
-     "pool.path=other", "teacher.batch_size=3", "mixture.search=false", "classes=[a, b]", "student.batch_labeled=16"],
+     "pool.path=other", "teacher.batch_size=3", "mixture.search=false", "classes=[a, b]", "student.batch_labeled=16",
+     "student.num_workers=2"],
 )  # fmt: skip
 def test_what_changes_the_answer_changes_the_identity_in_that_field_alone(override):
     before, now = (load_preset("demo", overrides).identity() for overrides in ([], [override]))
@@ -281,6 +328,16 @@ def test_the_command_line_takes_a_preset_and_the_demo_writes_its_pool(monkeypatc
     assert given.pool.path.startswith(str(tmp_path))
     from_command_line(["--preset", "caltech101"])
     assert len(written) == 1
+
+
+def test_the_demo_on_a_pool_of_the_users_own_leaves_it_as_it_is(monkeypatch, tmp_path):
+    mine = tmp_path / "mine.parquet"
+    mine.write_bytes(b"the user's own")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    given = from_command_line(["--preset", "demo", "--set", f"pool.path={mine}"])
+    assert given.pool.path == str(mine)
+    assert mine.read_bytes() == b"the user's own"
+    assert not (tmp_path / "cache").exists()  # nor is the demo's pool made, which nobody asked for
 
 
 @pytest.mark.parametrize(

@@ -618,7 +618,7 @@ def test_a_pool_that_is_not_there_is_one_message_and_may_be_mended_in_the_same_f
 
 def test_a_student_that_can_no_longer_read_an_image_is_told_and_the_others_are_scored(finished, seeded, monkeypatch):
     """An image that goes away after the teacher's pass is left out of the predictions."""
-    from raykd.stages import predict
+    from raykd.stages import evaluate, predict, tune
     from raykd.stages.pool import read_manifest
 
     table = read_manifest(finished.pool)
@@ -629,4 +629,13 @@ def test_a_student_that_can_no_longer_read_an_image_is_told_and_the_others_are_s
     stage = predict.score(campaign, 0, finished.pool, finished.teacher, finished.rounds[0].trained)
     assert stage.facts["gone"] == 1
     assert stage.facts["rows"] == 47
+    rows = {row["sample_id"]: row for row in (stage.place / "data").read_table().to_pylist()}
+    assert len(rows) == 48
+    assert [name for name, row in rows.items() if row["error"]] == ["green/004.png"]
+    assert np.isnan(rows["green/004.png"]["ce_logits"]).all()
+    seen = finished.rounds[0]._replace(predictions=stage)
+    assert np.isfinite(evaluate.figures(campaign, 0, finished.pool, finished.teacher, seen)["coverage_radius"])
+    for split in ("val", "test"):
+        logits = tune.split_predictions(finished.pool, stage, split)[:2]
+        assert np.isfinite(logits).all()
     assert "1 images can no longer be read" in campaign.progress.stream.getvalue()

@@ -5,11 +5,13 @@ import shlex
 from importlib.metadata import EntryPoint
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
 
 from raykd import config
 from raykd.algo import strategies
+from raykd.algo.batches import BatchPlan
 from raykd.algo.rows import Rows
 from raykd.algo.shard import LocalShards
 from raykd.algo.strategies import STRATEGIES
@@ -59,6 +61,19 @@ def test_the_tables_list_every_preset_and_strategy():
     assert {name for name in config.PRESETS if f"| `{name}` |" in section("Your own images")} == set(config.PRESETS)
     rows = [line.split("|")[1] for line in section("Selection alone").splitlines() if line.startswith("| `")]
     assert set(re.findall(r"`(\w+)`", "".join(rows))) == set(STRATEGIES)
+
+
+def test_the_departures_say_of_the_presets_what_is_so():
+    said = " ".join(section("Departures from the papers").split())
+    assert "The teacher runs in fp32" in said
+    assert "uniform, with replacement, on ImageNet too" in said
+    assert "drawn by a key of seed and `sample_id`" in said
+    for name in ("caltech101", "imagenet"):
+        given = config.load_preset(name)
+        assert given.teacher.precision == "fp32"
+        assert given.labels.start == "one_per_class"
+    draws = BatchPlan(8, 8, 256, 8, (0, 0)).labeled(0)
+    assert np.bincount(draws, minlength=8).std() > 1  # in turn, it would be 0
 
 
 def test_the_tree_and_the_data_flow_name_files_that_exist():

@@ -55,6 +55,67 @@ def test_a_ray_that_is_up_is_used_and_left_up(ray_cluster):
     assert ray.is_initialized()
 
 
+@pytest.fixture
+def on_cluster(monkeypatch, settings):
+    """What is said at the start of a campaign on a cluster of such nodes."""
+    import ray
+
+    from raykd.config import load
+    from raykd.stages.campaign import check_resources
+
+    def said(nodes, *overrides):
+        monkeypatch.setenv("RAY_ADDRESS", "auto")
+        gone = {"Alive": False, "Resources": {"CPU": 1000.0, "GPU": 1000.0}}
+        monkeypatch.setattr(ray, "nodes", lambda: [gone, *({"Alive": True, "Resources": node} for node in nodes)])
+        stream = io.StringIO()
+        check_resources(load(settings, overrides), Progress("lines", stream))
+        return stream.getvalue().splitlines()
+
+    return said
+
+
+def test_a_cluster_that_is_too_small_as_yet_is_told_in_one_line(on_cluster):
+    asked = ("teacher.replicas=[4,8]", "teacher.num_gpus=1", "student.num_workers=2", "student.num_gpus=1",
+             "selection.shards=3", "selection.num_cpus=1", "selection.num_gpus=0.5")  # fmt: skip
+    nodes = [{"memory": 1.0}, {"CPU": 8.0, "GPU": 1.0}]  # a head that does no work, and a worker
+    (line,) = on_cluster(nodes, *asked)
+    assert line.split(maxsplit=1)[0] == "cluster"
+    assert "has 8 CPUs and 1 GPUs now, too few: " in line
+    assert (
+        "teacher asks for 4 x (1 CPUs, 1 GPUs), train asks for 2 x (1 CPUs, 1 GPUs), selection asks for 3 x (1" in line
+    )
+    assert "predict" not in line  # 1 x (1 CPU, 1 GPU) fits
+    assert "autoscaler" in line
+    assert on_cluster(nodes * 4, *asked) == []
+
+
+def test_a_cluster_without_a_node_yet_is_told_too(on_cluster):
+    (line,) = on_cluster([{"memory": 1.0}])
+    assert "has 0 CPUs and 0 GPUs now" in line
+    assert [word for word in ("teacher", "train", "predict", "selection") if word in line] == [
+        "teacher", "train", "predict", "selection",
+    ]  # fmt: skip
+
+
+def test_an_actor_that_no_single_node_can_hold_is_told_though_the_sum_would_do(on_cluster):
+    (line,) = on_cluster([{"CPU": 4.0}] * 3, "student.num_cpus=6")
+    assert "train asks for 1 x (6 CPUs, 0 GPUs), predict asks for 1 x (6 CPUs, 0 GPUs);" in line
+    assert on_cluster([{"CPU": 7.0}] * 3, "student.num_cpus=6") == []
+
+
+def test_ray_datas_own_cpu_counts(on_cluster):
+    assert len(on_cluster([{"CPU": 1.0}])) == 1
+    assert on_cluster([{"CPU": 2.0}]) == []
+
+
+def test_parts_of_a_node_are_not_lost_to_rounding():
+    from raykd.stages.campaign import room
+
+    assert room([{"CPU": 0.3}], 0.1, 0) == 3
+    assert room([{"CPU": 4.0, "GPU": 1.0}], 0.5, 0.25) == 4
+    assert room([{"CPU": 4.0}], 0.5, 0.25) == 0
+
+
 def test_status_shows_done_share_rate_and_time_left():
     line = status("teacher", 250, 1000, "images", 5.0)
     assert " ".join(line.split()) == "teacher 250/1,000 images 25% 50/s 15 s left"

@@ -1,5 +1,6 @@
 """The teacher's table is what a plain open_clip loop gives, bad images aside; and any way to name a model works."""
 
+import hashlib
 import json
 import shutil
 import sys
@@ -154,6 +155,59 @@ def test_the_bits_do_not_depend_on_replicas_or_on_the_manifests_order(scored, fi
     assert again.fingerprint == finished.teacher.fingerprint
 
 
+@pytest.mark.parametrize(
+    ("written", "words"),
+    [
+        (["b"], r"2 of 3 images were not written, first 'a'"),
+        (["c", "b", "a", "b"], r"1 of 3 images were written more than once, first 'b'"),
+        (["a", "d", "b", "c"], r"1 of 3 images were written, but never asked for, first 'd'"),
+        (["a", "b", "d"], r"1 of 3 images were not written, first 'c'"),
+        (["a", "b", "c", None], "1 of 3 images were written, but never asked for, first None"),
+        ([], "3 of 3 images were not written, first 'a'"),
+    ],
+)
+def test_ids_that_are_missing_doubled_or_foreign_are_named(written, words):
+    from raykd.stages.stream import check_ids
+
+    given = pa.chunked_array([["c"], ["a", "b"]])
+    check_ids(given, pa.chunked_array([["b", "c"], ["a"]]))
+    with pytest.raises(ValueError, match=words):
+        check_ids(given, pa.chunked_array([pa.array(written, pa.string())]))
+
+
+def careless(replica: type, change) -> type:
+    """A Replica that makes a mistake with one image."""
+
+    class Careless(replica):
+        def __call__(self, batch):
+            table = super().__call__(batch)
+            is_it = np.array(table["sample_id"].to_pylist()) == "green/004.png"
+            return change(table, is_it) if is_it.any() else table
+
+    return Careless
+
+
+def test_a_teachers_table_that_has_an_image_twice_is_not_kept(scored, finished, monkeypatch, tmp_path):
+    from raykd.stages import teacher
+
+    twice = careless(teacher.Replica, lambda table, is_it: pa.concat_tables([table, table.filter(pa.array(is_it))]))
+    monkeypatch.setattr(teacher, "Replica", twice)
+    with pytest.raises(ValueError, match=r"1 of 49 .* more than once, first 'green/004\.png'; .*run the same command"):
+        scored()
+    assert {path.name for path in (tmp_path / "run").iterdir()} == {"campaign.json", "pool", "teacher_model"}
+
+
+def test_predictions_that_lack_an_image_are_not_kept(seeded, finished, monkeypatch, tmp_path):
+    from raykd.stages import predict
+
+    losing = careless(predict.Replica, lambda table, is_it: table.filter(pa.array(~is_it)))
+    monkeypatch.setattr(predict, "Replica", losing)
+    _, campaign = seeded()
+    with pytest.raises(ValueError, match=r"1 of 48 images were not written, first 'green/004\.png'"):
+        predict.score(campaign, 0, finished.pool, finished.teacher, finished.rounds[0].trained)
+    assert not list((tmp_path / "run" / "round_000").iterdir())
+
+
 class ShuffledPlace:
     """A pool stage's folder whose manifest has its rows in another order."""
 
@@ -214,6 +268,61 @@ def test_the_weights_are_fetched_once_into_the_campaigns_folder(finished):
     }  # fmt: skip
     about = json.loads((model / "open_clip_config.json").read_text())
     assert about["preprocess_cfg"]["mean"] == [0.5, 0.4, 0.3]
+
+
+@pytest.fixture
+def fetching(settings):
+    """Fetches the model of a campaign of its own; called with overrides."""
+    from raykd.stages import teacher
+    from raykd.stages.campaign import Campaign
+    from raykd.stages.progress import Progress
+    from raykd.storage import Place
+
+    def fetch(*overrides):
+        campaign = Campaign(load(settings, overrides), Place.of(settings["storage_path"]), Progress("none"))
+        teacher.check_teacher(campaign.config.teacher)
+        return teacher.fetch_model(campaign)
+
+    return fetch
+
+
+def change_a_bit(file: Path) -> None:
+    data = bytearray(file.read_bytes())
+    data[-1] ^= 1
+    file.write_bytes(data)
+
+
+def test_a_checkpoint_of_the_same_size_with_other_weights_is_refused(fetching, siglip):
+    config, weights = siglip
+    given = ("teacher.model=tiny-sigmoid", f"teacher.model_config_file={config}", f"teacher.pretrained={weights}")
+    first = fetching(*given)
+    assert fetching(*given).facts == first.facts
+    change_a_bit(weights)
+    with pytest.raises(ValueError, match=r"files\.weights\.safetensors: was '\w{64}', now '\w{64}'\. Put these back"):
+        fetching(*given)
+
+
+@pytest.mark.parametrize("name", ["open_clip_model.safetensors", "open_clip_config.json"])
+def test_a_local_folder_with_another_model_in_it_is_refused(fetching, teacher_folder, tmp_path, name):
+    folder = Path(shutil.copytree(teacher_folder, tmp_path / "mine"))
+    first = fetching(f"teacher.model=local-dir:{folder}")
+    (folder / "notes.txt").write_text("not read by open_clip")
+    assert fetching(f"teacher.model=local-dir:{folder}").facts == first.facts
+    if name.endswith(".json"):
+        (folder / name).write_text((folder / name).read_text().replace("0.25", "0.26"))
+    else:
+        change_a_bit(folder / name)
+    with pytest.raises(ValueError, match=rf"files\.{name}: was '"):
+        fetching(f"teacher.model=local-dir:{folder}")
+
+
+def test_a_files_name_by_content_is_that_of_all_its_pieces(tmp_path, monkeypatch):
+    from raykd.stages import campaign
+
+    file = tmp_path / "weights.pth"
+    file.write_bytes(bytes(range(256)) * 5)
+    monkeypatch.setattr(campaign, "PIECE_BYTES", 100)
+    assert campaign.sha256_of(str(file)) == hashlib.sha256(bytes(range(256)) * 5).hexdigest()
 
 
 def check(**given) -> str:

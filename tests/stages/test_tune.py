@@ -108,6 +108,7 @@ def stages(campaign, logits):
         student = Student(DualHead(*make_backbone("test_vit"), CLASSES), "test_vit", names, Preprocess(160, (0,), (1,)))
         student.save(place / "train")
         table = {"sample_id": ids, "split": splits, "ce_logits": vectors(ce), "kd_logits": vectors(kd)}
+        table["error"] = pa.nulls(NUM, pa.string())
         (place / "predict" / "data" / "part.parquet").write_table(pa.table(table))
         return [Stage(place / name, {"made": 1}) for name in ("pool", "train", "predict")]
 
