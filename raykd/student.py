@@ -27,6 +27,7 @@ from torchvision import transforms as T
 
 from raykd.algo.dho import DualHead
 from raykd.algo.mixture import mixture
+from raykd.images import upright
 from raykd.storage import Place
 
 WEIGHTS, ABOUT = "model.safetensors", "student.json"
@@ -109,10 +110,10 @@ class Student:
 
     @torch.inference_mode()
     def predict(self, images: Sequence[Image.Image]) -> np.ndarray:
-        """Class probabilities of PIL images, float32 [n, C]: the mixture of the two heads."""
+        """Class probabilities of PIL images (turned upright), float32 [n, C]: the mixture of the two heads."""
         device = next(self.model.parameters()).device
         clean = self.preprocess.clean()
-        pixels = torch.stack([torch.from_numpy(np.array(clean(image.convert("RGB")))) for image in images])
+        pixels = torch.stack([torch.from_numpy(np.array(clean(upright(image).convert("RGB")))) for image in images])
         out = self.model(self.preprocess.normalise(pixels.to(device)))
         return mixture(out.ce_logits_NC.cpu().numpy(), out.kd_logits_NC.cpu().numpy(), self.ce_weight, self.temperature)
 

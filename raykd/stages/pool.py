@@ -309,10 +309,10 @@ def check_sizes(campaign: Campaign, table: pa.Table, classes: list[str]) -> None
 
 
 def check_readable(campaign: Campaign, table: pa.Table) -> None:
-    """Look at a few images, drawn at random, before any expensive work."""
+    """Look at a few images, drawn at random, before any expensive work. Raises ValueError when most are bad."""
     draws = uniform(hash_ids(table["sample_id"].to_pylist()), campaign.config.seed, "check")
     rows = table.take(np.argsort(draws, kind="stable")[:CHECKED_IMAGES]).to_pylist()
-    reasons = load_many(ImageReader(), [row["uri"] for row in rows])
+    reasons = load_many(ImageReader(), [row["uri"] for row in rows], lambda image: image.size)
     bad = [(row, reason) for row, reason in zip(rows, reasons, strict=True) if isinstance(reason, str)]
     if len(bad) > max(1, len(rows) / 2):
         row, reason = bad[0]

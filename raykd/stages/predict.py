@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from raykd.rundir import Stage
 from raykd.stages.campaign import Campaign
 from raykd.stages.pool import read_manifest
 from raykd.stages.progress import Ticker
 from raykd.stages.stream import FILLER, Fetch, stream
-from raykd.stages.teacher import device, readable
+from raykd.stages.teacher import check_splits, device, readable
 from raykd.storage import Place
 from raykd.student import Student
 from raykd.tables import vectors
@@ -20,6 +21,10 @@ def score(campaign: Campaign, round: int, pool: Stage, teacher: Stage, trained: 
     """The predictions of one round: ``data/`` with ce_logits, kd_logits and features of pool, val and test images.
 
     As in the teacher's table, an image that cannot be read (any more) has a reason in ``error`` and NaN for vectors.
+
+    Raises:
+        ValueError: More than ``max_bad_share`` of a split, readable when the teacher saw it, cannot be read any more.
+        StorageError: The network, the credentials or a disk fail.
     """
     config = campaign.config.student
     stage = campaign.stage("predict", {"train": trained.fingerprint}, round)
@@ -32,7 +37,9 @@ def score(campaign: Campaign, round: int, pool: Stage, teacher: Stage, trained: 
         arguments = {"student": trained.place, "device": device(config.num_gpus), "ticker": ticker}
         stream(rows, fetch, Replica, arguments, out.place / "data", batch_size=config.predict_batch_size,
                replicas=config.predict_replicas, num_cpus=config.num_cpus, num_gpus=config.num_gpus)  # fmt: skip
-        gone = (out.place / "data").read_table(["error"])["error"].drop_null()
+        table = (out.place / "data").read_table(["sample_id", "error"])
+        gone = table.filter(pc.is_valid(table["error"]))["sample_id"]
+        check_splits(f"round {round} predict", rows, gone, campaign.config.max_bad_share)
         out.facts |= {"rows": rows.num_rows - len(gone), "gone": len(gone)}
     if lost := stage.facts["gone"]:
         campaign.say(f"round {round} predict", f"{lost} images can no longer be read and are left out of this round")

@@ -88,21 +88,21 @@ def gallery(campaign: Campaign, round: int, classes: list[str], answers: dict[st
     if not place.exists():
         return []
     cards = place.read_table().slice(0, SHOWN_PICKS).to_pylist()
-    images = load_many(ImageReader(), [card["uri"] for card in cards])
+    thumbnails = load_many(ImageReader(), [card["uri"] for card in cards], thumbnail)
     return [
         {
             "round": round,
             "rank": card["rank"],
             "sample_id": card["sample_id"],
             "uri": card["uri"],
-            "thumbnail": None if isinstance(image, str) else thumbnail(image),
+            "thumbnail": None if isinstance(image, str) else image,
             "distance": card["distance"],
             "teacher": named(card["teacher"], classes),
             "student": card["student"] and named(card["student"], classes),
             "outcome": answers.get(card["sample_id"], {}).get("outcome"),
             "label": answers.get(card["sample_id"], {}).get("label"),
         }
-        for card, image in zip(cards, images, strict=True)
+        for card, image in zip(cards, thumbnails, strict=True)
     ]
 
 

@@ -7,7 +7,8 @@ depend on the shape of a batch and the place in it, and picks can hang on a last
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ import ray
 from PIL import Image
 from ray.data import ActorPoolStrategy, DataContext
 
-from raykd.images import ImageReader, load_many
+from raykd.images import ImageReader, StorageError, load_many
 from raykd.storage import Place
 
 BLOCK_ROWS = 1024  # of a task at most: enough to read a row group of Parquet once
@@ -29,7 +30,7 @@ READER = ImageReader()  # of this process: what it has read of a Parquet file se
 
 
 class Fetch:
-    """Reads and decodes images in Ray Data tasks; a bad one becomes a black square and a reason.
+    """Reads images in Ray Data tasks, down to ``size``; a bad one becomes a black square and a reason.
 
     Args:
         transform: From an RGB image to one of ``size``.
@@ -41,17 +42,32 @@ class Fetch:
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, Any]:
         uris = [uri for uri in batch["uri"].tolist() if uri is not None]
-        loaded = load_many(READER, uris)
+        loaded = load_many(READER, uris, lambda image: np.asarray(self.transform(image)))
         count = len(batch["uri"])
         pixels = np.zeros((count, *self.size, 3), np.uint8)
         errors = np.full(count, FILLER, dtype=object)
         for i, image in enumerate(loaded):
             errors[i] = image if isinstance(image, str) else ""
             if not isinstance(image, str):
-                pixels[i] = np.asarray(self.transform(image))
+                pixels[i] = image
         return {"sample_id": batch["sample_id"], "split": batch["split"], "error": errors, "pixels": pixels}
 
 
+@contextmanager
+def workers_words() -> Iterator[None]:
+    """Raise a worker's :class:`StorageError` in its own words, without the traceback and advice that Ray adds.
+
+    Any other error of a worker is our mistake, so it must not look like one that a user can mend.
+    """
+    try:
+        yield
+    except ray.exceptions.RayTaskError as error:
+        if isinstance(error, StorageError):
+            raise StorageError(str(error.cause).partition("\n")[0]) from error
+        raise RuntimeError(str(error)) from error
+
+
+@workers_words()
 def stream(
     rows: pa.Table,
     fetch: Fetch,
@@ -77,6 +93,7 @@ def stream(
 
     Raises:
         ValueError: A row was lost, written more than once, or is none of those given.
+        StorageError: Images cannot be read because of the network, the credentials or a disk.
     """
     low, high = (replicas, replicas) if isinstance(replicas, int) else replicas
     keys = ("split", "uri", "sample_id")  # as they are stored; a split's rows lie together; an image may be there twice
@@ -89,6 +106,7 @@ def stream(
     block_rows = batch_size * max(1, batches)
     blocks = [table.slice(start, block_rows) for start in range(0, table.num_rows, block_rows)]
     context = DataContext.get_current()
+    context.raise_original_map_exception = True  # or a StorageError arrives as its traceback's text
     block_bytes = 3 * block_rows * math.prod(fetch.size)  # Ray must not split a block, or batches would mix
     context.target_max_block_size = max(context.target_max_block_size or 0, 2 * block_bytes)
     (

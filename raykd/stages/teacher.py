@@ -18,13 +18,14 @@ import ray
 
 from raykd.algo.prompts import prompts, templates
 from raykd.config import Teacher
+from raykd.images import UNREACHABLE
 from raykd.rundir import Stage
 from raykd.stages.campaign import Campaign, sha256_of
 from raykd.stages.pool import read_classes, read_manifest
 from raykd.stages.progress import Ticker
 from raykd.stages.stream import FILLER, Fetch, stream
 from raykd.storage import Place
-from raykd.tables import vectors
+from raykd.tables import SPLITS, vectors
 
 MODEL_CONFIG, MODEL_WEIGHTS = "open_clip_config.json", "open_clip_model.safetensors"
 MODEL_FILES = (".json", ".safetensors", ".bin", ".pth")  # of a local folder: what open_clip reads
@@ -33,8 +34,12 @@ MODEL_FILES = (".json", ".safetensors", ".bin", ".pth")  # of a local folder: wh
 def score(campaign: Campaign, pool: Stage) -> Stage:
     """The teacher table: ``data/`` (features, logits) and ``quarantine.parquet`` (images that cannot be read).
 
+    Images that are not there, or not for us to read, may be mended and scored in the next attempt, so when they are
+    more than ``max_bad_share`` of a split there is no table yet. Broken ones stay broken: the table is kept.
+
     Raises:
-        ValueError: More than ``max_bad_share`` of the images cannot be read; says where the list is.
+        ValueError: More than ``max_bad_share`` of the images cannot be read; says which, or where the list is.
+        StorageError: The network, the credentials or a disk fail.
     """
     config, classes = campaign.config.teacher, read_classes(pool)
     chosen = templates(config.templates)
@@ -53,12 +58,15 @@ def score(campaign: Campaign, pool: Stage) -> Stage:
         rows = read_manifest(pool)
         with stage.writing() as out, campaign.progress.stage("teacher", rows.num_rows, "images") as ticker:
             text = embed_classes(config, model.place, prompts(classes, chosen), len(classes))
+            check_classes(classes, text)
             fetch = Fetch(*pixel_transform(model.place))
             arguments = {"model": model.place, "classes_CD": text, "precision": config.precision,
                          "device": device(config.num_gpus), "ticker": ticker}  # fmt: skip
             stream(rows, fetch, Replica, arguments, out.place / "data", batch_size=config.batch_size,
                    replicas=config.replicas, num_cpus=config.num_cpus, num_gpus=config.num_gpus)  # fmt: skip
             bad = quarantine(out.place / "data", rows)
+            away = bad.filter(pc.starts_with(bad["reason"], UNREACHABLE))
+            check_splits("teacher", rows, away["sample_id"], campaign.config.max_bad_share)
             (out.place / "quarantine.parquet").write_table(bad)
             out.facts |= {"rows": rows.num_rows, "unreadable": bad.num_rows}
     check_share(campaign, stage)
@@ -252,6 +260,17 @@ def pixel_transform(place: Place) -> tuple[Any, tuple[int, int]]:
     return Compose(image_transform_v2(config, is_train=False).transforms[:-2]), size
 
 
+def check_classes(classes: list[str], classes_CD: np.ndarray) -> None:
+    """Refuse a teacher that cannot tell two classes apart, by ValueError: it would always score them alike."""
+    cosines_CC = np.triu(classes_CD.astype(np.float64) @ classes_CD.T, 1)
+    first, second = np.unravel_index(int(cosines_CC.argmax()), cosines_CC.shape)
+    if cosines_CC[first, second] > 1 - 1e-6:
+        raise ValueError(
+            f"classes {classes[first]!r} and {classes[second]!r} are the same text to the teacher: its tokenizer does "
+            "not know what differs, or cuts it off. Give them other names in the class list, or another teacher"
+        )
+
+
 def embed_classes(config: Teacher, place: Place, texts: list[str], num_classes: int) -> np.ndarray:
     """Class embeddings, float32 [C, D]: tokens made here, encoded on a GPU when the teacher has one."""
     tokens = tokenizer_of(config.open_clip_name)(texts).numpy()
@@ -288,6 +307,29 @@ def quarantine(data: Place, rows: pa.Table) -> pa.Table:
 
 def read_quarantine(teacher: Stage) -> pa.Table:
     return (teacher.place / "quarantine.parquet").read_table()
+
+
+def check_splits(stage: str, rows: pa.Table, away: pa.ChunkedArray, max_bad_share: float) -> None:
+    """Whether enough of each split is there, to be asked before a stage is complete.
+
+    Args:
+        stage: Its name, for the reader.
+        rows: The manifest rows that it was to read.
+        away: Ids of those that it could not.
+
+    Raises:
+        ValueError: Too much of a split is away; names the split and one image.
+    """
+    missing = rows.filter(pc.is_in(rows["sample_id"], value_set=away))
+    for split in SPLITS:
+        bad, count = (int(pc.sum(pc.equal(table["split"], split)).as_py() or 0) for table in (missing, rows))
+        if bad > max_bad_share * count:
+            first = missing.filter(pc.equal(missing["split"], split)).sort_by("sample_id").slice(0, 1).to_pylist()[0]
+            raise ValueError(
+                f"{stage}: {bad} of {count} {split} images cannot be read now, more than max_bad_share="
+                f"{max_bad_share:g}; first {first['sample_id']!r}, expected at {first['uri']!r}. Nothing of this stage "
+                "is kept: put them back, let this user read them, and run again; or raise max_bad_share"
+            )
 
 
 def check_share(campaign: Campaign, teacher: Stage) -> None:

@@ -91,7 +91,7 @@ def write_parquet(folder: Path, count: int = 30, **columns) -> dict:
 
 
 def pixels_of(row: dict) -> np.ndarray:
-    (image,) = load_many(ImageReader(), [row["uri"]])
+    (image,) = load_many(ImageReader(), [row["uri"]], lambda image: image)
     assert not isinstance(image, str), image
     return np.asarray(image)
 

@@ -208,6 +208,56 @@ def test_predictions_that_lack_an_image_are_not_kept(seeded, finished, monkeypat
     assert not list((tmp_path / "run" / "round_000").iterdir())
 
 
+def with_lost_images(pool, split, count):
+    """The pool stage, as if some of a split's images had been moved away."""
+    from raykd.stages.pool import read_manifest
+
+    rows = read_manifest(pool).to_pylist()
+    for row in [row for row in rows if row["split"] == split][:count]:
+        row["uri"] += ".moved"
+    table = pa.Table.from_pylist(rows, read_manifest(pool).schema)
+    return types.SimpleNamespace(place=ShuffledPlace(pool.place, table), facts=pool.facts, fingerprint=pool.fingerprint)
+
+
+def test_images_that_are_away_stop_the_teacher_with_nothing_kept_so_that_they_can_be_put_back(
+    scored, finished, tmp_path
+):
+
+    away = with_lost_images(finished.pool, "test", 3)
+    with pytest.raises(
+        ValueError, match=r"teacher: 3 of \d+ test images cannot be read now, more than max_bad_share=0\.05"
+    ):
+        scored("max_bad_share=0.05", pool=away)
+    assert {path.name for path in (tmp_path / "run").iterdir()} == {"campaign.json", "pool", "teacher_model"}
+
+
+def test_a_few_that_are_away_are_in_quarantine_as_not_found(scored, finished):
+    from raykd.stages.teacher import read_quarantine
+
+    bad = read_quarantine(scored("max_bad_share=0.5", pool=with_lost_images(finished.pool, "test", 2)))
+    assert sorted(bad["reason"].to_pylist())[1:] == ["unreachable: not found"] * 2
+
+
+def test_a_split_that_went_away_after_the_teacher_stops_the_predictions(seeded, finished, tmp_path):
+    from raykd.stages import predict
+
+    _, campaign = seeded("max_bad_share=0.2")
+    away = with_lost_images(finished.pool, "val", 4)
+    with pytest.raises(ValueError, match=r"round 0 predict: 4 of \d+ val images cannot be read now"):
+        predict.score(campaign, 0, away, finished.teacher, finished.rounds[0].trained)
+    assert not list((tmp_path / "run" / "round_000").iterdir())
+
+
+def test_classes_that_are_one_to_the_teacher_are_refused_by_name():
+    from raykd.stages.teacher import check_classes
+
+    directions = np.eye(4, dtype=np.float32)[[0, 1, 2, 1]]
+    with pytest.raises(ValueError, match="classes 'crane' and 'Crane' are the same text to the teacher"):
+        check_classes(["boat", "crane", "dock", "Crane"], directions)
+    check_classes(["boat", "crane", "dock"], directions[:3])
+    check_classes(["boat"], directions[:1])
+
+
 class ShuffledPlace:
     """A pool stage's folder whose manifest has its rows in another order."""
 
