@@ -49,6 +49,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         if out.exists():
             raise ValueError(f"{out} exists; give another --out, nothing is overwritten")
         cap = None
+        if args.max_duplicates is None and (args.duplicate_cosine is not None or args.duplicate_column != "features"):
+            raise ValueError(
+                "--duplicate-cosine and --duplicate-column say what --max-duplicates counts; give that too"
+            )
         if args.max_duplicates is not None:
             cap = Cap(limit=args.max_duplicates, cosine=args.duplicate_cosine, column=args.duplicate_column)
         request = Request(

@@ -13,6 +13,7 @@
         select/ label/ train/ predict/ tune/ evaluate/
         tasks.csv              what to label
       metrics.jsonl report.html
+      .lock or .lease.json     while a job is at work here (raykd/lock.py)
 
 A stage's folder is complete or absent. On a local disk it is written aside, its marker ``_DONE.json`` last, and
 renamed. An object store cannot rename a folder: there it is written in place with the marker last, and a
@@ -28,13 +29,12 @@ import os
 import shutil
 import time
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from raykd.lock import check_still_held
 from raykd.storage import Place
 
 MARKER = "_DONE.json"
@@ -79,10 +79,12 @@ class Stage:
     Args:
         place: The stage's folder.
         inputs: Plain data; everything that, when changed, would change the content.
+        still_ours: Raises when another job took over the campaign's folder (:func:`raykd.lock.only_job`).
     """
 
     place: Place
     inputs: dict[str, Any]
+    still_ours: Callable[[], None] = field(default=lambda: None, repr=False, compare=False)
 
     @property
     def name(self) -> str:
@@ -121,6 +123,7 @@ class Stage:
     def writing(self) -> Iterator[Writing]:
         """Make the stage: write into ``.place``, note ``.facts``; complete when the block ends without an error."""
         out = Writing(self.place)
+        self.still_ours()  # or what is deleted next may be that job's
         if self.place.is_local:
             if self.place.files(recursive=True):  # the rename would fail, when all the work is done
                 raise ValueError(
@@ -137,13 +140,13 @@ class Stage:
         started = time.perf_counter()
         try:
             yield out
+            self.still_ours()
         except BaseException:
             if out.place != self.place:
                 shutil.rmtree(out.place.path)
             raise
         out.facts.setdefault("seconds", round(time.perf_counter() - started, 3))
         marker = {"stage": self.name, "fingerprint": self.fingerprint, "inputs": self.inputs, "facts": out.facts}
-        check_still_held()
         (out.place / MARKER).write_json(marker)
         if out.place != self.place:
             os.rename(out.place.path, self.place.path)

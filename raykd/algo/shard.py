@@ -4,8 +4,9 @@ A strategy sees the pool only through :class:`Shards`: one question, one small a
 lost and rebuilt from storage at any moment, and a question may be asked twice or out of order. So every method either
 keeps nothing, or (:class:`News`) says how much it knows and is told the rest again.
 
-Memory: the rows with their ids, 16 bytes a row to find and order ids; 12 bytes a row while a selection runs (the
-outline that it starts from is dropped then, or 12 bytes a row as well); and the rows of one answer.
+Memory: the rows with their ids, and 16 bytes a row to find an id (its hash, its place in their order); while a
+selection runs, 16 bytes a row more (bound, picks it knows of, rank of its id) and the rows of one answer. The outline of
+probabilities, 12 bytes a row, is there only between the look at them and the first bounds.
 
 N rows, C classes, D feature width, K centers, S numbers of a rule's state, W the width of a space's vectors.
 """

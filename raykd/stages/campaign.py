@@ -8,8 +8,8 @@ import os
 import platform
 import subprocess
 import time
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -38,11 +38,13 @@ class Campaign:
         config: The resolved configuration.
         place: ``config.storage_path``.
         progress: Shows the stages as they run.
+        still_ours: Raises when another job took over the folder; every stage asks it.
     """
 
     config: Config
     place: Place
     progress: Progress
+    still_ours: Callable[[], None] = lambda: None
 
     @property
     def rounds(self) -> range:
@@ -50,7 +52,8 @@ class Campaign:
 
     def stage(self, name: str, inputs: dict[str, Any], round: int | None = None) -> Stage:
         """The folder of a stage, of the whole campaign or of one round."""
-        return Stage(self.round_place(round) / name if round is not None else self.place / name, inputs)
+        place = self.round_place(round) / name if round is not None else self.place / name
+        return Stage(place, inputs, self.still_ours)
 
     def round_place(self, round: int) -> Place:
         return self.place / f"round_{round:03d}"
@@ -71,11 +74,11 @@ class Round(NamedTuple):
 
 @contextmanager
 def open_campaign(config: Config) -> Iterator[Campaign]:
-    """Check what can be checked, write ``campaign.json``, and start or join a Ray.
+    """Check what can be checked, hold the folder, write ``campaign.json``, and start or join a Ray.
 
     Raises:
-        ValueError: The storage path would be lost, another job works in it, the folder holds a campaign with another
-            config, or something the config names does not exist.
+        ValueError: The storage path would be lost, another job is at work in the folder, it holds a campaign with
+            another config, or something the config names does not exist.
     """
     in_job = "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
     if in_job and "://" not in config.storage_path and not os.path.isabs(config.storage_path):
@@ -85,24 +88,15 @@ def open_campaign(config: Config) -> Iterator[Campaign]:
         )
     check_names(config)
     place = Place.of(config.storage_path)
-    check_folder(place)
-    with only_job(place), ExitStack() as stack:
+    with only_job(place) as still_ours:
         begin(place, config)
-        stack.enter_context(ray_session(config.local_cpus, config.stall_s))
-        campaign = Campaign(config, place, Progress(config.progress))
-        check_resources(config, campaign.progress)
-        if (place / "pool" / MARKER).exists():
-            done = sum((campaign.round_place(round) / "evaluate" / MARKER).exists() for round in campaign.rounds)
-            campaign.say("campaign", f"goes on in {place}: {done} of {config.rounds} rounds are done")
-        yield campaign
-
-
-def check_folder(place: Place) -> None:
-    """Refuse a folder that holds anything else, by ValueError, before a file is put into it."""
-    if (place / "campaign.json").exists() or not (place.is_local and place.is_dir()):
-        return
-    if {*os.listdir(place.path)} - {LOCK}:
-        raise ValueError(f"storage_path {place} is not empty and holds no campaign; give a new folder")
+        with ray_session(config.local_cpus, config.stall_s):
+            campaign = Campaign(config, place, Progress(config.progress), still_ours)
+            check_resources(config, campaign.progress)
+            if (place / "pool" / MARKER).exists():
+                done = sum((campaign.round_place(round) / "evaluate" / MARKER).exists() for round in campaign.rounds)
+                campaign.say("campaign", f"goes on in {place}: {done} of {config.rounds} rounds are done")
+            yield campaign
 
 
 def begin(place: Place, config: Config) -> None:
@@ -122,6 +116,8 @@ def begin(place: Place, config: Config) -> None:
         "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }
     first = place / "campaign.json"
+    if not first.exists() and place.is_local and place.is_dir() and {*os.listdir(place.path)} - {LOCK}:
+        raise ValueError(f"storage_path {place} is not empty and holds no campaign; give a new folder")
     if not (place / "pool" / MARKER).exists():  # nothing is done yet, so a config with a mistake may be mended
         first.write_json(record)
         return

@@ -428,3 +428,11 @@ def test_demo_is_a_whole_small_campaign():
     assert given.teacher.model.startswith("local-dir:{raykd}/")  # the same in every checkout and job
     assert Path(given.teacher.open_clip_name.removeprefix("local-dir:")).is_dir()
     assert len(given.classes) == 10
+
+
+def test_a_cap_on_near_duplicates_is_given_whole():
+    values = config.PRESETS["demo"]()
+    with pytest.raises(ValueError, match="duplicate_cosine says what max_duplicates counts"):
+        config.load(values, ["selection.duplicate_cosine=0.9"])
+    cap = config.load(values, ["selection.duplicate_cosine=0.9", "selection.max_duplicates=2"]).selection.cap
+    assert (cap.limit, cap.cosine, cap.column) == (2, 0.9, "features")

@@ -6,7 +6,7 @@ import sys
 
 import raykd.algo
 
-SHARED = ["lock", "storage", "tables", "rundir", "config", "images", "student", "ledger", "page"]
+SHARED = ["storage", "tables", "rundir", "lock", "config", "images", "student", "ledger", "page"]
 
 
 def test_algo_and_what_the_stages_share_do_not_import_ray():

@@ -195,6 +195,37 @@ def test_a_stage_is_named_with_its_round():
     assert [Stage(Place(name), {}).name for name in names] == ["pool", "round_002/train", "round_002/tune"]
 
 
+# ---------------------------------------------------------------- taken over
+
+
+def test_a_stage_is_not_complete_when_another_job_took_over_while_it_was_made(place):
+    asked = []
+
+    def still_ours():
+        asked.append(place.exists())
+        if len(asked) == 2:
+            raise ValueError("another job took over")
+
+    stage = Stage(place, INPUTS, still_ours)
+    with pytest.raises(ValueError, match="took over"):
+        make(stage)
+    assert len(asked) == 2
+    assert not stage.is_done()
+    make(stage)
+    assert stage.is_done()
+
+
+def test_what_the_job_that_took_over_is_writing_is_not_deleted(place):
+    def still_ours():
+        raise ValueError("another job took over")
+
+    with Stage(place, INPUTS).writing() as theirs:
+        (theirs.place / "half.parquet").write_bytes(b"half")
+        with pytest.raises(ValueError, match="took over"), Stage(place, INPUTS, still_ours).writing():
+            pytest.fail("the work began")
+        assert (theirs.place / "half.parquet").read_bytes() == b"half"
+
+
 # ---------------------------------------------------------------- fingerprints and differences
 
 

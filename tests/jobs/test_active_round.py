@@ -25,7 +25,7 @@ from raykd.algo.shard import LocalShards
 from raykd.algo.strategies import STRATEGIES
 from raykd.algo.strategies import pick as pick_in_process
 from raykd.ledger import Ledger
-from raykd.lock import LOCK
+from raykd.lock import only_job
 from raykd.rundir import MARKER, Stage
 from raykd.storage import Place
 from raykd.student import Student
@@ -77,7 +77,7 @@ def assert_same_outcome(place: Path, finished) -> None:
 
 def tree(place: Path) -> dict[str, tuple[int, int]]:
     """Every file with its time and size."""
-    files = [file for file in place.rglob("*") if file.is_file() and file.name != LOCK]
+    files = [file for file in place.rglob("*") if file.is_file()]
     return {str(file.relative_to(place)): (file.stat().st_mtime_ns, file.stat().st_size) for file in files}
 
 
@@ -104,7 +104,7 @@ def test_every_stage_is_there_and_complete_and_nothing_else_is_left(finished):
         marker = json.loads((finished.place / name / MARKER).read_text())
         assert marker["stage"] == name
         assert marker["facts"]["seconds"] >= 0
-    top = {LOCK, "campaign.json", "pool", "teacher_model", "teacher", "ledger", "round_000", "round_001", "ray_train",
+    top = {"campaign.json", "pool", "teacher_model", "teacher", "ledger", "round_000", "round_001", "ray_train",
            "ray_tune", "metrics.jsonl", "report.html"}  # fmt: skip
     assert {path.name for path in finished.place.iterdir()} == top
     for number in range(2):
@@ -288,6 +288,27 @@ def test_a_folder_that_holds_something_else_is_refused(finished, run_job, tmp_pa
     assert ended.code == 2
     assert "is not empty and holds no campaign" in ended.err
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+def test_a_second_job_in_the_same_folder_is_refused_naming_the_first_and_nothing_is_touched(finished, run_job):
+    with only_job(Place.of(finished.place)) as still_ours:
+        before = tree(finished.place)
+        ended = run_job(finished.settings)
+        assert ended.code == 2
+        assert ended.err.startswith(f"error: another job is at work in {finished.place} (pid {os.getpid()} on host ")
+        assert tree(finished.place) == before
+        still_ours()
+
+
+def test_a_folder_in_which_a_job_was_killed_before_it_wrote_its_config_is_as_good_as_new(
+    finished, run_job, tmp_path, up_to_training
+):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / ".lock").write_text('{"pid": 4711}')
+    with pytest.raises(Reached):
+        run_job(finished.settings | {"storage_path": str(tmp_path / "run")})
+    assert (tmp_path / "run" / "campaign.json").exists()
+    assert not (tmp_path / "run" / ".lock").exists()
 
 
 class Killed(BaseException):
