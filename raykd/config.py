@@ -213,12 +213,6 @@ class Selection(Section):
             raise ValueError("duplicate_cosine says which picks are near-duplicates; give max_duplicates, their limit")
         return self
 
-    @model_validator(mode="after")
-    def _duplicates_are_counted(self) -> Selection:
-        if self.max_duplicates is None and self.duplicate_cosine is not None:
-            raise ValueError("duplicate_cosine says what max_duplicates counts; give that too")
-        return self
-
     @property
     def cap(self) -> Cap | None:
         """``max_duplicates`` and what belongs to it, as selection takes it."""

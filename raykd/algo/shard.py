@@ -5,7 +5,7 @@ lost and rebuilt from storage at any moment, and a question may be asked twice o
 keeps nothing, or (:class:`News`) says how much it knows and is told the rest again.
 
 Memory: the rows with their ids, and 16 bytes a row to find an id (its hash, its place in their order); while a
-selection runs, 16 bytes a row more (bound, picks it knows of, rank of its id) and the rows of one answer. The outline of
+selection runs, 16 bytes a row more (bound, picks it knows of, rank of its id) and the rows of an answer. The outline of
 probabilities, 12 bytes a row, is there only between the look at them and the first bounds.
 
 N rows, C classes, D feature width, K centers, S numbers of a rule's state, W the width of a space's vectors.

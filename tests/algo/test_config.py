@@ -432,7 +432,7 @@ def test_demo_is_a_whole_small_campaign():
 
 def test_a_cap_on_near_duplicates_is_given_whole():
     values = config.PRESETS["demo"]()
-    with pytest.raises(ValueError, match="duplicate_cosine says what max_duplicates counts"):
+    with pytest.raises(ValueError, match="duplicate_cosine says which picks are near-duplicates; give max_duplicates"):
         config.load(values, ["selection.duplicate_cosine=0.9"])
     cap = config.load(values, ["selection.duplicate_cosine=0.9", "selection.max_duplicates=2"]).selection.cap
     assert (cap.limit, cap.cosine, cap.column) == (2, 0.9, "features")
