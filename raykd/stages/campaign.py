@@ -20,7 +20,7 @@ import ray
 import raykd
 from raykd.algo.prompts import templates
 from raykd.config import Config
-from raykd.lock import LOCK, only_job
+from raykd.lock import only_job
 from raykd.rundir import MARKER, Stage, differences
 from raykd.stages.progress import Progress
 from raykd.stages.session import ray_session
@@ -116,7 +116,7 @@ def begin(place: Place, config: Config) -> None:
         "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }
     first = place / "campaign.json"
-    if not first.exists() and place.is_local and place.is_dir() and {*os.listdir(place.path)} - {LOCK}:
+    if not first.exists() and place.is_local and any(Path(place.path).glob("[!.]*")):  # hidden: .lock, leftovers
         raise ValueError(f"storage_path {place} is not empty and holds no campaign; give a new folder")
     if not (place / "pool" / MARKER).exists():  # nothing is done yet, so a config with a mistake may be mended
         first.write_json(record)
