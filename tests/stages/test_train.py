@@ -254,6 +254,20 @@ def test_loader_processes_and_the_way_of_the_forward_pass_do_not_change_the_loss
     assert [loss for _, loss in stacked] == pytest.approx([loss for _, loss in plain], rel=1e-4)
 
 
+def test_seeding_gives_torchs_own_draws_and_leaves_nothing_behind():
+    """``torch.manual_seed`` keeps a stack trace for later each time, for accelerators that are not in use."""
+    import torch
+
+    from raykd.stages.distill import seed_draws
+
+    torch.manual_seed(5)
+    expected = torch.rand(4)
+    kept = len(torch.cuda._queued_calls)
+    seed_draws(5)
+    assert torch.rand(4).equal(expected)
+    assert len(torch.cuda._queued_calls) == kept
+
+
 def test_an_image_that_went_away_since_the_teachers_pass_is_named(finished, tmp_path):
     from raykd.stages.distill import TrainingImages
     from raykd.student import Preprocess
