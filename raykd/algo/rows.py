@@ -94,13 +94,13 @@ def outline(probs_NC: np.ndarray) -> tuple[Outline, np.ndarray]:
         block = np.asarray(probs_NC[part], np.float32)
         top_N[part] = block.argmax(axis=1)
         peak_N[part] = block[np.arange(len(block)), top_N[part]]
-        sq_N[part] = np.einsum("nc,nc->n", block, block)
-        suspect_N[part] = ~(np.abs(block @ ones - 1) < SUM_TOLERANCE / 2)
+        with np.errstate(invalid="ignore", over="ignore"):
+            sq_N[part] = np.einsum("nc,nc->n", block, block)
+            suspect_N[part] = ~(np.abs(block @ ones - 1) < SUM_TOLERANCE / 2)
         if not block.min(initial=0) >= 0:
             suspect_N[part] |= ~(block.min(axis=1) >= 0)
 
-    with np.errstate(invalid="ignore", over="ignore"):
-        in_parallel(look, num_rows, width)
+    in_parallel(look, num_rows, width)
     return Outline(top_N, peak_N, sq_N), suspect_N
 
 
@@ -110,10 +110,10 @@ def suspects(vectors_NW: np.ndarray) -> np.ndarray:
 
     def look(part: slice) -> None:
         block = np.asarray(vectors_NW[part], np.float32)
-        suspect_N[part] = ~(np.einsum("nw,nw->n", block, block) < MOST_LENGTH**2)
+        with np.errstate(invalid="ignore", over="ignore"):  # of this thread
+            suspect_N[part] = ~(np.einsum("nw,nw->n", block, block) < MOST_LENGTH**2)
 
-    with np.errstate(invalid="ignore", over="ignore"):
-        in_parallel(look, *vectors_NW.shape)
+    in_parallel(look, *vectors_NW.shape)
     return suspect_N
 
 
