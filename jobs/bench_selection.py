@@ -208,9 +208,13 @@ def peak_memory() -> Iterator[list[int]]:
 
 
 def timed(work: Callable[[], Any], repeats: int = 1) -> tuple[float, Any]:
-    """Seconds of the quickest of some repeats, as others disturb only the slower ones; and the last answer."""
-    seconds, answer = [], None
-    for _ in range(repeats):
+    """Seconds of the quickest of some repeats, as others disturb only the slower ones; and the last answer.
+
+    No more repeats once a minute is spent.
+    """
+    seconds: list[float] = []
+    answer = None
+    while len(seconds) < repeats and sum(seconds) < 60:
         gc.collect()
         start = time.perf_counter()
         answer = work()
@@ -219,6 +223,7 @@ def timed(work: Callable[[], Any], repeats: int = 1) -> tuple[float, Any]:
 
 
 def report(case: str, method: str, **found: Any) -> None:
+    found = {name: value for name, value in found.items() if value is not None}
     RESULTS.append({"case": case, "method": method, **found})
     shown = "  ".join(
         f"{name} {value:,.4g}" if isinstance(value, float) else f"{name} {value:,}" for name, value in found.items()
@@ -261,7 +266,7 @@ def compare(
             seconds=times[name],
             passes=times[name] / one_pass,
             same_picks=len(set(rows.tolist()) & set(mine.tolist())),
-            radius=float(distances[-1]),
+            radius=None if np.isnan(distances[-1]) else float(distances[-1]),
         )
     report(
         case,
