@@ -118,7 +118,8 @@ class _Selection:
     def _floor(self, budget: int) -> float:
         """A guess at the last pick's key, from how keys went over the last quarter of the picks.
 
-        They fall slower than they did, but faster than by a power law: so in between, and lower after every round.
+        At first they fall by a power law, toward the end rather as they did: so in between, by the share that is picked,
+        and lower after every round. Too low a guess costs rows that are refreshed in vain, too high a one a round.
         """
         num_picks = len(self.keys)
         earlier = 3 * num_picks // 4
@@ -127,8 +128,9 @@ class _Selection:
         ratio = np.float64(self.keys[-1] / self.keys[earlier - 1])
         straight = (budget - num_picks) / (num_picks - earlier)
         by_power = math.log(budget / num_picks) / math.log(num_picks / earlier)
+        steps = by_power + num_picks / budget * (straight - by_power)  # of falling by that ratio
         with np.errstate(over="ignore"):
-            return float(self.keys[-1] * ratio ** ((straight + by_power) / 2 * (1 + self.rounds / 10)))
+            return float(self.keys[-1] * ratio ** (steps * (1 + (self.rounds - 1) / 4)))
 
     def _ask(self, wanted: int, floor: float) -> tuple[Top, tuple[float, str]]:
         """All shards' first rows; and the order of the first of all others.
