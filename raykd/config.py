@@ -420,7 +420,7 @@ def demo() -> dict[str, Any]:
     """Handwritten digits and a small teacher, both shipped: ``python jobs/active_round.py --preset demo``.
 
     1,247 images to pick from, 400 to test on, 150 to tune on; the teacher has only ever seen drawn glyphs. Three
-    rounds, 10 + 20 + 20 labels, in under 2 minutes on 2 cores; README.md shows the table it ends with.
+    rounds, 10 + 20 + 20 labels, in about 2 minutes on 2 quiet cores; README.md shows the table it ends with.
     """
     from raykd.demo import digits
 

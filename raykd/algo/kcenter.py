@@ -118,8 +118,8 @@ class _Selection:
     def _floor(self, budget: int) -> float:
         """A guess at the last pick's key, from how keys went over the last quarter of the picks.
 
-        At first they fall by a power law, toward the end rather as they did: so in between, by the share that is picked,
-        and lower after every round. Too low a guess costs rows that are refreshed in vain, too high a one a round.
+        At first they fall by a power law, toward the end rather as they did: so in between, by the share picked, and
+        lower after every round. Too low a guess costs rows that are refreshed in vain, too high a one a round.
         """
         num_picks = len(self.keys)
         earlier = 3 * num_picks // 4
