@@ -30,7 +30,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -190,13 +190,19 @@ def memory_used() -> int:
 
 
 @contextmanager
-def peak_memory() -> Iterator[list[int]]:
-    """Bytes used at most, less those before."""
+def peak_memory(patience: float = 0) -> Iterator[list[int]]:
+    """Bytes used at most, less those before.
+
+    A look at gigabytes takes long and stops who uses them; ``patience`` is how many times as long the next one waits.
+    """
     before, done, peak = memory_used(), threading.Event(), [0]
 
     def watch() -> None:
-        while not done.wait(0.02):
+        pause = 0.02
+        while not done.wait(pause):
+            start = time.perf_counter()
             peak[0] = max(peak[0], memory_used() - before)
+            pause = max(0.02, patience * (time.perf_counter() - start))
 
     watcher = threading.Thread(target=watch, daemon=True)
     watcher.start()
@@ -331,12 +337,13 @@ def imagenet(args: argparse.Namespace) -> None:
         write_parquet(table, x)
         del x
         gc.collect()
-        with ray_session(), peak_memory() as peak:
-            start = time.perf_counter()
-            with open_shards(PoolSource(uri=str(table)), num_shards) as shards:
+        with ray_session(), ExitStack() as stack:
+            with peak_memory(patience=10) as peak:
+                start = time.perf_counter()
+                shards = stack.enter_context(open_shards(PoolSource(uri=str(table)), num_shards))
                 started = time.perf_counter() - start
                 pick("pcoreset", shards, labeled, 1_000, seed=0)  # warm-up
-                seconds, picks = timed(lambda: pick("pcoreset", shards, labeled, 1_000, seed=0), 3)
+            seconds, picks = timed(lambda: pick("pcoreset", shards, labeled, 1_000, seed=0), 3)
         report(
             case,
             f"raykd, {num_shards} Ray actors",

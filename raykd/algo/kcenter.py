@@ -25,6 +25,7 @@ CANDIDATES = 4  # asked for at first, for each pick that is wanted
 MOST_VALUES = 2**26  # in all candidates' vectors: 256 MiB
 FEWEST = 1000  # candidates are always asked for
 SPARE = 16  # rows asked of each shard beyond its share
+TOO_FEW = 32  # a first round that gives less than this part of the picks is no guide to the next
 GONE = -np.inf  # the key of a row that is picked
 LAST = (np.inf, "")  # the order (minus the key, then the id) of what comes after all rows
 WINDOW = 512  # candidates among which distances are all known at a time
@@ -109,6 +110,8 @@ class _Selection:
         while (left := budget - len(self.ids)) > 0:
             candidates, horizon = self._ask(min(wanted, MOST_VALUES // self.base_KW.shape[1]), floor)
             self._pick_among(candidates, horizon, budget)
+            if self.rounds == 1 and len(self.ids) < budget // TOO_FEW:
+                continue  # the first outliers cover many candidates at once: nothing to go by yet
             num_picked = left - (budget - len(self.ids))
             at_this_rate = 1.5 * len(candidates.ids) / num_picked * (left - num_picked)
             wanted = int(min(max(at_this_rate, wanted / 4, FEWEST), wanted * 4))
