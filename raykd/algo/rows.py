@@ -16,6 +16,7 @@ import numpy as np
 MOST_LENGTH = 1e18  # of a vector: its square is still a float32
 SUM_TOLERANCE = 1e-3  # how far from 1 the probabilities of a row may sum
 BLOCK_VALUES = 2**18  # float32 values looked at at a time: they stay in a core's cache
+QUIET = np.errstate(invalid="ignore", over="ignore")  # around what a thread runs: the state is a thread's own
 
 
 @dataclass(eq=False)
@@ -90,13 +91,13 @@ def outline(probs_NC: np.ndarray) -> tuple[Outline, np.ndarray]:
     peak_N, sq_N = np.empty(num_rows, np.float32), np.empty(num_rows, np.float32)
     ones = np.ones(width, np.float32)
 
+    @QUIET
     def look(part: slice) -> None:
         block = np.asarray(probs_NC[part], np.float32)
         top_N[part] = block.argmax(axis=1)
         peak_N[part] = block[np.arange(len(block)), top_N[part]]
-        with np.errstate(invalid="ignore", over="ignore"):
-            sq_N[part] = np.einsum("nc,nc->n", block, block)
-            suspect_N[part] = ~(np.abs(block @ ones - 1) < SUM_TOLERANCE / 2)
+        sq_N[part] = np.einsum("nc,nc->n", block, block)
+        suspect_N[part] = ~(np.abs(block @ ones - 1) < SUM_TOLERANCE / 2)
         if not block.min(initial=0) >= 0:
             suspect_N[part] |= ~(block.min(axis=1) >= 0)
 
@@ -108,10 +109,10 @@ def suspects(vectors_NW: np.ndarray) -> np.ndarray:
     """Which rows may hold NaN or infinity or be too long, bool [N]."""
     suspect_N = np.empty(len(vectors_NW), bool)
 
+    @QUIET
     def look(part: slice) -> None:
         block = np.asarray(vectors_NW[part], np.float32)
-        with np.errstate(invalid="ignore", over="ignore"):  # of this thread
-            suspect_N[part] = ~(np.einsum("nw,nw->n", block, block) < MOST_LENGTH**2)
+        suspect_N[part] = ~(np.einsum("nw,nw->n", block, block) < MOST_LENGTH**2)
 
     in_parallel(look, *vectors_NW.shape)
     return suspect_N
