@@ -73,6 +73,10 @@ def outcome_of(place: Path, rounds: int) -> dict:
 
 
 def assert_same_outcome(place: Path, finished, rounds: int) -> None:
+    """A campaign of so many rounds ended as the finished one's first rounds did; it has nothing besides."""
+    ledger = Ledger(Place.of(place) / "ledger").read()["sample_id"].to_pylist()
+    assert ledger == [name for number in range(rounds) for name in picks_of(place, number)]
+    assert len(lines_of(place)) == rounds
     here, there = outcome_of(place, rounds), outcome_of(finished.place, rounds)
     for key in there:
         assert here[key] == there[key], key
@@ -399,12 +403,11 @@ def test_a_driver_killed_for_real_in_its_training_goes_on_to_the_same_picks_and_
         end_all()
         assert not (place / "round_000" / "train").exists()
         again = start()
-        out, _ = again.communicate()
+        out, _ = again.communicate(timeout=300)
         assert again.returncode == 0, out
     finally:
         end_all()
     assert out.strip().splitlines()[-1] == f"report: {place / 'report.html'}"
-    assert Ledger(Place.of(place) / "ledger").read()["sample_id"].to_pylist() == picks_of(place, 0)
     assert_same_outcome(place, finished, rounds=1)
 
 
