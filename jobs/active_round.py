@@ -8,7 +8,7 @@ Run it again to go on: what is done is skipped. With labels from people it ends 
 """
 
 from raykd.config import from_command_line
-from raykd.stages import evaluate, labeling, pool, predict, report, select, teacher, train, tune
+from raykd.stages import evaluate, label, mix, pool, predict, report, select, teacher, train
 from raykd.stages.campaign import Round, open_campaign
 from raykd.stages.session import user_errors
 
@@ -20,12 +20,12 @@ def main(arguments: list[str] | None = None) -> None:
         before = None
         for round in campaign.rounds:
             picks = select.pick(campaign, round, images, scores, before)
-            labeling.ask(campaign, round, images, scores, picks, before)
+            label.ask(campaign, round, images, scores, picks, before)
             report.write(campaign, images, scores)
-            labels = labeling.collect(campaign, round, images, picks)
+            labels = label.collect(campaign, round, images, picks)
             trained = train.fit(campaign, round, images, scores, labels)
             predictions = predict.score(campaign, round, images, scores, trained)
-            student = tune.mix(campaign, round, images, trained, predictions)
+            student = mix.mix(campaign, round, images, trained, predictions)
             before = Round(picks, labels, trained, predictions, student)
             evaluate.measure(campaign, round, images, scores, before)
         report.write(campaign, images, scores)

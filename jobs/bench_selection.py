@@ -38,11 +38,11 @@ from typing import Any
 import faiss
 import numpy as np
 
-from raykd.algo.kcenter import Picks
-from raykd.algo.rows import Rows
-from raykd.algo.shard import LocalShards, Shard
-from raykd.algo.spaces import residuals
-from raykd.algo.strategies import pick
+from raykd.algo.selection.distances import residuals
+from raykd.algo.selection.kcenter import Picks
+from raykd.algo.selection.rows import Rows
+from raykd.algo.selection.shard import LocalShards, Shard
+from raykd.algo.selection.strategies import pick
 
 BLOCK_ROWS = 4096
 Method = Callable[[np.ndarray, np.ndarray, int], tuple[np.ndarray, np.ndarray]]  # rows, labeled, budget -> picks, radii
@@ -321,9 +321,9 @@ def hard(args: argparse.Namespace) -> None:
 
 def imagenet(args: argparse.Namespace) -> None:
     """Eight Ray actors against eight shards in this process, and the running minimum if there is time for it."""
-    from raykd.stages.selection import open_shards
     from raykd.stages.session import ray_session
-    from raykd.stages.vectors import PoolSource
+    from raykd.stages.shard_actors import open_shards
+    from raykd.stages.shard_rows import PoolSource
 
     num_rows, num_classes, num_shards = 1_281_167, 1_000, 8
     case = f"{num_rows:,} x {num_classes:,}, L 8,000, B 1,000"
@@ -361,7 +361,7 @@ def write_parquet(path: Path, x_NC: np.ndarray) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    from raykd.tables import vectors
+    from raykd.store.tables import vectors
 
     ids = ids_of(len(x_NC))
     writer = None
@@ -426,11 +426,11 @@ import resource, time
 limit = 3 * 2**29
 resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
 from jobs.bench_selection import ids_of, peaked_mixture
-from raykd.algo.rows import Rows
-from raykd.algo.shard import LocalShards, Shard
-from raykd.algo.spaces import residuals
-from raykd.algo.strategies import pick
-from raykd.stages.vectors import PoolSource, open_table, plan, read
+from raykd.algo.selection.rows import Rows
+from raykd.algo.selection.shard import LocalShards, Shard
+from raykd.algo.selection.distances import residuals
+from raykd.algo.selection.strategies import pick
+from raykd.stages.shard_rows import PoolSource, open_table, plan, read
 source = PoolSource(uri={folder + "/pool.parquet"!r}, memory_gib=0.25)
 start = time.perf_counter()
 pool, _ = read(source, plan(open_table(source.uri, source.columns, "pool table"), 1)[0])

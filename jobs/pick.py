@@ -15,11 +15,11 @@ import argparse
 import time
 from collections.abc import Sequence
 
-from raykd.algo.duplicates import Cap
-from raykd.algo.strategies import names
-from raykd.stages.selection import Request, check_request, pick_from_tables, picks_table
+from raykd.algo.selection.near_duplicates import Cap
+from raykd.algo.selection.strategies import names
 from raykd.stages.session import ray_session, user_errors
-from raykd.storage import Place
+from raykd.stages.shard_actors import Request, check_request, pick_from_tables, picks_table
+from raykd.store.place import Place
 
 
 def main(argv: Sequence[str] | None = None) -> None:

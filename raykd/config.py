@@ -27,8 +27,8 @@ from pydantic import (
 )
 from pydantic.config import JsonDict
 
-from raykd.algo.duplicates import Cap
-from raykd.algo.strategies import STRATEGIES, known_strategy
+from raykd.algo.selection.near_duplicates import Cap
+from raykd.algo.selection.strategies import STRATEGIES, known_strategy
 
 FREE: JsonDict = {"free": True}
 Share = Annotated[float, Field(ge=0, le=1)]

@@ -191,7 +191,7 @@ def seeded(finished, tmp_path):
     from raykd.config import load
     from raykd.stages.campaign import Campaign, begin
     from raykd.stages.progress import Progress
-    from raykd.storage import Place
+    from raykd.store.place import Place
 
     def make(*overrides: str, name: str = "run") -> tuple[dict, Campaign]:
         settings = copy.deepcopy(finished.settings) | {"storage_path": str(tmp_path / name)}

@@ -20,11 +20,11 @@ import ray
 import raykd
 from raykd.algo.prompts import templates
 from raykd.config import Config
-from raykd.lock import only_job
-from raykd.rundir import MARKER, Stage, differences
 from raykd.stages.progress import Progress
 from raykd.stages.session import ray_session
-from raykd.storage import Place
+from raykd.store.lock import only_job
+from raykd.store.place import Place
+from raykd.store.stage_folder import MARKER, Stage, differences
 
 PACKAGES = ("ray", "torch", "open_clip_torch", "timm", "numpy", "pyarrow", "faiss-gpu", "faiss-cpu")
 PIECE_BYTES = 2**24
@@ -164,8 +164,8 @@ def commit() -> str | None:
 
 def check_names(config: Config) -> None:
     """Everything the config names that can be looked up without work. Raises ValueError."""
+    from raykd.models.student import check_backbone
     from raykd.stages.teacher import check_teacher
-    from raykd.student import check_backbone
 
     check_backbone(config.student.backbone)
     templates(config.teacher.templates)

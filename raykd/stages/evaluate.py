@@ -11,14 +11,14 @@ import pyarrow.compute as pc
 import pyarrow.dataset as pads
 
 from raykd.algo import metrics
-from raykd.algo.mixture import mixture, softmax
-from raykd.rundir import Stage
+from raykd.algo.heads import mixture, softmax
 from raykd.stages.campaign import Campaign, Round
-from raykd.stages.labeling import read_labels
+from raykd.stages.label import read_labels
+from raykd.stages.mix import split_predictions, with_labels
 from raykd.stages.pool import read_classes
 from raykd.stages.select import covering_radius
-from raykd.stages.tune import split_predictions, with_labels
-from raykd.tables import matrix
+from raykd.store.stage_folder import Stage
+from raykd.store.tables import matrix
 
 TIMED = ("select", "label", "train", "predict", "tune")  # in the order of Round
 

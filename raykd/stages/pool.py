@@ -15,11 +15,11 @@ import pyarrow.compute as pc
 
 from raykd.algo.keyed import hash_ids, uniform
 from raykd.config import Source
-from raykd.images import SUFFIXES, ImageReader, load_many
-from raykd.rundir import Stage, fingerprint
+from raykd.images.reading import SUFFIXES, ImageReader, load_many
 from raykd.stages.campaign import Campaign
-from raykd.storage import Place
-from raykd.tables import MANIFEST, SPLITS, first_duplicates
+from raykd.store.place import Place
+from raykd.store.stage_folder import Stage, fingerprint
+from raykd.store.tables import MANIFEST, SPLITS, first_duplicates
 
 CHECKED_IMAGES = 32
 SPLIT_NAMES = {"pool": "pool", "train": "pool", "val": "val", "valid": "val", "validation": "val", "test": "test"}

@@ -6,15 +6,15 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from raykd.rundir import Stage
+from raykd.models.student import Student
 from raykd.stages.campaign import Campaign
+from raykd.stages.map_images import FILLER, Fetch, stream
 from raykd.stages.pool import read_manifest
 from raykd.stages.progress import Ticker
-from raykd.stages.stream import FILLER, Fetch, stream
 from raykd.stages.teacher import check_splits, device, readable
-from raykd.storage import Place
-from raykd.student import Student
-from raykd.tables import vectors
+from raykd.store.place import Place
+from raykd.store.stage_folder import Stage
+from raykd.store.tables import vectors
 
 
 def score(campaign: Campaign, round: int, pool: Stage, teacher: Stage, trained: Stage) -> Stage:

@@ -9,16 +9,16 @@ from typing import Any
 from PIL import Image
 
 import raykd
-from raykd import page
-from raykd.images import ImageReader, load_many
-from raykd.ledger import Ledger
-from raykd.rundir import Stage
+from raykd.images.reading import ImageReader, load_many
+from raykd.labels.ledger import Ledger
+from raykd.report import page
 from raykd.stages.campaign import Campaign, commit, versions
 from raykd.stages.evaluate import read_figures, teacher_figures
 from raykd.stages.pool import read_classes
 from raykd.stages.teacher import read_quarantine
-from raykd.storage import Place
-from raykd.tables import SPLITS
+from raykd.store.place import Place
+from raykd.store.stage_folder import Stage
+from raykd.store.tables import SPLITS
 
 SHOWN_PICKS = 60  # of a round
 SHOWN_QUARANTINE = 50

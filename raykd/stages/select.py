@@ -10,17 +10,17 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.dataset as pads
 
-from raykd.algo.kcenter import Picks, coverage_radius
 from raykd.algo.keyed import hash_ids, uniform
-from raykd.algo.strategies import needed
-from raykd.algo.strategies import pick as pick_from
-from raykd.rundir import Stage, fingerprint
+from raykd.algo.selection.kcenter import Picks, coverage_radius
+from raykd.algo.selection.strategies import needed
+from raykd.algo.selection.strategies import pick as pick_from
 from raykd.stages.campaign import Campaign, Round
 from raykd.stages.pool import read_classes, read_manifest
-from raykd.stages.selection import RayShards, open_shards, picks_table
+from raykd.stages.shard_actors import RayShards, open_shards, picks_table
+from raykd.stages.shard_rows import PoolSource
 from raykd.stages.teacher import readable
-from raykd.stages.vectors import PoolSource
-from raykd.tables import PICKS
+from raykd.store.stage_folder import Stage, fingerprint
+from raykd.store.tables import PICKS
 
 
 def pick(campaign: Campaign, round: int, pool: Stage, teacher: Stage, before: Round | None) -> Stage:

@@ -18,14 +18,14 @@ import ray
 
 from raykd.algo.prompts import prompts, templates
 from raykd.config import Teacher
-from raykd.images import UNREACHABLE
-from raykd.rundir import Stage
+from raykd.images.reading import UNREACHABLE
 from raykd.stages.campaign import Campaign, sha256_of
+from raykd.stages.map_images import FILLER, Fetch, stream
 from raykd.stages.pool import read_classes, read_manifest
 from raykd.stages.progress import Ticker
-from raykd.stages.stream import FILLER, Fetch, stream
-from raykd.storage import Place
-from raykd.tables import SPLITS, vectors
+from raykd.store.place import Place
+from raykd.store.stage_folder import Stage
+from raykd.store.tables import SPLITS, vectors
 
 MODEL_CONFIG, MODEL_WEIGHTS = "open_clip_config.json", "open_clip_model.safetensors"
 MODEL_FILES = (".json", ".safetensors", ".bin", ".pth")  # of a local folder: what open_clip reads

@@ -10,12 +10,12 @@ import ray
 import ray.train
 from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
 
-from raykd.rundir import Stage
 from raykd.stages.campaign import Campaign, sha256_of
-from raykd.stages.labeling import read_labels
+from raykd.stages.label import read_labels
 from raykd.stages.pool import read_classes, read_manifest
 from raykd.stages.teacher import readable
-from raykd.storage import Place
+from raykd.store.place import Place
+from raykd.store.stage_folder import Stage
 
 
 def fit(campaign: Campaign, round: int, pool: Stage, teacher: Stage, labels: Stage) -> Stage:
@@ -54,8 +54,8 @@ def train(
 ) -> None:
     from ray.train.torch import TorchTrainer
 
-    from raykd.stages.distill import Job
-    from raykd.student import ABOUT, WEIGHTS
+    from raykd.models.student import ABOUT, WEIGHTS
+    from raykd.stages.train_loop import Job
 
     start = fetch_backbone(campaign)
     rows = readable(read_manifest(pool), teacher)
@@ -116,7 +116,7 @@ def fetch_backbone(campaign: Campaign) -> Place | None:
     if not stage.is_done():
         import safetensors.torch
 
-        from raykd.student import WEIGHTS, initial_backbone
+        from raykd.models.student import WEIGHTS, initial_backbone
 
         with stage.writing() as out:
             state = initial_backbone(config.backbone, config.pretrained).state_dict()
@@ -126,6 +126,6 @@ def fetch_backbone(campaign: Campaign) -> Place | None:
 
 def train_loop(arguments: dict[str, Any]) -> None:
     """What Ray Train calls in each worker; its controller imports this module, so torch stays out of it."""
-    from raykd.stages.distill import run
+    from raykd.stages.train_loop import run
 
     run(ray.get(arguments["job"]), arguments["ticker"])

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from raykd.algo.dho import DualHead, Outputs, dho_loss, softened_kl
-from raykd.algo.mixture import mixture, softmax
+from raykd.algo.heads import mixture, softmax
 
 
 def loop_softmax(row):

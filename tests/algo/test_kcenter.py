@@ -8,11 +8,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from raykd.algo import kcenter, keyed, shard, spaces
-from raykd.algo.kcenter import farthest_first, sample_by_distance
-from raykd.algo.rows import Outline, Rows, outline
-from raykd.algo.shard import LocalShards
-from raykd.algo.spaces import Euclidean, Gradients, first_bounds, peak_bounds
+from raykd.algo import keyed
+from raykd.algo.selection import distances, kcenter, shard
+from raykd.algo.selection.distances import Euclidean, Gradients, first_bounds, peak_bounds
+from raykd.algo.selection.kcenter import farthest_first, sample_by_distance
+from raykd.algo.selection.rows import Outline, Rows, outline
+from raykd.algo.selection.shard import LocalShards
 
 SIMPLEX, POINTS, UNIT = Euclidean("probs", peaked=True), Euclidean("features"), Euclidean("features", unit_length=True)
 CUTS = {
@@ -23,15 +24,15 @@ CUTS = {
     (shard, "FEWEST"): st.sampled_from([1, 3, 64]),
     (shard, "FRONT"): st.sampled_from([1, 2, 8]),
     (shard, "GATHER_VALUES"): st.sampled_from([1, 64, 2**22]),
-    (spaces, "BATCH_VALUES"): st.sampled_from([1, 64, 2**24]),
-    (spaces, "CACHED_VALUES"): st.sampled_from([1, 64, 2**20]),
-    (spaces, "BATCH_CENTERS"): st.sampled_from([1, 3, 8192]),
-    (spaces, "MANY_PAIRS"): st.sampled_from([0, 8]),
-    (spaces, "PROBE"): st.sampled_from([2, 64]),
-    (spaces, "PROBE_PRODUCTS"): st.sampled_from([0, 2**26]),
-    (spaces, "FEW_CENTERS"): st.sampled_from([1, 32]),
-    (spaces, "PEAK_STEPS"): st.sampled_from([1, 3, 64]),
-    (spaces, "EXACT_VALUES"): st.sampled_from([1, 64, 2**16]),
+    (distances, "BATCH_VALUES"): st.sampled_from([1, 64, 2**24]),
+    (distances, "CACHED_VALUES"): st.sampled_from([1, 64, 2**20]),
+    (distances, "BATCH_CENTERS"): st.sampled_from([1, 3, 8192]),
+    (distances, "MANY_PAIRS"): st.sampled_from([0, 8]),
+    (distances, "PROBE"): st.sampled_from([2, 64]),
+    (distances, "PROBE_PRODUCTS"): st.sampled_from([0, 2**26]),
+    (distances, "FEW_CENTERS"): st.sampled_from([1, 32]),
+    (distances, "PEAK_STEPS"): st.sampled_from([1, 3, 64]),
+    (distances, "EXACT_VALUES"): st.sampled_from([1, 64, 2**16]),
 }
 A_CUT = st.fixed_dictionaries(CUTS)
 

@@ -6,11 +6,11 @@ from importlib.metadata import EntryPoint
 import numpy as np
 import pytest
 
-from raykd.algo import strategies
-from raykd.algo.kcenter import Picks
-from raykd.algo.rows import Rows
-from raykd.algo.shard import LocalShards
-from raykd.algo.strategies import Strategy, lowest, names, pick, without_distances
+from raykd.algo.selection import strategies
+from raykd.algo.selection.kcenter import Picks
+from raykd.algo.selection.rows import Rows
+from raykd.algo.selection.shard import LocalShards
+from raykd.algo.selection.strategies import Strategy, lowest, names, pick, without_distances
 
 
 def peak(shard):

@@ -9,12 +9,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from raykd.algo import kcenter, keyed, spaces
-from raykd.algo.kcenter import coverage_radius
-from raykd.algo.rows import Rows
-from raykd.algo.shard import LocalShards, Shard
-from raykd.algo.spaces import EXACT_VALUES, Euclidean, Gradients, residuals, unit
-from raykd.algo.strategies import STRATEGIES, class_quotas, pick
+from raykd.algo import keyed
+from raykd.algo.selection import distances, kcenter
+from raykd.algo.selection.distances import EXACT_VALUES, Euclidean, Gradients, residuals, unit
+from raykd.algo.selection.kcenter import coverage_radius
+from raykd.algo.selection.rows import Rows
+from raykd.algo.selection.shard import LocalShards, Shard
+from raykd.algo.selection.strategies import STRATEGIES, class_quotas, pick
 
 NAMES = sorted(STRATEGIES)
 WITH_DISTANCE = ("badge", "coreset", "pcoreset")
@@ -293,13 +294,13 @@ def test_a_distance_has_the_same_bits_wherever_its_row_lies(width):
     rows = rng.dirichlet(np.full(width, 0.3), num_rows).astype(np.float32)
     center = rng.dirichlet(np.full(width, 0.3), 1).astype(np.float32)
     space, zeros = Euclidean("probs"), np.zeros(num_rows, np.int64)
-    whole = spaces.exact(space, rows, np.arange(num_rows), center, zeros)
+    whole = distances.exact(space, rows, np.arange(num_rows), center, zeros)
     np.testing.assert_allclose(whole, ((rows.astype(np.float64) - center) ** 2).sum(axis=1), rtol=1e-13, atol=1e-300)
     for row in rng.integers(0, num_rows, 20):
         assert space.exact(rows[row : row + 1].copy(), center)[0] == whole[row]
         assert space.exact(center, rows[row : row + 1])[0] == whole[row]
     for offset in (1, 3):  # unaligned, other block boundaries
-        moved = spaces.exact(space, rows[offset:], np.arange(num_rows - offset), center, zeros[offset:])
+        moved = distances.exact(space, rows[offset:], np.arange(num_rows - offset), center, zeros[offset:])
         assert np.array_equal(moved, whole[offset:])
 
 

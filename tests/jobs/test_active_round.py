@@ -19,16 +19,16 @@ import pytest
 import yaml
 from PIL import Image
 
-from raykd.algo.mixture import mixture
-from raykd.algo.rows import Rows
-from raykd.algo.shard import LocalShards
-from raykd.algo.strategies import STRATEGIES
-from raykd.algo.strategies import pick as pick_in_process
-from raykd.ledger import Ledger
-from raykd.lock import only_job
-from raykd.rundir import MARKER, Stage
-from raykd.storage import Place
-from raykd.student import Student
+from raykd.algo.heads import mixture
+from raykd.algo.selection.rows import Rows
+from raykd.algo.selection.shard import LocalShards
+from raykd.algo.selection.strategies import STRATEGIES
+from raykd.algo.selection.strategies import pick as pick_in_process
+from raykd.labels.ledger import Ledger
+from raykd.models.student import Student
+from raykd.store.lock import only_job
+from raykd.store.place import Place
+from raykd.store.stage_folder import MARKER, Stage
 
 ROOT = Path(__file__).parents[2]
 ONCE = ["pool", "teacher_model", "teacher"]
@@ -646,7 +646,7 @@ def test_a_pool_that_is_not_there_is_one_message_and_may_be_mended_in_the_same_f
 
 def test_a_student_that_can_no_longer_read_an_image_is_told_and_the_others_are_scored(finished, seeded, monkeypatch):
     """An image that goes away after the teacher's pass is left out of the predictions."""
-    from raykd.stages import evaluate, predict, tune
+    from raykd.stages import evaluate, mix, predict
     from raykd.stages.pool import read_manifest
 
     table = read_manifest(finished.pool)
@@ -664,6 +664,6 @@ def test_a_student_that_can_no_longer_read_an_image_is_told_and_the_others_are_s
     seen = finished.rounds[0]._replace(predictions=stage)
     assert np.isfinite(evaluate.figures(campaign, 0, finished.pool, finished.teacher, seen)["coverage_radius"])
     for split in ("val", "test"):
-        logits = tune.split_predictions(finished.pool, stage, split)[:2]
+        logits = mix.split_predictions(finished.pool, stage, split)[:2]
         assert np.isfinite(logits).all()
     assert "1 images can no longer be read" in campaign.progress.stream.getvalue()

@@ -10,11 +10,11 @@ import pytest
 import yaml
 
 from raykd import config
-from raykd.algo import strategies
 from raykd.algo.batches import BatchPlan
-from raykd.algo.rows import Rows
-from raykd.algo.shard import LocalShards
-from raykd.algo.strategies import STRATEGIES
+from raykd.algo.selection import strategies
+from raykd.algo.selection.rows import Rows
+from raykd.algo.selection.shard import LocalShards
+from raykd.algo.selection.strategies import STRATEGIES
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text("utf-8")

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from raykd.config import load
-from raykd.images import ImageReader, load_many
+from raykd.images.reading import ImageReader, load_many
 
 CLASSES = ["red", "green", "blue"]
 
@@ -23,7 +23,7 @@ def build(tmp_path, settings):
     from raykd.stages import pool
     from raykd.stages.campaign import Campaign
     from raykd.stages.progress import Progress
-    from raykd.storage import Place
+    from raykd.store.place import Place
 
     numbers = iter(range(99))
 

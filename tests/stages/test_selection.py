@@ -7,25 +7,24 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from raykd.algo import kcenter
-from raykd.algo.kcenter import coverage_radius
-from raykd.algo.mixture import mixture, softmax
-from raykd.algo.rows import Rows
-from raykd.algo.shard import LocalShards
-from raykd.algo.strategies import STRATEGIES, pick
-from raykd.stages import vectors
-from raykd.storage import Place
-from raykd.tables import PICKS
-from raykd.tables import vectors as list_column
+from raykd.algo.heads import mixture, softmax
+from raykd.algo.selection import kcenter
+from raykd.algo.selection.kcenter import coverage_radius
+from raykd.algo.selection.rows import Rows
+from raykd.algo.selection.shard import LocalShards
+from raykd.algo.selection.strategies import STRATEGIES, pick
+from raykd.stages import shard_rows
+from raykd.store.place import Place
+from raykd.store.tables import PICKS
+from raykd.store.tables import vectors as list_column
 
 NUM_ROWS, NUM_LABELED, NUM_CLASSES, WIDTH = 200, 12, 6, 4
 
 
 @pytest.fixture(scope="module")
-def selection(ray_cluster):
-    from raykd.stages import selection
+def shard_actors(ray_cluster):
 
-    return selection
+    return shard_actors
 
 
 @pytest.fixture(scope="module")
@@ -77,13 +76,13 @@ def write_pool(path, num_rows, row_group_size, offset=0):
 @pytest.mark.parametrize("row_group_size", [7, 1000], ids=["many_row_groups", "one_row_group"])
 @pytest.mark.parametrize("num_shards", [1, 2, 7, 150])
 def test_slices_hold_every_row_once_and_read_only_what_they_need(tmp_path, monkeypatch, num_shards, row_group_size):
-    monkeypatch.setattr(vectors, "READ_ROWS", 5)
+    monkeypatch.setattr(shard_rows, "READ_ROWS", 5)
     (tmp_path / "deeper").mkdir()
     ids = write_pool(tmp_path / "a.parquet", 60, row_group_size)
     ids += write_pool(tmp_path / "deeper" / "b.parquet", 41, row_group_size, 60)
-    source = vectors.PoolSource(uri=str(tmp_path))
-    slices = vectors.plan(vectors.open_table(source.uri, source.columns, "pool table"), num_shards)
-    parts = [vectors.read(source, pieces)[0] for pieces in slices]
+    source = shard_rows.PoolSource(uri=str(tmp_path))
+    slices = shard_rows.plan(shard_rows.open_table(source.uri, source.columns, "pool table"), num_shards)
+    parts = [shard_rows.read(source, pieces)[0] for pieces in slices]
     assert [name for part in parts for name in part.ids] == ids
     assert {len(part) for part in parts} <= {101 // num_shards, 101 // num_shards + 1}
     for pieces in slices:
@@ -107,15 +106,15 @@ def test_the_pool_is_what_split_error_and_the_lists_leave(tmp_path):
         }
     )
     Place.of(tmp_path / "teacher.parquet").write_table(table, row_group_rows=3)
-    source = vectors.PoolSource(
+    source = shard_rows.PoolSource(
         uri=str(tmp_path / "teacher.parquet"),
         needs=("probs", "features"),
         probs_from="logits",
         labeled=("h", "b"),
         excluded=("c",),
     )
-    pieces = vectors.plan(vectors.open_table(source.uri, source.columns, "pool table"), 1)[0]
-    pool, labeled = vectors.read(source, pieces)
+    pieces = shard_rows.plan(shard_rows.open_table(source.uri, source.columns, "pool table"), 1)[0]
+    pool, labeled = shard_rows.read(source, pieces)
     assert (pool.ids.tolist(), labeled.ids.tolist()) == (["a", "d"], ["b", "h"])
     np.testing.assert_array_equal(pool.probs, softmax(logits[[0, 3]]).astype(np.float32))
     np.testing.assert_array_equal(labeled.features, logits[[1, 7]].astype(np.float16).astype(np.float32))
@@ -131,20 +130,20 @@ def test_any_list_of_numbers_is_read_from_a_path_or_a_uri(tmp_path, number, kind
         pa.table({"sample_id": list("abcd"), "probs": pa.array(list(probs), kind(number))}), tmp_path / "p.parquet"
     )
     for uri in (str(tmp_path / "p.parquet"), (tmp_path / "p.parquet").as_uri()):
-        source = vectors.PoolSource(uri=uri)
-        slices = vectors.plan(vectors.open_table(uri, source.columns, "pool table"), 2)
-        got = [vectors.read(source, pieces)[0].probs for pieces in slices]
+        source = shard_rows.PoolSource(uri=uri)
+        slices = shard_rows.plan(shard_rows.open_table(uri, source.columns, "pool table"), 2)
+        got = [shard_rows.read(source, pieces)[0].probs for pieces in slices]
         assert np.concatenate(got).dtype == (np.float16 if number == pa.float16() else np.float32)
         np.testing.assert_array_equal(np.concatenate(got), probs.astype(np.float32))
 
 
 def test_vectors_too_large_for_memory_are_mapped_and_may_be_rounded(rows, tables):
-    whole = vectors.PoolSource(uri=tables[0], needs=("probs", "features"), labeled=("s1", "s7"))
+    whole = shard_rows.PoolSource(uri=tables[0], needs=("probs", "features"), labeled=("s1", "s7"))
     mapped = replace(whole, memory_gib=1e-9)
     rounded = replace(mapped, precision="fp16")
-    slices = vectors.plan(vectors.open_table(whole.uri, whole.columns, "pool table"), 1)[0]
+    slices = shard_rows.plan(shard_rows.open_table(whole.uri, whole.columns, "pool table"), 1)[0]
     (pool, labeled), (on_disk, _), (half, half_labeled) = (
-        vectors.read(source, slices) for source in (whole, mapped, rounded)
+        shard_rows.read(source, slices) for source in (whole, mapped, rounded)
     )
     assert not isinstance(pool.probs.base, np.memmap)
     for name in ("probs", "features"):
@@ -159,10 +158,12 @@ def test_vectors_too_large_for_memory_are_mapped_and_may_be_rounded(rows, tables
 
 
 @pytest.mark.parametrize("num_shards", [1, 2, 7])
-def test_ray_picks_what_the_algorithm_picks(selection, rows, tables, num_shards, monkeypatch):
+def test_ray_picks_what_the_algorithm_picks(shard_actors, rows, tables, num_shards, monkeypatch):
     if num_shards == 2:
-        monkeypatch.setattr(selection, "SHARED_BYTES", 10)  # every argument by way of the object store
-    with selection.open_shards(vectors.PoolSource(uri=tables[0], needs=("probs", "features")), num_shards) as shards:
+        monkeypatch.setattr(shard_actors, "SHARED_BYTES", 10)  # every argument by way of the object store
+    with shard_actors.open_shards(
+        shard_rows.PoolSource(uri=tables[0], needs=("probs", "features")), num_shards
+    ) as shards:
         labeled = rows.take(np.arange(NUM_ROWS, len(rows)))
         for name in STRATEGIES:
             assert same(pick(name, shards, labeled, 40, 3), local(rows, name, 40)), name
@@ -186,19 +187,19 @@ class Killing:
 
 
 @pytest.mark.parametrize("name", ["pcoreset", "badge"])
-def test_a_killed_shard_comes_back_and_the_picks_are_the_same(selection, rows, tables, name, monkeypatch):
+def test_a_killed_shard_comes_back_and_the_picks_are_the_same(shard_actors, rows, tables, name, monkeypatch):
     monkeypatch.setattr(kcenter, "CANDIDATES", 0)  # a few rows a round
     monkeypatch.setattr(kcenter, "FEWEST", 0)
     monkeypatch.setattr(kcenter, "SPARE", 3)
-    source = vectors.PoolSource(uri=tables[0], needs=STRATEGIES[name].needs)
-    with selection.open_shards(source, 2) as shards:
+    source = shard_rows.PoolSource(uri=tables[0], needs=STRATEGIES[name].needs)
+    with shard_actors.open_shards(source, 2) as shards:
         killing = Killing(shards)
         got = pick(name, killing, rows.take(np.arange(NUM_ROWS, len(rows))), 40, 3)
     assert killing.calls > 10
     assert same(got, local(rows, name, 40))
 
 
-def test_students_logits_are_mixed_and_labeled_rows_are_set_aside(selection, tmp_path):
+def test_students_logits_are_mixed_and_labeled_rows_are_set_aside(shard_actors, tmp_path):
     rng = np.random.default_rng(1)
     ce, kd = rng.normal(size=(2, 60, 5)).astype(np.float32) * 3
     ids = [f"image-{number}" for number in rng.permutation(60)]
@@ -210,7 +211,7 @@ def test_students_logits_are_mixed_and_labeled_rows_are_set_aside(selection, tmp
     }
     Place.of(tmp_path / "predict.parquet").write_table(pa.table(columns), row_group_rows=16)
     labeled_ids = [ids[7], ids[30], ids[2]]
-    source = vectors.PoolSource(
+    source = shard_rows.PoolSource(
         uri=str(tmp_path / "predict.parquet"),
         probs_from="heads",
         ce_weight=0.3,
@@ -219,7 +220,7 @@ def test_students_logits_are_mixed_and_labeled_rows_are_set_aside(selection, tmp
         excluded=(ids[0],),
     )
     probs = mixture(ce, kd, 0.3, 0.5)
-    with selection.open_shards(source, 3) as shards:
+    with shard_actors.open_shards(source, 3) as shards:
         labeled = shards.labeled({ids[7]: 4, ids[30]: 1, ids[2]: 0, "another": 2})
         got = pick("pcoreset", shards, labeled, 20, 0)
     assert labeled.ids.tolist() == labeled_ids
@@ -230,28 +231,28 @@ def test_students_logits_are_mixed_and_labeled_rows_are_set_aside(selection, tmp
     assert same(got, expected)
 
 
-def test_labeled_ids_that_are_not_in_the_pool_are_named(selection, tables):
-    source = vectors.PoolSource(uri=tables[0], labeled=("nobody", "s1"))
+def test_labeled_ids_that_are_not_in_the_pool_are_named(shard_actors, tables):
+    source = shard_rows.PoolSource(uri=tables[0], labeled=("nobody", "s1"))
     with (
-        selection.open_shards(source, 2) as shards,
+        shard_actors.open_shards(source, 2) as shards,
         pytest.raises(ValueError, match=r"labeled ids are not in .*'nobody'"),
     ):
         shards.labeled()
 
 
-def test_more_shards_than_rows_or_cpus_work(selection, tmp_path):
+def test_more_shards_than_rows_or_cpus_work(shard_actors, tmp_path):
     ids = write_pool(tmp_path / "pool.parquet", 5, 100)
-    picks = selection.pick_from_tables(selection.Request(pool=str(tmp_path / "pool.parquet"), budget=5), 9)
-    table = selection.picks_table(picks)
+    picks = shard_actors.pick_from_tables(shard_actors.Request(pool=str(tmp_path / "pool.parquet"), budget=5), 9)
+    table = shard_actors.picks_table(picks)
     assert table.schema == PICKS
     assert table["sample_id"].to_pylist() == ids
     assert table["rank"].to_pylist() == [0, 1, 2, 3, 4]
 
 
-def test_actors_end_with_the_block(selection, tables):
+def test_actors_end_with_the_block(shard_actors, tables):
     import ray
 
-    with selection.open_shards(vectors.PoolSource(uri=tables[0]), 2) as shards:
+    with shard_actors.open_shards(shard_rows.PoolSource(uri=tables[0]), 2) as shards:
         actors = shards.actors
         assert len(shards.labeled({})) == 0
 
@@ -263,11 +264,11 @@ def test_actors_end_with_the_block(selection, tables):
         ask_until_it_ends()
 
 
-def test_a_readers_error_arrives_as_it_was_raised(selection, tmp_path):
+def test_a_readers_error_arrives_as_it_was_raised(shard_actors, tmp_path):
     lists = pa.array([[0.5, 0.5], [0.5, 0.5], [1.0]])
     pq.write_table(pa.table({"sample_id": ["a", "b", "c"], "probs": lists}), tmp_path / "pool.parquet")
-    request = selection.Request(pool=str(tmp_path / "pool.parquet"), strategy="entropy", budget=1)
+    request = shard_actors.Request(pool=str(tmp_path / "pool.parquet"), strategy="entropy", budget=1)
     with pytest.raises(ValueError, match=r"^probs of 'c' has 1 values, that of 'a' has 2; expected one length"):
-        selection.pick_from_tables(request, 1)
+        shard_actors.pick_from_tables(request, 1)
     with pytest.raises(ValueError, match=r"probs differ in length \(the pool: 1, 2\)"):
-        selection.pick_from_tables(request, 3)
+        shard_actors.pick_from_tables(request, 3)

@@ -167,7 +167,7 @@ def test_the_bits_do_not_depend_on_replicas_or_on_the_manifests_order(scored, fi
     ],
 )
 def test_ids_that_are_missing_doubled_or_foreign_are_named(written, words):
-    from raykd.stages.stream import check_ids
+    from raykd.stages.map_images import check_ids
 
     given = pa.chunked_array([["c"], ["a", "b"]])
     check_ids(given, pa.chunked_array([["b", "c"], ["a"]]))
@@ -326,7 +326,7 @@ def fetching(settings):
     from raykd.stages import teacher
     from raykd.stages.campaign import Campaign
     from raykd.stages.progress import Progress
-    from raykd.storage import Place
+    from raykd.store.place import Place
 
     def fetch(*overrides):
         campaign = Campaign(load(settings, overrides), Place.of(settings["storage_path"]), Progress("none"))

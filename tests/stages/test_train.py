@@ -11,7 +11,7 @@ import pytest
 import safetensors.torch
 
 from raykd.config import Student as StudentConfig
-from raykd.tables import LABELS, vectors
+from raykd.store.tables import LABELS, vectors
 
 
 def weights_of(folder) -> dict:
@@ -57,13 +57,13 @@ def test_a_killed_worker_goes_on_from_the_last_checkpoint_to_the_same_bits(fit, 
         import ray
         import ray.train
 
-        from raykd.stages import distill
+        from raykd.stages import train_loop
 
         def note(text):
             with open(log, "a") as stream:
                 stream.write(text + "\n")
 
-        start, save = ray.train.get_checkpoint(), distill.save
+        start, save = ray.train.get_checkpoint(), train_loop.save
 
         def save_and_die(student, optimizer, scheduler, step, loss, rank):
             save(student, optimizer, scheduler, step, loss, rank)
@@ -73,8 +73,8 @@ def test_a_killed_worker_goes_on_from_the_last_checkpoint_to_the_same_bits(fit, 
                 os.kill(os.getpid(), signal.SIGKILL)
 
         note("from a checkpoint" if start else "from the start")
-        distill.save = save_and_die
-        distill.run(ray.get(arguments["job"]), arguments["ticker"])
+        train_loop.save = save_and_die
+        train_loop.run(ray.get(arguments["job"]), arguments["ticker"])
 
     monkeypatch.setattr(train, "train_loop", deadly)
     _, stage = fit()
@@ -93,11 +93,11 @@ def test_a_loss_that_is_not_finite_ends_the_training_with_what_to_do(fit):
 
 def test_a_backbones_file_of_the_same_size_with_other_weights_is_refused(settings, tmp_path):
     from raykd.config import load
+    from raykd.models.student import make_backbone
     from raykd.stages.campaign import Campaign
     from raykd.stages.progress import Progress
     from raykd.stages.train import fetch_backbone
-    from raykd.storage import Place
-    from raykd.student import make_backbone
+    from raykd.store.place import Place
 
     file = tmp_path / "mine.safetensors"
     safetensors.torch.save_file(make_backbone("test_vit")[0].state_dict(), file)
@@ -116,8 +116,8 @@ def test_a_backbones_file_of_the_same_size_with_other_weights_is_refused(setting
 
 def make_job(folder: Path, answers: dict[str, tuple[str, int | None]], count: int = 10, **config):
     """A training over pool images s0, s1, ... with these answers; teacher logits that name their image."""
-    from raykd.stages.distill import Job
-    from raykd.storage import Place
+    from raykd.stages.train_loop import Job
+    from raykd.store.place import Place
 
     ids = [f"s{i}" for i in range(count)]
     teacher = {
@@ -208,8 +208,8 @@ def train_here(ray_cluster, finished, tmp_path):
     import ray.train
     from ray.train.torch import TorchTrainer
 
-    from raykd.stages import distill
-    from raykd.stages.labeling import read_labels
+    from raykd.stages import train_loop
+    from raykd.stages.label import read_labels
     from raykd.stages.pool import read_classes, read_manifest
     from raykd.stages.progress import Ticker
     from raykd.stages.teacher import readable
@@ -218,15 +218,15 @@ def train_here(ray_cluster, finished, tmp_path):
         rows = readable(read_manifest(finished.pool), finished.teacher)
         settings = StudentConfig(**(finished.settings["student"] | config))
         given = read_labels(finished.rounds[1].labels) if labels is None else labels
-        job = distill.Job(
+        job = train_loop.Job(
             rows.select(["sample_id", "uri"]), given, finished.teacher.place / "data", None,
             read_classes(finished.pool), settings, (0, 1),
         )  # fmt: skip
         losses = []
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(distill, "save", lambda *args: losses.append((args[3], args[4])))
+            patch.setattr(train_loop, "save", lambda *args: losses.append((args[3], args[4])))
             TorchTrainer(
-                lambda: distill.run(job, Ticker(None)),
+                lambda: train_loop.run(job, Ticker(None)),
                 scaling_config=ray.train.ScalingConfig(num_workers=0),
                 run_config=ray.train.RunConfig(storage_path=str(tmp_path / "local")),
             ).fit()
@@ -258,7 +258,7 @@ def test_seeding_gives_torchs_own_draws_and_leaves_nothing_behind():
     """``torch.manual_seed`` keeps a stack trace for later each time, for accelerators that are not in use."""
     import torch
 
-    from raykd.stages.distill import seed_draws
+    from raykd.stages.train_loop import seed_draws
 
     torch.manual_seed(5)
     expected = torch.rand(4)
@@ -269,8 +269,8 @@ def test_seeding_gives_torchs_own_draws_and_leaves_nothing_behind():
 
 
 def test_an_image_that_went_away_since_the_teachers_pass_is_named(finished, tmp_path):
-    from raykd.stages.distill import TrainingImages
-    from raykd.student import Preprocess
+    from raykd.models.student import Preprocess
+    from raykd.stages.train_loop import TrainingImages
 
     where = shutil.copy(finished.settings["pool"]["path"] + "/red/000.png", tmp_path / "a.png")
     transform = Preprocess(32, (0.5,) * 3, (0.5,) * 3).augmented((0.5, 1.0), True)

@@ -1,0 +1,1 @@
+"""What to label next: exact, distributed selection. numpy and FAISS; no file, no Ray."""

@@ -1,0 +1,1 @@
+"""The models: the teacher (any open_clip model) and the student. Torch, no Ray."""

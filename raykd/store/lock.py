@@ -1,0 +1,202 @@
+"""One job at a time in a campaign's folder: two would delete each other's half-made stages.
+
+On a disk the kernel keeps the lock, and frees it however the job ends. An object store has no locks: there a
+small file is a lease that its job renews, and one that does not change for a minute is of a job that was killed.
+Without a conditional write this cannot be airtight, so a job also looks whether the lease is still its own before
+it begins a stage and before it calls one complete. A job that was cut off, or asleep, for longer than that minute
+may still have put data files of the stage it was in beside those of its successor.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import json
+import os
+import socket
+import sys
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from typing import Any
+
+from raykd.store.place import Place
+
+LOCK, LEASE = ".lock", ".lease.json"
+RENEW_S = 20.0
+WATCH_S = 3 * RENEW_S  # so that a living job is seen to renew even when one attempt fails
+LOOK_S = 5.0
+SETTLE_S = 2.0  # longer than a starter takes from seeing no lease to having written its own
+NO_FLOCK = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)  # NFS without its lock service, Lustre mounted without flock
+
+
+@contextmanager
+def only_job(storage: Place, wait: Callable[[float], Any] = time.sleep) -> Iterator[Callable[[], None]]:
+    """Hold a campaign's folder as its only job; on an object store this starts with a look of 2 s, or up to 62.
+
+    Args:
+        storage: The campaign's folder; a local one is made when missing.
+        wait: Waits for some seconds.
+
+    Yields:
+        ``still_ours``, which raises a ValueError when another job took over. Costs one small read.
+
+    Raises:
+        ValueError: Another job holds the folder; says which and what to do.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder, only_job(Place.of(folder)) as still_ours:
+        ...     still_ours()
+    """
+    me = {
+        "token": uuid.uuid4().hex,
+        "host": socket.gethostname(),
+        "pid": os.getpid(),
+        "since": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+    }
+    descriptor = flocked(storage, me) if storage.is_local else None
+    hold = Lease(storage, me, wait).held() if descriptor is None else flock_held(storage, me, descriptor)
+    with hold as file:
+
+        def still_ours() -> None:
+            if not is_of(me, holder := read(file)):
+                raise ValueError(
+                    f"another job took over {storage} ({who(holder)}), so this one stops before it changes more there; "
+                    "run the same command again when that one has ended, or give another storage_path"
+                )
+
+        yield still_ours
+
+
+# ---------------------------------------------------------------- who holds a folder
+
+
+def read(file: Place) -> dict[str, Any] | None:
+    """What a lock or lease says; None when there is none, empty when it is just being written."""
+    try:
+        return json.loads(file.read_bytes() or b"{}")
+    except FileNotFoundError:
+        return None
+    except json.JSONDecodeError:
+        return {}
+
+
+def is_of(me: dict[str, Any], holder: dict[str, Any] | None) -> bool:
+    return holder is not None and holder.get("token") == me["token"]
+
+
+def who(holder: dict[str, Any] | None) -> str:
+    if not holder:
+        return "which one is not written there"
+    return f"pid {holder.get('pid')} on host {holder.get('host')}, since {holder.get('since')}"
+
+
+def in_use(storage: Place, holder: dict[str, Any] | None) -> ValueError:
+    return ValueError(
+        f"another job is at work in {storage} ({who(holder)}): wait until it has ended or stop it, then run the same "
+        "command again; or give another storage_path"
+    )
+
+
+# ---------------------------------------------------------------- on a disk
+
+
+def flocked(storage: Place, me: dict[str, Any]) -> int | None:
+    """An open descriptor of ``.lock`` that has the kernel's lock; None where the filesystem has no locks."""
+    file = storage / LOCK
+    os.makedirs(storage.path, exist_ok=True)
+    for _ in range(10):  # again when the holder just ended and removed the file that was opened here
+        descriptor = os.open(file.path, os.O_RDWR | os.O_CREAT, 0o666)  # not inherited by the processes that Ray starts
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            os.ftruncate(descriptor, 0)
+            os.write(descriptor, (json.dumps(me) + "\n").encode())
+            os.fsync(descriptor)  # other hosts read it
+            if is_of(me, read(file)):
+                return descriptor
+        except OSError as error:
+            os.close(descriptor)
+            if isinstance(error, BlockingIOError):
+                raise in_use(storage, read(file)) from None
+            if error.errno not in NO_FLOCK:
+                raise
+            with suppress(FileNotFoundError):
+                os.unlink(file.path)
+            return None
+        os.close(descriptor)
+    raise in_use(storage, read(file))
+
+
+@contextmanager
+def flock_held(storage: Place, me: dict[str, Any], descriptor: int) -> Iterator[Place]:
+    file = storage / LOCK
+    try:
+        yield file
+    finally:
+        if is_of(me, read(file)):
+            os.unlink(file.path)  # while it is locked: whoever waits on this very file will see that it is gone
+        os.close(descriptor)
+
+
+# ---------------------------------------------------------------- on an object store
+
+
+class Lease:
+    """``.lease.json``: who is at work, and a counter that a thread keeps counting while that job lives."""
+
+    def __init__(self, storage: Place, me: dict[str, Any], wait: Callable[[float], Any]) -> None:
+        self.storage, self.file, self.wait = storage, storage / LEASE, wait
+        self.content = me | {"counter": 0}
+        self.ended = threading.Event()
+
+    @contextmanager
+    def held(self) -> Iterator[Place]:
+        thread = threading.Thread(target=self.keep, daemon=True, name="raykd lease")
+        try:
+            self.take()
+            thread.start()
+            yield self.file
+        finally:
+            self.ended.set()
+            if thread.ident is not None:
+                thread.join()  # or it might write once more
+            with suppress(OSError):  # one that stays costs the next job a minute
+                if is_of(self.content, read(self.file)):
+                    self.file.fs.delete_file(self.file.path)
+
+    def take(self) -> None:
+        """Write the lease when there is none, or none that changes.
+
+        Raises:
+            ValueError: Another job renews its lease, or wrote one at the same moment.
+        """
+        if (found := read(self.file)) is not None:
+            print(
+                f"{self.file} is there ({who(found)}): watching for up to {WATCH_S:.0f} s whether that job is alive",
+                file=sys.stderr,
+                flush=True,
+            )
+            for _ in range(round(WATCH_S / LOOK_S)):
+                self.wait(LOOK_S)
+                if (now := read(self.file)) is None:
+                    break  # it has ended
+                if now != found:
+                    raise in_use(self.storage, now)
+        self.file.write_json(self.content)
+        self.wait(SETTLE_S)
+        if not is_of(self.content, now := read(self.file)):
+            raise in_use(self.storage, now)  # of two that started at once the last to write stays
+
+    def keep(self) -> None:
+        while not self.ended.wait(RENEW_S):
+            with suppress(OSError):  # out of reach: the next time
+                self.renew()
+
+    def renew(self) -> None:
+        """Count on; never over the lease of a job that took over."""
+        if is_of(self.content, read(self.file)):
+            self.content["counter"] += 1
+            self.file.write_json(self.content)

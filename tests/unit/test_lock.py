@@ -1,0 +1,254 @@
+"""One job at a time in a folder: held while the job lives, free however it ended. On a disk and on an object store."""
+
+import fcntl
+import json
+import os
+import socket
+import subprocess
+import sys
+import threading
+
+import pyarrow.fs as pafs
+import pytest
+
+from raykd.store import lock
+from raykd.store.lock import LEASE, LOCK, RENEW_S, SETTLE_S, WATCH_S, Lease, only_job
+from raykd.store.place import Place
+from raykd.store.stage_folder import Stage
+
+OTHER = {"token": "theirs", "host": "node-7", "pid": 4711, "since": "2026-01-02T03:04:05Z", "counter": 3}
+
+
+@pytest.fixture
+def store(tmp_path, monkeypatch) -> Place:
+    """A folder on an object store, whose objects are files of the test's own folder."""
+    filesystem = pafs.SubTreeFileSystem(str(tmp_path), pafs.LocalFileSystem())
+    resolved = Place._resolved.func
+
+    def resolve(place):
+        return (filesystem, place.uri.removeprefix("s3://")) if place.uri.startswith("s3://") else resolved(place)
+
+    monkeypatch.setattr(Place, "_resolved", property(resolve))
+    (tmp_path / "bucket").mkdir()
+    return Place("s3://bucket")
+
+
+@pytest.fixture(params=["disk", "object store"])
+def storage(request, tmp_path) -> Place:
+    return Place.of(tmp_path / "run") if request.param == "disk" else request.getfixturevalue("store")
+
+
+def never(seconds):
+    pytest.fail(f"waited {seconds} s")
+
+
+class Waits:
+    """In place of a clock: notes each wait, and does what the world does during it."""
+
+    def __init__(self, *happenings):
+        self.seconds, self.happenings = [], list(happenings)
+
+    def __call__(self, seconds):
+        self.seconds.append(seconds)
+        if self.happenings and (happening := self.happenings.pop(0)):
+            happening()
+
+
+# ---------------------------------------------------------------- both
+
+
+def test_a_job_holds_a_folder_and_leaves_nothing_there_so_the_next_one_starts_at_once(storage, capsys):
+    for _ in range(2):
+        waits = Waits()
+        with only_job(storage, waits) as still_ours:
+            still_ours()
+            (file,) = storage.files()
+            assert file.base_name in (LOCK, LEASE)
+            holder = json.loads((storage / file.base_name).read_bytes())
+            assert (holder["host"], holder["pid"]) == (socket.gethostname(), os.getpid())
+        assert storage.files() == []
+        assert waits.seconds == ([] if storage.is_local else [SETTLE_S])
+    assert capsys.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt, SystemExit])
+def test_a_job_that_fails_or_waits_for_labels_frees_the_folder(storage, error):
+    with pytest.raises(error), only_job(storage, Waits()):
+        raise error
+    assert storage.files() == []
+
+
+def test_a_stage_gets_no_marker_when_another_job_took_over(storage):
+    with only_job(storage, Waits()) as still_ours:
+        stage = Stage(storage / "pool", {}, still_ours)
+        (storage / "pool").fs.create_dir(storage.path, recursive=True)
+        with pytest.raises(ValueError, match="another job took over") as error, stage.writing() as out:  # noqa: PT012
+            (out.place / "manifest.parquet").write_bytes(b"rows")
+            (storage / (LOCK if storage.is_local else LEASE)).write_json(OTHER)
+        assert "pid 4711 on host node-7, since 2026-01-02T03:04:05Z" in str(error.value)
+        assert str(storage) in str(error.value)
+        assert not stage.is_done()
+    assert [json.loads((storage / file.base_name).read_bytes()) for file in storage.files()] == [OTHER]  # and kept
+
+
+# ---------------------------------------------------------------- on a disk
+
+
+def test_on_a_disk_a_second_job_is_refused_naming_the_first_and_what_to_do(tmp_path):
+    storage = Place.of(tmp_path / "new" / "run")
+    with only_job(storage, never) as still_ours:
+        since = (storage / LOCK).read_json()["since"]
+        with pytest.raises(ValueError, match="another job is at work") as error, only_job(storage, never):
+            pytest.fail("two jobs in a folder")
+        still_ours()
+    assert str(error.value) == (
+        f"another job is at work in {storage} (pid {os.getpid()} on host {socket.gethostname()}, since {since}): wait "
+        "until it has ended or stop it, then run the same command again; or give another storage_path"
+    )
+
+
+def test_on_a_disk_kill_9_frees_the_folder_even_when_processes_of_the_job_live_on(tmp_path):
+    script = """
+import subprocess, sys
+from raykd.store.lock import only_job
+from raykd.store.place import Place
+with only_job(Place.of(sys.argv[1])):
+    orphan = subprocess.Popen([sys.executable, "-c", "input()"], close_fds=False)
+    print(orphan.pid, flush=True)
+    orphan.wait()
+"""
+    storage = Place.of(tmp_path / "run")
+    with subprocess.Popen(
+        [sys.executable, "-c", script, storage.path], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as job:
+        orphan = int(job.stdout.readline())
+        with pytest.raises(ValueError, match=rf"\(pid {job.pid} on host "), only_job(storage, never):
+            pytest.fail("two jobs in a folder")
+        job.kill()
+        job.wait()
+        os.kill(orphan, 0)  # lives
+        assert (storage / LOCK).read_json()["pid"] == job.pid
+        with only_job(storage, never) as still_ours:
+            still_ours()
+            assert (storage / LOCK).read_json()["pid"] == os.getpid()
+
+
+def test_on_a_disk_a_lock_on_a_file_that_was_just_removed_counts_for_nothing(tmp_path, monkeypatch):
+    """Between opening .lock and locking it, its holder may end and another job make a new one."""
+    storage, flock, between = Place.of(tmp_path), fcntl.flock, [lambda: (storage / LOCK).write_json(OTHER)]
+
+    def late(descriptor, how):
+        if between:
+            between.pop()()
+        flock(descriptor, how)
+
+    monkeypatch.setattr(fcntl, "flock", late)
+    with only_job(storage, never) as still_ours:
+        still_ours()
+        with pytest.raises(ValueError, match=f"pid {os.getpid()} "), only_job(storage, never):
+            pytest.fail("two jobs in a folder")
+
+
+@pytest.mark.parametrize("code", lock.NO_FLOCK)
+def test_a_disk_without_locks_has_a_lease(tmp_path, monkeypatch, code):
+    def none(descriptor, how):
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(fcntl, "flock", none)
+    with only_job(Place.of(tmp_path), Waits()) as still_ours:
+        still_ours()
+        assert os.listdir(tmp_path) == [LEASE]
+    assert os.listdir(tmp_path) == []
+
+
+# ---------------------------------------------------------------- on an object store
+
+
+def test_a_lease_that_does_not_change_for_a_minute_is_taken_over(store, capsys):
+    (store / LEASE).write_json(OTHER)
+    waits = Waits()
+    with only_job(store, waits) as still_ours:
+        still_ours()
+        assert (store / LEASE).read_json()["pid"] == os.getpid()
+    assert sum(waits.seconds) == WATCH_S + SETTLE_S
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line == (
+        f"{store / LEASE} is there (pid 4711 on host node-7, since 2026-01-02T03:04:05Z): watching for up to 60 s "
+        "whether that job is alive"
+    )
+
+
+def test_a_lease_that_changes_while_it_is_watched_is_refused_naming_its_job(store):
+    (store / LEASE).write_json(OTHER)
+    renewed = OTHER | {"counter": 4}
+    waits = Waits(None, None, None, lambda: (store / LEASE).write_json(renewed))
+    with pytest.raises(ValueError, match="another job is at work") as error, only_job(store, waits):
+        pytest.fail("two jobs in a folder")
+    assert "pid 4711 on host node-7, since 2026-01-02T03:04:05Z" in str(error.value)
+    assert sum(waits.seconds) <= RENEW_S
+    assert (store / LEASE).read_json() == renewed
+
+
+def test_a_living_job_is_seen_to_renew_while_it_is_watched(store):
+    with Lease(store, OTHER, Waits()).held():
+        first = Lease(store, OTHER, Waits())  # renewed from here, not from its thread
+        with pytest.raises(ValueError, match="pid 4711 "), only_job(store, Waits(None, first.renew)):
+            pytest.fail("two jobs in a folder")
+
+
+def test_when_the_watched_job_ends_the_next_one_starts_at_once(store):
+    (store / LEASE).write_json(OTHER)
+    waits = Waits(None, lambda: store.fs.delete_file((store / LEASE).path))
+    with only_job(store, waits) as still_ours:
+        still_ours()
+    assert sum(waits.seconds) < RENEW_S
+
+
+def test_of_two_jobs_that_start_at_once_one_is_refused(store):
+    with (
+        pytest.raises(ValueError, match="pid 4711 "),
+        only_job(store, Waits(lambda: (store / LEASE).write_json(OTHER))),
+    ):
+        pytest.fail("two jobs in a folder")
+    assert (store / LEASE).read_json() == OTHER
+
+
+def test_a_lease_is_renewed_by_a_thread_as_long_as_the_job_lives(store, monkeypatch):
+    written, enough, write = [], threading.Event(), Place.write_bytes
+
+    def watched(place, data):
+        write(place, data)
+        written.append(json.loads(data)["counter"])
+        if len(written) > 3:
+            enough.set()
+
+    monkeypatch.setattr(Place, "write_bytes", watched)
+    monkeypatch.setattr(lock, "RENEW_S", 0.001)
+    with only_job(store, Waits()):
+        assert enough.wait(60)
+    assert written == list(range(len(written)))
+    assert store.files() == []
+
+
+def test_a_lease_that_was_taken_over_is_not_renewed(store):
+    mine = Lease(store, OTHER | {"token": "mine"}, Waits())
+    mine.take()
+    (store / LEASE).write_json(OTHER)
+    mine.renew()
+    assert (store / LEASE).read_json() == OTHER
+
+
+def test_while_the_store_is_out_of_reach_the_thread_goes_on_and_renews_later(store, monkeypatch):
+    renewed, renew = threading.Event(), Lease.renew
+    failures = [OSError("unreachable"), OSError("unreachable")]
+
+    def flaky(lease):
+        if failures:
+            raise failures.pop()
+        renew(lease)
+        renewed.set()
+
+    monkeypatch.setattr(Lease, "renew", flaky)
+    monkeypatch.setattr(lock, "RENEW_S", 0.001)
+    with only_job(store, Waits()):
+        assert renewed.wait(60)

@@ -1,0 +1,328 @@
+"""The HTML report: what it shows, in every state of a campaign, and what untrusted strings cannot do to it."""
+
+import copy
+import itertools
+import math
+import re
+from html.parser import HTMLParser
+
+import pytest
+
+from raykd.report import page
+
+VOID = {"meta", "img", "br", "input", "link"}
+PNG = b"\x89PNG\r\n\x1a\n" + b"0" * 20
+JPEG = b"\xff\xd8\xff" + b"0" * 20
+HOSTILE = """<script>alert(1)</script>"'><img src=https://evil.example/x.png onerror=alert(2)>{{ 7 * 7 }}</style>"""
+
+
+class Page(HTMLParser):
+    """Parses a page, fails on unbalanced tags, and keeps the tags and the visible text."""
+
+    def __init__(self, html: str):
+        super().__init__()
+        self.open, self.tags, self.texts = [], [], []
+        self.feed(html)
+        self.close()
+        assert not self.open, f"never closed: {self.open}"
+
+    def handle_startendtag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert [tag] == self.open[-1:], f"</{tag}> closes {self.open[-1:]}"
+        self.open.pop()
+
+    def handle_data(self, data):
+        if self.open and self.open[-1] not in {"style", "script"}:
+            self.texts.append(data)
+
+    @property
+    def text(self) -> str:
+        return " ".join(" ".join(self.texts).split())
+
+    def all(self, tag: str) -> list[dict]:
+        return [attrs for name, attrs in self.tags if name == tag]
+
+
+def make_round(r: int) -> dict:
+    student = 0.6 + 0.1 * r
+    return {
+        "round": r,
+        "num_labeled": 10 * (r + 1),
+        "num_unlabeled": 990 - 10 * r,
+        "num_test": 400,
+        "accuracy": {"mixture": student, "ce_head": student - 0.05, "kd_head": student - 0.02, "teacher": 0.65},
+        "macro_accuracy": student,
+        "ece": 0.1,
+        "recall_C": [student, 0.5, None],
+        "labels_C": [7 * (r + 1), 3 * (r + 1), 0],
+        "outcomes": {"label": 10, "unsure": 0, "cannot_label": r, "none_of_the_classes": 0},
+        "coverage_radius": 1 / (r + 1),
+        "mixture": {"ce_weight": 0.35, "temperature": 2.0, "reason": "searched on 150 validation images"},
+        "seconds": {"select": 1.0, "label": 0.0, "train": 125.0, "predict": 3.0, "tune": 2.0, "evaluate": 1.0},
+    }
+
+
+def make_pick(r: int, rank: int, **changes) -> dict:
+    pick = {
+        "round": r,
+        "rank": rank,
+        "sample_id": f"id-{r}-{rank}",
+        "uri": f"/pool/{r}-{rank}.png",
+        "thumbnail": PNG,
+        "distance": 0.5,
+        "teacher": [("cat", 0.7), ("dog", 0.2)],
+        "student": [("dog", 0.6), ("cat", 0.3)],
+        "outcome": "label",
+        "label": "cat",
+    }
+    return pick | changes
+
+
+@pytest.fixture
+def report() -> dict:
+    return {
+        "title": "Cats and dogs",
+        "storage_path": "/runs/cats",
+        "made": "2026-11-23 09:00 UTC",
+        "raykd_version": "0.1.0",
+        "commit": None,
+        "strategy": "pcoreset",
+        "seed": 0,
+        "budget": 10,
+        "rounds_configured": 3,
+        "status": "complete",
+        "classes": ["cat", "dog", "owl"],
+        "samples": {"pool": 1000, "test": 400, "val": 150, "quarantined": 0},
+        "quarantine": [],
+        "teacher": {"model": "ViT", "accuracy": 0.65, "macro_accuracy": 0.6, "ece": 0.2, "recall_C": [0.9, 0.3, None]},
+        "rounds": [make_round(r) for r in range(3)],
+        "setup_seconds": {"pool": 4.2, "teacher": 251.0},
+        "picks": [make_pick(r, rank) for r in range(3) for rank in range(2)],
+        "config": {"train": {"epochs": 200}},
+        "versions": {"ray": "2.60.0"},
+    }
+
+
+def without_test_split(report: dict) -> dict:
+    report["teacher"] |= {"accuracy": None, "macro_accuracy": None, "ece": None, "recall_C": None}
+    for r in report["rounds"]:
+        r |= {"accuracy": None, "macro_accuracy": None, "ece": None, "recall_C": None, "num_test": 0}
+    return report
+
+
+def hostile(value):
+    """The same structure with every string replaced."""
+    if isinstance(value, dict):
+        return {key: hostile(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [hostile(item) for item in value]
+    return HOSTILE if isinstance(value, str) else value
+
+
+def states(report: dict) -> dict[str, dict]:
+    made = {name: copy.deepcopy(report) for name in ("full", "none", "one", "untested", "unmeasured", "hostile", "nan")}
+    made["none"] |= {"rounds": [], "picks": []}
+    made["one"]["rounds"] = made["one"]["rounds"][:1]
+    without_test_split(made["untested"])
+    without_test_split(made["unmeasured"])["rounds"] = [
+        r | {"coverage_radius": None} for r in made["unmeasured"]["rounds"]
+    ]
+    quarantine = [{"sample_id": "a", "uri": "/a", "reason": "cut"}]
+    made["hostile"] = hostile(made["hostile"] | {"quarantine": quarantine})
+    made["hostile"] |= {"config": {HOSTILE: {HOSTILE: HOSTILE}}, "versions": {HOSTILE: HOSTILE}}
+    for r in made["nan"]["rounds"]:
+        r |= {"coverage_radius": math.inf, "ece": math.nan, "recall_C": [math.nan] * 3, "macro_accuracy": math.nan}
+    return made
+
+
+def test_every_state_is_a_balanced_page_that_loads_nothing(report):
+    for state, sample in states(report).items():
+        source = page.render(sample)
+        html = Page(source)
+        for tag, attrs in html.tags:
+            for name in {"src", "href", "srcset", "xlink:href", "action", "data"} & attrs.keys():
+                assert attrs[name].startswith("data:image/"), (state, tag, attrs)
+            assert tag not in {"link", "iframe", "object", "embed", "base", "form"}, state
+        style = source[source.index("<style>") : source.index("</style>")]
+        style += " ".join(attrs.get("style", "") for _, attrs in html.tags)
+        assert not re.search(r"url\(|@import", style), state
+        ids = [attrs["id"] for _, attrs in html.tags if "id" in attrs]
+        assert len(ids) == len(set(ids)), state
+
+
+def test_hostile_strings_are_shown_as_text_and_never_become_tags(report):
+    plain, attacked = (Page(page.render(states(report)[state])) for state in ("full", "hostile"))
+    assert len(attacked.all("script")) == len(plain.all("script")) == 1
+    assert len(attacked.all("img")) == len(plain.all("img")) == 6
+    assert not [attrs for _, attrs in attacked.tags if any(name.startswith("on") for name in attrs)]
+    shown = attacked.text.count(" ".join(HOSTILE.split()))
+    assert shown > 30  # title, status, model, classes, picks, mixture, quarantine, config, versions
+    assert "49" not in attacked.text.split("Learning curve")[0]  # {{ 7 * 7 }} was not evaluated
+
+
+def test_names_that_are_not_utf8_can_still_be_written(report):
+    report["picks"][0]["sample_id"] = "bad\udc80name"
+    assert "bad?name" in page.render(report).encode("utf-8").decode()
+
+
+def test_every_round_is_a_point_of_every_curve(report):
+    html = page.render(report)
+    for name, values in {
+        "Student": ["60.0%", "70.0%", "80.0%"],
+        "CE head": ["55.0%", "65.0%", "75.0%"],
+        "KD head": ["58.0%", "68.0%", "78.0%"],
+        "Coverage radius": ["1.000", "0.500", "0.333"],
+    }.items():
+        for labels, value in zip((10, 20, 30), values, strict=True):
+            assert f"<title>{name}: {value} at {labels} labels</title>" in html
+
+
+def test_points_lie_where_their_values_say(report):
+    lines = [page.Line(name="Student", style="student", xy=[(10, 0.2), (20, 0.4), (40, 0.8)], band=[])]
+    chart = page.line_chart("Accuracy", lines, page.percent, width=720, height=400)
+    (x0, y0), (x1, y1), (x2, y2) = (spot for spot, _ in chart["lines"][0]["spots"])
+    assert (x1 - x0) / (x2 - x0) == pytest.approx(1 / 3, abs=0.01)
+    assert (y0 - y1) / (y0 - y2) == pytest.approx(1 / 3, abs=0.01)
+    tick_y = {text: y for y, text in chart["y_ticks"]}
+    assert y0 == tick_y["20%"]
+    assert y2 == tick_y["80%"]
+    assert y2 < y0
+    assert (chart["box"]["left"], chart["box"]["right"]) == (x0, x2)
+
+
+def test_teacher_is_a_line_across_the_chart_unless_it_changes(report):
+    flat, *_ = [line for line in page.charts(report)["large"][0]["lines"] if line["style"] == "teacher"]
+    (_, left_y), (_, right_y) = (point.split(",") for point in flat["path"].split())
+    assert left_y == right_y
+    assert not flat["spots"]
+    report["rounds"][2]["accuracy"]["teacher"] = 0.75  # a few-shot teacher is refitted each round
+    moving, *_ = [line for line in page.charts(report)["large"][0]["lines"] if line["style"] == "teacher"]
+    assert len(moving["path"].split()) == 3
+    assert len(moving["spots"]) == 3
+
+
+@pytest.mark.parametrize(("low", "high"), [(0, 1), (0.613, 0.902), (10, 50), (0, 0), (0.04, 0.041), (137, 128_000)])
+def test_ticks_are_even_and_enclose_the_data(low, high):
+    marks = page.ticks(low, high, 6)
+    assert 2 <= len(marks) <= 8
+    assert marks[0] <= low
+    assert marks[-1] >= high
+    steps = [b - a for a, b in itertools.pairwise(marks)]
+    assert steps == pytest.approx([steps[0]] * len(steps))
+
+
+def test_line_names_do_not_overlap():
+    placed = page.spread([50, 51, 52, 10], gap=16, low=0, high=70)
+    ordered = sorted(placed)
+    assert all(b - a >= 16 for a, b in itertools.pairwise(ordered))
+    assert max(placed) <= 70
+    assert placed[0] < placed[1] < placed[2]
+    assert placed[3] == 10
+
+
+def test_headline_compares_the_last_student_with_its_teacher(report):
+    text = Page(page.render(report)).text
+    assert "With 30 labels, 3.0% of the pool, the student is right on 80.0% of 400 test images." in text
+    assert "That is 15.0 points more than its teacher, ViT." in text
+    assert "95% interval 76% to 84%" in text  # Wilson, 320 of 400
+    assert "3 gave no label" in text
+
+
+def test_gallery_has_the_newest_round_first_and_open(report):
+    html = Page(page.render(report))
+    rounds = re.findall(r"Round (\d) 2 picks", html.text)
+    assert rounds == ["2", "1", "0"]
+    assert ["open" in attrs for attrs in html.all("details")[:3]] == [True, False, False]
+
+
+def test_gallery_marks_who_was_wrong(report):
+    owl, waiting = make_pick(3, 1, label="owl"), make_pick(3, 2, label=None, outcome=None)
+    unsure = make_pick(3, 3, label=None, outcome="cannot_label", student=None, distance=math.inf)
+    (group,) = page.gallery([unsure, waiting, make_pick(3, 0), owl])
+    wrong = [[view["who"] for view in card["views"] if view["wrong"]] for card in group["cards"]]
+    assert wrong == [["student"], ["teacher", "student"], [], []]
+    assert [card["answer"] for card in group["cards"]] == ["cat", "owl", "Waiting for a label", "Cannot label"]
+    assert group["remark"] == "4 picks, teacher wrong on 1, student wrong on 2"
+    assert group["cards"][3]["distance"] is None
+
+
+def test_thumbnails_are_embedded_and_their_absence_is_said(report):
+    report["picks"] = [make_pick(0, i, thumbnail=t) for i, t in enumerate([PNG, JPEG, None, b"<svg onload=x>"])]
+    html = Page(page.render(report))
+    kinds = [attrs["src"].split(";")[0] for attrs in html.all("img")]
+    assert kinds == ["data:image/png", "data:image/jpeg"]
+    assert html.text.count("no thumbnail") == 2
+    assert html.all("img")[0]["alt"] == "cat: id-0-0"
+
+
+def test_class_rows_hold_labels_recalls_and_their_difference(report):
+    cat, dog, owl = page.class_rows(report)
+    assert (cat["labels"], cat["before"], cat["gain"]) == (21, 14, pytest.approx(-0.1))
+    assert (dog["labels"], dog["before"], dog["gain"]) == (9, 6, pytest.approx(0.2))
+    assert (owl["labels"], owl["student"], owl["teacher"], owl["gain"]) == (0, None, None, None)
+
+
+def test_a_thousand_classes_fit(report):
+    report["classes"] = [f"class {i}" for i in range(1000)]
+    report["teacher"]["recall_C"] = [0.5] * 1000
+    for r in report["rounds"]:
+        r |= {"recall_C": [0.6] * 1000, "labels_C": [1] * 10 + [0] * 990}
+    html = Page(page.render(report))
+    assert len([attrs for attrs in html.all("td") if attrs.get("data-v", "").startswith("class ")]) == 1000
+    assert "10 of 1000 classes have a label" in html.text
+
+
+def test_no_round_yet_shows_the_pool_and_no_chart(report):
+    html = Page(page.render(states(report)["none"]))
+    assert "No round has finished yet" in html.text
+    assert not html.all("svg")
+
+
+def test_without_a_test_split_it_says_so_and_shows_coverage(report):
+    html = Page(page.render(without_test_split(report)))
+    assert "no labeled test split" in html.text
+    assert [c["title"] for c in page.charts(report)["small"]] == [
+        "Classes with a label",
+        "Evenness of labels over classes",
+    ]
+    assert page.charts(report)["large"][0]["title"] == "Coverage radius"
+    assert "Student recall" not in html.text
+    assert "CE head" not in html.text
+
+
+def test_quarantine_is_listed_only_when_there_is_one(report):
+    assert "Quarantined images" not in page.render(report)
+    report["samples"]["quarantined"] = 70
+    report["quarantine"] = [{"sample_id": "q1", "uri": "/pool/q1.png", "reason": "truncated file"}]
+    text = Page(page.render(report)).text
+    assert "70 could not be read and were left out; the first 1 are listed." in text
+    assert "truncated file" in text
+
+
+def test_rendering_leaves_the_report_as_it_was_and_repeats_exactly(report):
+    before = copy.deepcopy(report)
+    assert page.render(report) == page.render(report)
+    assert report == before
+
+
+def test_numbers_read_well():
+    assert [page.duration(s) for s in (0.04, 59.6, 185, 7800, None)] == [
+        "0.0 s",
+        "1 min 00 s",
+        "3 min 05 s",
+        "2 h 10 min",
+        page.UNKNOWN,
+    ]
+    assert page.points(-0.098) == "\N{MINUS SIGN}9.8"
+    assert page.points(0.1) == "+10.0"
+    assert page.percent(math.nan) == page.number(math.inf) == page.UNKNOWN
+    assert page.evenness([5, 5]) == pytest.approx(1)
+    assert page.evenness([5, 0]) == 0
+    assert page.evenness([0, 0]) is None

@@ -1,0 +1,120 @@
+"""Vectors and ids between Arrow and numpy: round trips, slices, nulls, ragged rows."""
+
+import io
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from raykd.store.tables import first_duplicates, matrix, positions, vectors
+
+DTYPES = [np.float16, np.float32, np.float64, np.int32, np.uint8]
+
+
+def through_parquet(table, **options):
+    sink = io.BytesIO()
+    pq.write_table(table, sink, **options)
+    return pq.read_table(sink)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(0, 9), st.integers(1, 5), st.sampled_from(DTYPES), st.integers(0, 99))
+def test_vectors_and_matrix_are_each_others_inverse_even_through_parquet(rows, width, dtype, seed):
+    values = (np.random.default_rng(seed).normal(0, 50, (rows, width)) % 250).astype(dtype)
+    column = vectors(values)
+    assert column.type == pa.list_(pa.from_numpy_dtype(dtype), width)
+    for back in (matrix(column), matrix(pa.chunked_array([column]))):
+        assert back.dtype == dtype
+        np.testing.assert_array_equal(back, values)
+    table = through_parquet(pa.table({"v": column}), row_group_size=2)
+    assert table["v"].type == column.type
+    np.testing.assert_array_equal(matrix(table["v"]), values)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(1, 12), st.integers(0, 12), st.integers(0, 12), st.booleans())
+def test_a_slice_gives_its_own_rows(rows, start, length, variable):
+    values = np.arange(rows * 3, dtype=np.float32).reshape(rows, 3)
+    column = pa.array(values.tolist(), pa.list_(pa.float32())) if variable else vectors(values)
+    part = column.slice(min(start, rows), length)
+    got = matrix(part)
+    want = values[min(start, rows) :][:length]
+    np.testing.assert_array_equal(got, want if len(want) or not variable else want.reshape(0, 3)[:, :0])
+    chunked = pa.chunked_array([column.slice(0, min(start, rows)), column.slice(min(start, rows))])
+    np.testing.assert_array_equal(matrix(chunked), values)
+    np.testing.assert_array_equal(matrix(chunked.slice(min(start, rows), length)), got)
+
+
+@pytest.mark.parametrize("kind", [pa.list_(pa.float32()), pa.large_list(pa.float32()), pa.list_(pa.float32(), 2)])
+def test_every_kind_of_list_column_is_a_matrix(kind):
+    np.testing.assert_array_equal(matrix(pa.array([[1, 2], [3, 4]], kind)), np.float32([[1, 2], [3, 4]]))
+    assert matrix(pa.array([], kind)).shape[0] == 0
+    assert matrix(pa.chunked_array([], kind)).shape[0] == 0
+
+
+def test_vectors_take_any_memory_layout_and_copy_nothing_back():
+    values = np.arange(12, dtype=np.float32).reshape(3, 4)
+    np.testing.assert_array_equal(matrix(vectors(values.T)), values.T)
+    np.testing.assert_array_equal(matrix(vectors(values[::2, ::-1])), values[::2, ::-1])
+    column = vectors(values)
+    assert np.shares_memory(matrix(column), matrix(column))
+
+
+def test_masked_rows_become_nan_and_the_others_stay():
+    column = vectors(np.ones((3, 2), np.float32), np.array([False, True, False]))
+    table = through_parquet(pa.table({"v": column}))
+    np.testing.assert_array_equal(matrix(table["v"]), [[1, 1], [np.nan, np.nan], [1, 1]])
+    assert matrix(table["v"]).dtype == np.float32
+
+
+@pytest.mark.parametrize("kind", [pa.list_(pa.float32()), pa.list_(pa.float32(), 2)])
+def test_a_null_row_is_refused_with_its_number(kind):
+    column = pa.array([[1, 2], [3, 4], None, None], kind)
+    with pytest.raises(ValueError, match=r"logits: row 2 is null \(2 in all\); expected a vector in every row"):
+        matrix(column, "logits")
+    with pytest.raises(ValueError, match=r"logits: row 1 is null"):
+        matrix(column.slice(1), "logits")
+    np.testing.assert_array_equal(matrix(column.slice(0, 2)), [[1, 2], [3, 4]])
+
+
+def test_ragged_rows_are_refused_with_the_first_odd_one():
+    with pytest.raises(ValueError, match="probs: row 2 has 3 values, row 0 has 2; expected one length for all"):
+        matrix(pa.array([[1.0, 2.0], [1.0, 2.0], [1.0, 2.0, 3.0], [1.0]]), "probs")
+    with pytest.raises(ValueError, match="probs: row 1 has 0 values"):
+        matrix(pa.chunked_array([[[1.0, 2.0]], [[]]]), "probs")
+
+
+def test_a_null_inside_a_vector_is_not_a_number():
+    got = matrix(pa.array([[1.0, None], [3.0, 4.0]]))
+    np.testing.assert_array_equal(got, [[1, np.nan], [3, 4]])
+
+
+# ---------------------------------------------------------------- ids
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(st.text("abé", max_size=3), max_size=20))
+def test_duplicates_are_the_ids_that_occur_twice_in_order_of_appearance(ids):
+    want = [name for name in dict.fromkeys(ids) if ids.count(name) > 1]
+    for column in (pa.array(ids, pa.string()), pa.chunked_array([ids[:4], ids[4:]], pa.string())):
+        assert first_duplicates(column) == want[:3]
+        assert first_duplicates(column, 100) == want
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(st.text("abé", max_size=3), max_size=20, unique=True), st.data())
+def test_positions_are_where_each_id_stands(ids, data):
+    wanted = data.draw(st.lists(st.sampled_from(ids), max_size=10)) if ids else []
+    for column in (pa.array(ids, pa.string()), pa.chunked_array([ids[:4], ids[4:]], pa.string())):
+        for form in (wanted, pa.array(wanted, pa.string()), pa.chunked_array([wanted], pa.string())):
+            got = positions(form, column, "the table")
+            assert got.dtype == np.int64
+            assert [ids[i] for i in got] == wanted
+
+
+def test_an_id_that_is_not_there_is_named():
+    with pytest.raises(ValueError, match=r"4 of 5 ids are not in the pool, first: 'x', 'y', 'z'$"):
+        positions(["a", "x", "y", "z", "w"], pa.array(["a", "b"]), "the pool")
