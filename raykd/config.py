@@ -29,6 +29,7 @@ from pydantic.config import JsonDict
 
 from raykd.algo.selection.near_duplicates import Cap
 from raykd.algo.selection.strategies import STRATEGIES, known_strategy
+from raykd.errors import UserError
 
 FREE: JsonDict = {"free": True}
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -38,13 +39,13 @@ Count = Annotated[int, Field(ge=1)]
 
 def _rising(pair: tuple[Any, Any]) -> tuple[Any, Any]:
     if pair[0] > pair[1]:
-        raise ValueError("expected [smaller, larger]")
+        raise UserError("expected [smaller, larger]")
     return pair
 
 
 def _part_or_whole(number: float) -> float:
     if number > 1 and number != int(number):
-        raise ValueError("Ray gives out a part of one GPU or whole ones; expected at most 1, or a whole number")
+        raise UserError("Ray gives out a part of one GPU or whole ones; expected at most 1, or a whole number")
     return number
 
 
@@ -61,7 +62,7 @@ class Section(BaseModel):
         """YAML's ``yes``, ``on`` and ``true`` would count as 1."""
         annotation = cls.model_fields[info.field_name or ""].annotation
         if isinstance(value, bool) and bool not in (annotation, *get_args(annotation)):
-            raise ValueError("true and false (yes, no, on, off) have no meaning here")
+            raise UserError("true and false (yes, no, on, off) have no meaning here")
         return value
 
 
@@ -89,12 +90,12 @@ class Source(Section):
     @model_validator(mode="after")
     def _fits_format(self) -> Source:
         if self.format == "parquet" and (self.image_column is None) == (self.uri_column is None):
-            raise ValueError("format parquet needs exactly one of image_column and uri_column (set the other to null)")
+            raise UserError("format parquet needs exactly one of image_column and uri_column (set the other to null)")
         if (self.format == "coop_split") != (self.split_file is not None):
-            raise ValueError("split_file is for format coop_split, which needs it")
+            raise UserError("split_file is for format coop_split, which needs it")
         for name in ("id_column", "image_column", "uri_column", "label_column", "split_column"):
             if self.format != "parquet" and getattr(self, name) != type(self).model_fields[name].default:
-                raise ValueError(f"{name} is for format parquet; format {self.format} would not look at it")
+                raise UserError(f"{name} is for format parquet; format {self.format} would not look at it")
         return self
 
 
@@ -118,7 +119,7 @@ class Teacher(Section):
     @model_validator(mode="after")
     def _weights_come_from_one_place(self) -> Teacher:
         if self.pretrained and self.model.startswith(("local-dir:", "hf-hub:")):
-            raise ValueError(f"model {self.model!r} brings its own weights; pretrained would not be used, leave it out")
+            raise UserError(f"model {self.model!r} brings its own weights; pretrained would not be used, leave it out")
         return self
 
     @property
@@ -165,10 +166,10 @@ class Student(Section):
     def _one_length(self) -> Student:
         given = [k for k in ("steps", "passes_labeled", "passes_unlabeled") if getattr(self, k) is not None]
         if len(given) != 1:
-            raise ValueError(f"give exactly one of steps, passes_labeled, passes_unlabeled; given: {given or 'none'}")
+            raise UserError(f"give exactly one of steps, passes_labeled, passes_unlabeled; given: {given or 'none'}")
         for name in ("batch_labeled", "batch_unlabeled"):
             if getattr(self, name) % self.num_workers:
-                raise ValueError(f"{name}={getattr(self, name)} does not divide over num_workers={self.num_workers}")
+                raise UserError(f"{name}={getattr(self, name)} does not divide over num_workers={self.num_workers}")
         return self
 
 
@@ -210,7 +211,7 @@ class Selection(Section):
     @model_validator(mode="after")
     def _cosine_has_a_limit(self) -> Selection:
         if self.duplicate_cosine is not None and self.max_duplicates is None:
-            raise ValueError("duplicate_cosine says which picks are near-duplicates; give max_duplicates, their limit")
+            raise UserError("duplicate_cosine says which picks are near-duplicates; give max_duplicates, their limit")
         return self
 
     @property
@@ -241,9 +242,9 @@ class Labels(Section):
     @model_validator(mode="after")
     def _start_is_possible(self) -> Labels:
         if self.start == "one_per_class" and self.oracle != "simulated":
-            raise ValueError("start: one_per_class needs oracle: simulated; with people, use start: none or given")
+            raise UserError("start: one_per_class needs oracle: simulated; with people, use start: none or given")
         if (self.start == "given") != (self.given is not None):
-            raise ValueError("labels.given is the file for start: given, which needs it")
+            raise UserError("labels.given is the file for start: given, which needs it")
         return self
 
 
@@ -285,9 +286,9 @@ class Config(Section):
     def _sets_are_given_once(self) -> Config:
         for name in ("test", "val"):
             if getattr(self, name) is not None and getattr(self, f"{name}_share"):
-                raise ValueError(f"give {name} or {name}_share, not both")
+                raise UserError(f"give {name} or {name}_share, not both")
         if self.test_share + self.val_share >= 1:
-            raise ValueError(
+            raise UserError(
                 f"test_share + val_share = {self.test_share + self.val_share}; nothing is left to pick from"
             )
         return self
@@ -320,7 +321,7 @@ def load(values: dict[str, Any], overrides: Sequence[str] = ()) -> Config:
     for override in overrides:
         key, mark, text = override.partition("=")
         if not mark:
-            raise ValueError(f"--set {override!r}: expected key.sub=value, such as selection.budget=100")
+            raise UserError(f"--set {override!r}: expected key.sub=value, such as selection.budget=100")
         target = values
         *parents, last = key.split(".")
         for parent in parents:
@@ -330,11 +331,11 @@ def load(values: dict[str, Any], overrides: Sequence[str] = ()) -> Config:
         try:
             target[last] = yaml.safe_load(text)
         except yaml.YAMLError as error:
-            raise ValueError(f"--set {override!r}: the value is not YAML: {' '.join(str(error).split())}") from None
+            raise UserError(f"--set {override!r}: the value is not YAML: {' '.join(str(error).split())}") from None
     try:
         return Config.model_validate(values)
     except ValidationError as error:
-        raise ValueError("\n".join(_explain(problem) for problem in error.errors())) from None
+        raise UserError("\n".join(_explain(problem) for problem in error.errors())) from None
 
 
 def load_file(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> Config:
@@ -346,20 +347,20 @@ def load_file(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> Co
     try:
         values = yaml.safe_load(Path(path).read_text("utf-8"))
     except FileNotFoundError:
-        raise ValueError(f"no config file {os.fspath(path)!r}; give a YAML file or --preset NAME") from None
+        raise UserError(f"no config file {os.fspath(path)!r}; give a YAML file or --preset NAME") from None
     except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"cannot read config file {os.fspath(path)!r}: {error}") from None
+        raise UserError(f"cannot read config file {os.fspath(path)!r}: {error}") from None
     except yaml.YAMLError as error:
-        raise ValueError(f"{os.fspath(path)} is not YAML: {error}") from None
+        raise UserError(f"{os.fspath(path)} is not YAML: {error}") from None
     if not isinstance(values, dict):
-        raise ValueError(f"{os.fspath(path)} holds {type(values).__name__}; expected keys and values")
+        raise UserError(f"{os.fspath(path)} holds {type(values).__name__}; expected keys and values")
     return load(values, overrides)
 
 
 def load_preset(name: str, overrides: Sequence[str] = ()) -> Config:
     """A checked config from one of :data:`PRESETS`."""
     if name not in PRESETS:
-        raise ValueError(f"unknown preset {name!r}; known: {', '.join(sorted(PRESETS))}")
+        raise UserError(f"unknown preset {name!r}; known: {', '.join(sorted(PRESETS))}")
     return load(PRESETS[name](), overrides)
 
 

@@ -1,1 +1,1 @@
-"""The mathematics: plain arguments, numpy, torch, FAISS. Imports neither Ray nor anything of ours outside this folder."""
+"""The mathematics: plain arguments, numpy, torch, FAISS. Imports neither Ray nor anything of ours outside it."""

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from raykd.algo.errors import UserError
+
 TEMPLATE_SETS: dict[str, tuple[str, ...]] = {
     "simple": ("a photo of a {}.",),
     "imagenet_7": (
@@ -44,15 +46,13 @@ def templates(choice: str | Sequence[str]) -> list[str]:
         return [template("{}") for template in OPENAI_IMAGENET_TEMPLATES]
     if isinstance(choice, str):
         if choice not in TEMPLATE_SETS:
-            raise ValueError(
-                f"unknown template set {choice!r}; known: {', '.join(sorted([*TEMPLATE_SETS, OPENAI_80]))}"
-            )
+            raise UserError(f"unknown template set {choice!r}; known: {', '.join(sorted([*TEMPLATE_SETS, OPENAI_80]))}")
         return list(TEMPLATE_SETS[choice])
     if not choice:
-        raise ValueError("no prompt templates given; expected at least one, such as 'a photo of a {}.'")
+        raise UserError("no prompt templates given; expected at least one, such as 'a photo of a {}.'")
     for template in choice:
         if template.count("{}") != 1:
-            raise ValueError(f"prompt template {template!r} holds {template.count('{}')} of '{{}}'; expected one")
+            raise UserError(f"prompt template {template!r} holds {template.count('{}')} of '{{}}'; expected one")
     return list(choice)
 
 

@@ -25,6 +25,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image, ImageOps
 
+from raykd.errors import StorageError, UserError, one_line
 from raykd.store.place import Place
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".jp2", ".avif")
@@ -33,10 +34,6 @@ UNREACHABLE = "unreachable: "  # how the reason begins when there are no bytes t
 NOT_FOUND = (errno.ENOENT, errno.ENOTDIR)
 ABOUT_ONE_FILE = (*NOT_FOUND, errno.EACCES, errno.EPERM, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG)
 Result = TypeVar("Result")
-
-
-class StorageError(ValueError):
-    """The network, the credentials or the disk fail, whatever the image; one line, for the reader."""
 
 
 class ImageReader:
@@ -90,7 +87,7 @@ class ImageReader:
             return Place(uri).read_bytes()
         value = self._row(inside["file"], inside["column"], int(inside["row"]))
         if not value:
-            raise ValueError("no image bytes in this row")
+            raise UserError("no image bytes in this row")
         return value
 
     def _row(self, uri: str, column: str, row: int) -> bytes | None:
@@ -126,12 +123,12 @@ def decode(encoded: bytes) -> Image.Image:
     """
     with Image.open(io.BytesIO(encoded)) as image:
         if image.mode == "F":
-            raise ValueError("floating-point pixels, of unknown range; expected 8 or 16 bits a channel")
+            raise UserError("floating-point pixels, of unknown range; expected 8 or 16 bits a channel")
         if not image.mode.startswith("I"):
             return upright(image).convert("RGB")
         pixels = np.asarray(upright(image))  # Pillow's own conversion clips 16 bits at 255: all white
         if pixels.min() < 0 or pixels.max() > 0xFFFF:
-            raise ValueError("32-bit pixels, of unknown range; expected 8 or 16 bits a channel")
+            raise UserError("32-bit pixels, of unknown range; expected 8 or 16 bits a channel")
         return Image.fromarray((pixels >> 8).astype(np.uint8)).convert("RGB")
 
 
@@ -178,8 +175,3 @@ def storage_fails(error: Exception, uri: str) -> bool:
         return False
     remote = "://" in uri and not uri.startswith("file:")
     return cause.errno not in ABOUT_ONE_FILE and (remote or cause.errno is not None)
-
-
-def one_line(error: Exception) -> str:
-    """An error's type and words, at most 200 characters."""
-    return f"{type(error).__name__}: {' '.join(str(error).split())}"[:200]

@@ -37,6 +37,7 @@ import pyarrow.compute as pc
 import pyarrow.dataset as pads
 import pyarrow.types as pt
 
+from raykd.errors import LabelFileError, UserError
 from raykd.store.place import Place
 from raykd.store.stage_folder import fingerprint
 from raykd.store.tables import LEDGER
@@ -52,10 +53,6 @@ _FORMULA = "=+-@\uff1d\uff0b\uff0d\uff20"  # begins a formula in a spreadsheet; 
 Problem = tuple[int, str]  # line (0: the whole file), message
 Row = tuple[int, dict[str, Any]]  # line, cells by column name
 Ids: TypeAlias = "pa.Array | pa.ChunkedArray | Collection[str]"
-
-
-class LabelFileError(ValueError):
-    """A label file is wrong; says where and why. Nothing of the file was applied."""
 
 
 # ---------------------------------------------------------------- the ledger
@@ -166,7 +163,7 @@ def _checked(rows: pa.Table) -> pa.Table:
     fits = pc.equal(pc.equal(rows["outcome"], "label"), pc.is_valid(rows["label"]))
     good = pc.and_(pc.is_valid(rows["sample_id"]), pc.and_(known, pc.fill_null(fits, False)))
     if len(bad := rows.filter(pc.invert(good))):
-        raise ValueError(
+        raise UserError(
             f"{len(bad)} of {len(rows)} answers are not valid, first: {bad.slice(0, 1).to_pylist()[0]}; expected a "
             f"sample_id, an outcome ({', '.join(OUTCOMES)}), and a label with the outcome 'label' only"
         )
@@ -205,15 +202,15 @@ class _Meanings:
         if outcome and (outcome := _word(outcome)) not in OUTCOMES:
             near = difflib.get_close_matches(outcome, OUTCOMES, n=1)
             more = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(OUTCOMES)}"
-            raise ValueError(f"unknown outcome {outcome!r}; {more}")
+            raise UserError(f"unknown outcome {outcome!r}; {more}")
         if _is_empty(label):
             if outcome == "label":
-                raise ValueError("the outcome is 'label', but the label is empty")
+                raise UserError("the outcome is 'label', but the label is empty")
             return (outcome, None) if outcome else None
         if outcome not in ("", "label"):
             if isinstance(label, str) and _word(label) == outcome:
                 return outcome, None
-            raise ValueError(f"the outcome is {outcome!r}, yet there is a label, {label!r}; keep one of the two")
+            raise UserError(f"the outcome is {outcome!r}, yet there is a label, {label!r}; keep one of the two")
         if not isinstance(label, str):
             return "label", self._by_number(label)
         if (name := self._by_name(label)) is not None:
@@ -222,7 +219,7 @@ class _Meanings:
             return word, None
         if not self.has_numbers and label.strip().isdecimal():
             return "label", self._by_number(int(label))
-        raise ValueError(f"unknown label {label!r}" + (self._hint(label) if hint else ""))
+        raise UserError(f"unknown label {label!r}" + (self._hint(label) if hint else ""))
 
     def _by_name(self, text: str) -> str | None:
         for form in (text, text[1:] if text.startswith("'") else text):  # an apostrophe: see write_tasks
@@ -230,20 +227,20 @@ class _Meanings:
                 return form
             fits = self.loose.get(_loose(form), [])
             if len(fits) > 1:
-                raise ValueError(f"label {text!r} could be {' or '.join(map(repr, fits))}; write it exactly")
+                raise UserError(f"label {text!r} could be {' or '.join(map(repr, fits))}; write it exactly")
             if fits:
                 return fits[0]
         return None
 
     def _by_number(self, value: Any) -> str:
         if isinstance(value, bool) or not isinstance(value, (int, float)) or value != value // 1:
-            raise ValueError(f"label {value!r} ({type(value).__name__}); expected a class name or a class index")
+            raise UserError(f"label {value!r} ({type(value).__name__}); expected a class name or a class index")
         if self.misnumbered:
-            raise ValueError(
+            raise UserError(
                 f"label {value!r} could be a class index or a name such as {self.misnumbered[0]!r}; write names as text"
             )
         if not 0 <= value < len(self.classes):
-            raise ValueError(f"no class has index {value!r}; there are {len(self.classes)}, from 0")
+            raise UserError(f"no class has index {value!r}; there are {len(self.classes)}, from 0")
         return self.classes[int(value)]
 
     def _hint(self, text: str) -> str:

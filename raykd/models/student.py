@@ -27,6 +27,7 @@ from torchvision import transforms as T
 
 from raykd.algo.dho import DualHead
 from raykd.algo.heads import mixture
+from raykd.errors import UserError
 from raykd.images.reading import upright
 from raykd.store.place import Place
 
@@ -144,7 +145,7 @@ def check_backbone(name: str) -> None:
         import difflib
 
         near = difflib.get_close_matches(name, timm.list_models(pretrained=tagged), n=5)
-        raise ValueError(f"unknown student.backbone {name!r}; timm has {', '.join(near) or 'nothing like it'}")
+        raise UserError(f"unknown student.backbone {name!r}; timm has {', '.join(near) or 'nothing like it'}")
 
 
 def initial_backbone(name: str, pretrained: bool | str) -> nn.Module:
@@ -157,7 +158,7 @@ def initial_backbone(name: str, pretrained: bool | str) -> nn.Module:
         try:
             return make_backbone(name, pretrained=True)[0]
         except Exception as error:
-            raise ValueError(
+            raise UserError(
                 f"cannot get timm's weights for {name!r}: {error}; set student.pretrained to a checkpoint file or false"
             ) from error
     module = make_backbone(name)[0]
@@ -170,7 +171,7 @@ def load_weights(module: nn.Module, path: str) -> None:
     """Load a checkpoint file (safetensors or torch, weights only) into a backbone; its classifier is left out."""
     place = Place.of(path)
     if not place.exists():
-        raise ValueError(f"student.pretrained: no file {path!r}; give a checkpoint, true (timm's weights) or false")
+        raise UserError(f"student.pretrained: no file {path!r}; give a checkpoint, true (timm's weights) or false")
     data = place.read_bytes()
     try:
         if place.name.endswith(".safetensors"):
@@ -179,16 +180,16 @@ def load_weights(module: nn.Module, path: str) -> None:
             state = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     except Exception as error:  # each format has its own
         reason = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
-        raise ValueError(f"student.pretrained: {path!r} is not a checkpoint: {reason}") from error
+        raise UserError(f"student.pretrained: {path!r} is not a checkpoint: {reason}") from error
     if not isinstance(state, dict):
-        raise ValueError(f"student.pretrained: {path!r} holds a {type(state).__name__}; expected tensors by name")
+        raise UserError(f"student.pretrained: {path!r} holds a {type(state).__name__}; expected tensors by name")
     for key in ("state_dict", "model"):
         state = state.get(key, state)
     state = {name.removeprefix("module."): value for name, value in state.items()}
     own = module.state_dict()
     missing = [name for name in own if name not in state or state[name].shape != own[name].shape]
     if missing:
-        raise ValueError(
+        raise UserError(
             f"student.pretrained: {path!r} does not fit the backbone: {len(missing)} of {len(own)} tensors are missing "
             f"or of another shape, first {missing[0]!r}"
         )

@@ -94,7 +94,7 @@ def render(report: Report) -> str:
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     environment.filters |= {"percent": percent, "number": number, "points": points, "duration": duration}
-    template = environment.from_string(files("raykd").joinpath("page.html.j2").read_text("utf-8"))
+    template = environment.from_string(files("raykd.report").joinpath("page.html.j2").read_text("utf-8"))
     rounds = report["rounds"]
     page = template.render(
         report,

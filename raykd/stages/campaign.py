@@ -20,6 +20,7 @@ import ray
 import raykd
 from raykd.algo.prompts import templates
 from raykd.config import Config
+from raykd.errors import UserError
 from raykd.stages.progress import Progress
 from raykd.stages.session import ray_session
 from raykd.store.lock import only_job
@@ -82,7 +83,7 @@ def open_campaign(config: Config) -> Iterator[Campaign]:
     """
     in_job = "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
     if in_job and "://" not in config.storage_path and not os.path.isabs(config.storage_path):
-        raise ValueError(
+        raise UserError(
             f"storage_path {config.storage_path!r} is relative, and a submitted job runs in a temporary copy of its "
             "working dir: give an absolute path that all nodes share, or s3://..., by --set storage_path=..."
         )
@@ -117,12 +118,12 @@ def begin(place: Place, config: Config) -> None:
     }
     first = place / "campaign.json"
     if not first.exists() and place.is_local and any(Path(place.path).glob("[!.]*")):  # hidden: .lock, leftovers
-        raise ValueError(f"storage_path {place} is not empty and holds no campaign; give a new folder")
+        raise UserError(f"storage_path {place} is not empty and holds no campaign; give a new folder")
     if not (place / "pool" / MARKER).exists():  # nothing is done yet, so a config with a mistake may be mended
         first.write_json(record)
         return
     if changed := differences(first.read_json()["identity"], record["identity"]):
-        raise ValueError(
+        raise UserError(
             f"{place} holds a campaign with another config: "
             + "; ".join(changed)
             + ". Put these back, or give another storage_path"
@@ -171,9 +172,9 @@ def check_names(config: Config) -> None:
     templates(config.teacher.templates)
     check_teacher(config.teacher)
     if isinstance(config.student.pretrained, str) and not Place.of(config.student.pretrained).exists():
-        raise ValueError(f"student.pretrained: no file {config.student.pretrained!r}")
+        raise UserError(f"student.pretrained: no file {config.student.pretrained!r}")
     if config.labels.given and not Place.of(config.labels.given).exists():
-        raise ValueError(f"labels.given: no file {config.labels.given!r}")
+        raise UserError(f"labels.given: no file {config.labels.given!r}")
 
 
 def check_resources(config: Config, progress: Progress) -> None:
@@ -208,11 +209,9 @@ def check_resources(config: Config, progress: Progress) -> None:
         return
     for stage, (count, cpus, gpus, beside) in asked.items():
         if count * gpus > have_gpus:
-            raise ValueError(
-                f"{stage} asks for {count * gpus:g} GPUs, this machine has {have_gpus:g}; set its num_gpus"
-            )
+            raise UserError(f"{stage} asks for {count * gpus:g} GPUs, this machine has {have_gpus:g}; set its num_gpus")
         if count * cpus + beside > have_cpus:
-            raise ValueError(
+            raise UserError(
                 f"{stage} asks for {count * cpus + beside:g} CPUs, the local Ray has {have_cpus:g}; raise local_cpus "
                 "(logical CPUs, may exceed the cores) or lower its num_cpus, replicas, workers or shards"
             )

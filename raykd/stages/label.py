@@ -12,12 +12,12 @@ import pyarrow.compute as pc
 import pyarrow.dataset as pads
 
 from raykd.algo.heads import mixture, softmax
+from raykd.errors import WaitingForLabels
 from raykd.labels.ledger import OUTCOMES, Ledger, read_answers, write_tasks
 from raykd.labels.ledger import collect as collect_files
 from raykd.stages.campaign import Campaign, Round
 from raykd.stages.pool import read_classes, read_manifest
 from raykd.stages.select import read_picks
-from raykd.stages.session import WaitingForLabels
 from raykd.store.place import Place
 from raykd.store.stage_folder import Stage, fingerprint
 from raykd.store.tables import LABELS, LEDGER, matrix, positions

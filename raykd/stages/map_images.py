@@ -18,7 +18,8 @@ import ray
 from PIL import Image
 from ray.data import ActorPoolStrategy, DataContext
 
-from raykd.images.reading import ImageReader, StorageError, load_many
+from raykd.errors import StorageError, UserError
+from raykd.images.reading import ImageReader, load_many
 from raykd.store.place import Place
 
 BLOCK_ROWS = 1024  # of a task at most: enough to read a row group of Parquet once
@@ -134,7 +135,7 @@ def check_ids(given: pa.ChunkedArray, written: pa.ChunkedArray) -> None:
         ("were written, but never asked for", written.filter(pc.invert(pc.is_in(written, value_set=given)))),
     ):
         if len(ids):
-            raise ValueError(
+            raise UserError(
                 f"{len(ids):,} of {len(given):,} images {problem}, first {sorted(ids.to_pylist(), key=str)[0]!r}; "
                 "nothing of this stage is kept: run the same command again"
             )

@@ -15,6 +15,7 @@ import pyarrow.compute as pc
 
 from raykd.algo.keyed import hash_ids, uniform
 from raykd.config import Source
+from raykd.errors import UserError
 from raykd.images.reading import SUFFIXES, ImageReader, load_many
 from raykd.stages.campaign import Campaign
 from raykd.store.place import Place
@@ -78,7 +79,7 @@ def manifest(campaign: Campaign) -> tuple[pa.Table, list[str] | None]:
     config = campaign.config
     rows, found = list_source(campaign, config.pool, "pool")
     if not rows.num_rows:
-        raise ValueError(f"pool: no image in {config.pool.path} (format {config.pool.format})")
+        raise UserError(f"pool: no image in {config.pool.path} (format {config.pool.format})")
     hashes = hash_ids(rows["sample_id"].to_pylist())
     if config.pool.limit:
         in_pool = pc.equal(rows["split"], "pool").to_numpy(zero_copy_only=False)
@@ -90,13 +91,13 @@ def manifest(campaign: Campaign) -> tuple[pa.Table, list[str] | None]:
         if source is not None:
             more, _ = list_source(campaign, source, split)
             if not more.num_rows or more["label"].null_count:
-                raise ValueError(
+                raise UserError(
                     f"{split}: {source.path} holds {more.num_rows} images, {more['label'].null_count} of "
                     "them without a label; expected labeled images"
                 )
             rows = pa.concat_tables([rows, more])
     if repeated := first_duplicates(rows["sample_id"]):
-        raise ValueError(f"sample ids repeat, such as {', '.join(map(repr, repeated))}; every image needs its own")
+        raise UserError(f"sample ids repeat, such as {', '.join(map(repr, repeated))}; every image needs its own")
     return rows, found
 
 
@@ -107,7 +108,7 @@ def draw_splits(rows: pa.Table, draws_N: np.ndarray, test_share: float, val_shar
     split = np.array(rows["split"].to_pylist(), dtype=object)
     labeled = np.flatnonzero((split == "pool") & rows["label"].is_valid().to_numpy(zero_copy_only=False))
     if not labeled.size:
-        raise ValueError("test_share and val_share need a pool with labels; give test: and val: sources instead")
+        raise UserError("test_share and val_share need a pool with labels; give test: and val: sources instead")
     order = labeled[np.argsort(draws_N[labeled], kind="stable")]
     num_test, num_val = round(test_share * len(order)), round(val_share * len(order))
     split[order[:num_test]] = "test"
@@ -119,9 +120,7 @@ def list_source(campaign: Campaign, source: Source, split: str) -> tuple[pa.Tabl
     """The rows of one source, labels as class names; and the class names it suggests."""
     place = Place.of(source.path)
     if not place.exists():
-        raise ValueError(
-            f"{split}: nothing at {source.path!r} ({place}); give the folder or Parquet file of the images"
-        )
+        raise UserError(f"{split}: nothing at {source.path!r} ({place}); give the folder or Parquet file of the images")
     reader = {"images": list_images, "class_folders": list_images, "parquet": list_parquet, "coop_split": list_coop}
     rows = reader[source.format](campaign, source, place, split)
     values = sorted(set(rows["label"].drop_null().to_pylist()))
@@ -130,14 +129,14 @@ def list_source(campaign: Campaign, source: Source, split: str) -> tuple[pa.Tabl
     names = campaign.config.classes
     known = values if source.label_values == "sorted" else source.label_values
     if names is None:
-        raise ValueError(f"{split}.label_values is given, so classes must be too: the names in the same order")
+        raise UserError(f"{split}.label_values is given, so classes must be too: the names in the same order")
     names = class_names(names, None)
     if len(known) != len(names):
-        raise ValueError(
+        raise UserError(
             f"{split}.label_values has {len(known)} values, classes has {len(names)} names; expected as many"
         )
     if missing := set(values) - set(known):
-        raise ValueError(f"{split}: labels {sorted(missing)[:5]} are not in label_values")
+        raise UserError(f"{split}: labels {sorted(missing)[:5]} are not in label_values")
     mapped = pc.take(pa.array(names), pc.index_in(rows["label"], value_set=pa.array(known)))
     return rows.set_column(rows.schema.get_field_index("label"), "label", mapped), None
 
@@ -145,7 +144,7 @@ def list_source(campaign: Campaign, source: Source, split: str) -> tuple[pa.Tabl
 def list_images(campaign: Campaign, source: Source, place: Place, split: str) -> pa.Table:
     """Image files of a folder at any depth; with class_folders, the first folder is the label."""
     if not place.is_dir():
-        raise ValueError(f"{split}: {source.path!r} is a file; format {source.format} expects a folder")
+        raise UserError(f"{split}: {source.path!r} is a file; format {source.format} expects a folder")
     root = place.path.rstrip("/") + "/"
     infos = [(info, info.path.removeprefix(root)) for info in place.files(recursive=True)]
     infos = [(info, name) for info, name in infos if not any(part.startswith(".") for part in name.split("/"))]
@@ -155,7 +154,7 @@ def list_images(campaign: Campaign, source: Source, place: Place, split: str) ->
     labels: list[str | None] = [None] * len(images)
     if source.format == "class_folders":
         if loose := [name for _, name in images if "/" not in name]:
-            raise ValueError(
+            raise UserError(
                 f"{split}: {len(loose)} images, such as {loose[0]!r}, lie in no class folder of {source.path}"
             )
         labels = [name.split("/")[0] for _, name in images]
@@ -177,7 +176,7 @@ def list_parquet(campaign: Campaign, source: Source, place: Place, split: str) -
     wanted = [source.id_column, source.label_column, source.split_column, source.uri_column]
     columns = [name for name in wanted if name]
     if missing := {*columns, *([source.image_column] if source.image_column else [])} - set(dataset.schema.names):
-        raise ValueError(
+        raise UserError(
             f"{split}: {source.path} has no column {', '.join(map(repr, sorted(missing)))}; it has "
             f"{', '.join(dataset.schema.names)} (see id_column, image_column, label_column, ... of the source)"
         )
@@ -192,7 +191,7 @@ def list_parquet(campaign: Campaign, source: Source, place: Place, split: str) -
             uris = [f"{place.sibling(file).uri}#{source.image_column}/{row:09d}" for row in range(count)]
         ids = table[source.id_column]
         if ids.null_count:
-            raise ValueError(f"{split}: {ids.null_count} of {count} rows of {file} have no {source.id_column}")
+            raise UserError(f"{split}: {ids.null_count} of {count} rows of {file} have no {source.id_column}")
         ids = pc.cast(ids, pa.string())
         parts.append(
             pa.table(
@@ -220,7 +219,7 @@ def absolute(uri: str, base: Place) -> str:
 def split_column(column: pa.ChunkedArray, source: Source) -> pa.Array:
     values = column.to_pylist()
     if unknown := {value for value in values if value not in SPLIT_NAMES}:
-        raise ValueError(
+        raise UserError(
             f"column {source.split_column!r} holds {sorted(map(str, unknown))[:5]}; expected {list(SPLIT_NAMES)}"
         )
     return pa.array([SPLIT_NAMES[value] for value in values], pa.string())
@@ -231,10 +230,10 @@ def list_coop(campaign: Campaign, source: Source, place: Place, split: str) -> p
     assert source.split_file is not None
     file = Place.of(source.split_file)
     if not file.exists():
-        raise ValueError(f"{split}.split_file: nothing at {source.split_file!r}")
+        raise UserError(f"{split}.split_file: nothing at {source.split_file!r}")
     lists = file.read_json()
     if not isinstance(lists, dict) or not {"train", "val", "test"} <= set(lists):
-        raise ValueError(f"{split}.split_file: {source.split_file!r} has not the lists train, val and test")
+        raise UserError(f"{split}.split_file: {source.split_file!r} has not the lists train, val and test")
     rows = [(path, name, SPLIT_NAMES[part]) for part in ("train", "val", "test") for path, _, name in lists[part]]
     return pa.table(
         {
@@ -260,15 +259,15 @@ def class_names(given: list[str] | str | None, found: list[str] | None) -> list[
     if isinstance(given, str):
         place = Place.of(given)
         if not place.exists():
-            raise ValueError(f"classes: no file {given!r}; give a text file with one class a line, or a list")
+            raise UserError(f"classes: no file {given!r}; give a text file with one class a line, or a list")
         given = [line.strip() for line in place.read_bytes().decode("utf-8-sig").splitlines() if line.strip()]
     names = given if given is not None else found
     if names is None:
-        raise ValueError("classes: not given, and the pool has no labels to take them from; give a list or a text file")
+        raise UserError("classes: not given, and the pool has no labels to take them from; give a list or a text file")
     if repeated := [name for name, count in Counter(names).items() if count > 1]:
-        raise ValueError(f"classes: {', '.join(map(repr, repeated[:5]))} is there more than once")
+        raise UserError(f"classes: {', '.join(map(repr, repeated[:5]))} is there more than once")
     if len(names) < 2:
-        raise ValueError(f"classes: {names}; expected at least two")
+        raise UserError(f"classes: {names}; expected at least two")
     return list(names)
 
 
@@ -277,7 +276,7 @@ def check_labels(table: pa.Table, classes: list[str]) -> None:
     if unknown:
         near = difflib.get_close_matches(unknown[0], classes, n=1)
         hint = f"; did you mean {near[0]!r}?" if near else f"; classes begin with {', '.join(map(repr, classes[:5]))}"
-        raise ValueError(
+        raise UserError(
             f"{len(unknown)} labels in the data are not in classes, such as {unknown[0]!r}{hint} (label_values maps "
             "the data's own values to class names)"
         )
@@ -291,19 +290,19 @@ def check_sizes(campaign: Campaign, table: pa.Table, classes: list[str]) -> None
     asked = (config.rounds - (config.labels.start != "none")) * budget
     start = len(classes) if config.labels.start == "one_per_class" else 0
     if asked + start > in_pool.num_rows:
-        raise ValueError(
+        raise UserError(
             f"{config.rounds} rounds with a budget of {budget} ask for {asked + start} labels, the pool has "
             f"{in_pool.num_rows} images; lower rounds or selection.budget"
         )
     if config.labels.oracle == "simulated":
         if in_pool["label"].null_count:
-            raise ValueError(
+            raise UserError(
                 f"labels.oracle: simulated needs a label for every pool image; {in_pool['label'].null_count} of "
                 f"{in_pool.num_rows} have none; use oracle: people"
             )
         absent = sorted(set(classes) - set(in_pool["label"].unique().to_pylist()))
         if absent and config.labels.start == "one_per_class":
-            raise ValueError(
+            raise UserError(
                 f"labels.start: one_per_class, but {len(absent)} classes have no image, such as {absent[0]!r}"
             )
 
@@ -316,6 +315,6 @@ def check_readable(campaign: Campaign, table: pa.Table) -> None:
     bad = [(row, reason) for row, reason in zip(rows, reasons, strict=True) if isinstance(reason, str)]
     if len(bad) > max(1, len(rows) / 2):
         row, reason = bad[0]
-        raise ValueError(
+        raise UserError(
             f"{len(bad)} of the {len(rows)} images looked at first cannot be read, such as {row['uri']!r}: {reason}"
         )

@@ -14,6 +14,7 @@ from raykd.algo.keyed import hash_ids, uniform
 from raykd.algo.selection.kcenter import Picks, coverage_radius
 from raykd.algo.selection.strategies import needed
 from raykd.algo.selection.strategies import pick as pick_from
+from raykd.errors import UserError
 from raykd.stages.campaign import Campaign, Round
 from raykd.stages.pool import read_classes, read_manifest
 from raykd.stages.shard_actors import RayShards, open_shards, picks_table
@@ -134,6 +135,6 @@ def one_per_class(campaign: Campaign, pool: Stage, teacher: Stage) -> pa.Table:
     first = {row["label"]: row["sample_id"] for row in reversed(order)}
     classes = read_classes(pool)
     if missing := [name for name in classes if name not in first]:
-        raise ValueError(f"labels.start: one_per_class, but no image of {missing[0]!r} can be read")
+        raise UserError(f"labels.start: one_per_class, but no image of {missing[0]!r} can be read")
     ids = [first[name] for name in classes]
     return pa.table({"sample_id": ids, "rank": range(len(ids)), "distance": [float("nan")] * len(ids)}, schema=PICKS)

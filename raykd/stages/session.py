@@ -13,9 +13,7 @@ from typing import Any
 import ray
 import ray.exceptions
 
-
-class WaitingForLabels(Exception):
-    """The campaign can only go on when people have labeled; the message says what to do. Ends a job with code 0."""
+from raykd.errors import UserError, WaitingForLabels
 
 
 @contextmanager
@@ -68,7 +66,7 @@ def silent_stderr() -> Iterator[None]:
 def user_errors() -> Iterator[None]:
     """End the process for what a user can mend: one message, no traceback, exit code 2 (0 when waiting for labels).
 
-    ``RAYKD_DEBUG=1`` shows the traceback too. Anything but a ValueError is our mistake and stays as it is.
+    ``RAYKD_DEBUG=1`` shows the traceback too. Anything but a UserError is our mistake and stays as it is.
     """
     try:
         yield
@@ -78,7 +76,7 @@ def user_errors() -> Iterator[None]:
     except KeyboardInterrupt:
         print("\ninterrupted; run the same command again to go on", file=sys.stderr, flush=True)
         sys.exit(130)
-    except ValueError as error:
+    except UserError as error:
         if os.environ.get("RAYKD_DEBUG"):
             traceback.print_exc()
         cause = error.cause if isinstance(error, ray.exceptions.RayTaskError) else error

@@ -1,8 +1,8 @@
 """Selection over Ray: each shard is an actor that reads its own rows from Parquet and answers small questions.
 
-The picking itself is :func:`raykd.algo.selection.strategies.pick`; here are only the actors and the reading. No vector
-of the pool passes through the driver, except those of picks. An actor that dies is started anew by Ray, reads its rows again
-and is told the centers again: the picks are the same.
+The picking itself is :func:`raykd.algo.selection.strategies.pick`; here are only the actors and the reading. No
+vector of the pool passes through the driver, except those of picks. An actor that dies is started anew by Ray, reads
+its rows again and is told the centers again: the picks are the same.
 
 N pool rows, C classes, D feature width.
 """
@@ -27,6 +27,7 @@ from raykd.algo.selection.near_duplicates import Cap
 from raykd.algo.selection.rows import Rows
 from raykd.algo.selection.shard import Shard
 from raykd.algo.selection.strategies import check_budget, check_labels, known_strategy, needed, pick
+from raykd.errors import UserError
 from raykd.stages.shard_rows import Piece, PoolSource, ids_of, joined, open_table, plan, read, vectors_of
 from raykd.store.place import Place
 from raykd.store.tables import PICKS
@@ -90,7 +91,7 @@ class RayShards:
         at = {name: row for row, name in enumerate(rows.ids)}
         if missing := [name for name in self.source.labeled if name not in at]:
             first = ", ".join(map(repr, missing[:3]))
-            raise ValueError(f"{len(missing)} labeled ids are not in the pool of {self.source.uri}, first: {first}")
+            raise UserError(f"{len(missing)} labeled ids are not in the pool of {self.source.uri}, first: {first}")
         rows = rows.take(np.array([at[name] for name in self.source.labeled], np.int64))
         if labels is not None:
             rows.labels = np.array([labels[name] for name in rows.ids], np.int64)
@@ -113,7 +114,7 @@ def open_shards(
         ValueError: The table is missing or unreadable, or lacks a column; before any actor is started.
     """
     if num_shards < 1:
-        raise ValueError(f"shards is {num_shards}; expected at least 1")
+        raise UserError(f"shards is {num_shards}; expected at least 1")
     slices = plan(open_table(source.uri, source.columns, "pool table"), num_shards)
     cpus = ray.cluster_resources().get("CPU", 0.0)
     if num_cpus is None:
@@ -214,7 +215,7 @@ def check_request(request: Request) -> tuple[PoolSource, Rows]:
     rows = Rows(ids, **{name: each.astype(kind or each.dtype, copy=False) for name, each in vectors.items()})
     if label and len(rows):
         if (column := batch["label"]).null_count or not pa.types.is_integer(column.type):
-            raise ValueError(
+            raise UserError(
                 f"column 'label' of {place.uri} is of type {column.type} with {column.null_count} nulls; "
                 "expected a class index (an integer) in every row"
             )

@@ -17,6 +17,7 @@ import pyarrow.dataset as pads
 import pyarrow.parquet as pq
 
 from raykd.algo.selection.rows import Rows
+from raykd.errors import UserError
 from raykd.store.place import Place
 from raykd.store.tables import matrix
 
@@ -82,13 +83,13 @@ def open_table(uri: str, columns: Sequence[str], what: str) -> pads.Dataset:
     place = Place.of(uri)
     try:
         if not place.exists():
-            raise ValueError(f"no {what} at {uri}; expected a Parquet file or a folder of them")
+            raise UserError(f"no {what} at {uri}; expected a Parquet file or a folder of them")
         table = place.parquet()
     except (pa.ArrowException, OSError) as error:
-        raise ValueError(f"cannot read {what} {uri}: {error}; expected a Parquet file or a folder of them") from None
+        raise UserError(f"cannot read {what} {uri}: {error}; expected a Parquet file or a folder of them") from None
     for column in columns:
         if column not in table.schema.names:
-            raise ValueError(f"{what} {uri} has no column {column!r}; it has: {', '.join(table.schema.names)}")
+            raise UserError(f"{what} {uri} has no column {column!r}; it has: {', '.join(table.schema.names)}")
     return table
 
 
@@ -227,7 +228,7 @@ def _probabilities(source: PoolSource, found: list[np.ndarray]) -> np.ndarray:
 
 def ids_of(column: pa.Array) -> np.ndarray:
     if column.null_count:
-        raise ValueError(f"sample_id is null in {column.null_count} rows; expected an id in every row")
+        raise UserError(f"sample_id is null in {column.null_count} rows; expected an id in every row")
     return np.array(column.cast(pa.string()).to_pylist(), object)
 
 
@@ -236,10 +237,10 @@ def vectors_of(column: pa.Array, name: str, ids: np.ndarray) -> np.ndarray:
     kind = column.type
     is_list = pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
     if not is_list or not (pa.types.is_floating(kind.value_type) or pa.types.is_integer(kind.value_type)):
-        raise ValueError(f"column {name!r} is of type {kind}; expected a list of numbers in every row")
+        raise UserError(f"column {name!r} is of type {kind}; expected a list of numbers in every row")
     if column.null_count:
         row = int(np.flatnonzero(column.is_null().to_numpy(zero_copy_only=False))[0])
-        raise ValueError(f"{name} of {ids[row]!r} is null; expected a vector in every row")
+        raise UserError(f"{name} of {ids[row]!r} is null; expected a vector in every row")
     lengths = pc.list_value_length(column).to_numpy(zero_copy_only=False)
     _refuse_lengths(name, ids, lengths)
     return matrix(column, name)
@@ -247,7 +248,7 @@ def vectors_of(column: pa.Array, name: str, ids: np.ndarray) -> np.ndarray:
 
 def _refuse_lengths(name: str, ids: np.ndarray, lengths: np.ndarray) -> None:
     if (other := np.flatnonzero(lengths != lengths[:1])).size:
-        raise ValueError(
+        raise UserError(
             f"{name} of {ids[other[0]]!r} has {lengths[other[0]]} values, that of {ids[0]!r} has {lengths[0]}; "
             "expected one length for all rows"
         )

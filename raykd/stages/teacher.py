@@ -18,6 +18,7 @@ import ray
 
 from raykd.algo.prompts import prompts, templates
 from raykd.config import Teacher
+from raykd.errors import UserError
 from raykd.images.reading import UNREACHABLE
 from raykd.stages.campaign import Campaign, sha256_of
 from raykd.stages.map_images import FILLER, Fetch, stream
@@ -128,27 +129,27 @@ def check_teacher(config: Teacher) -> None:
 
     if config.model_config_file:
         if not os.path.isfile(config.model_config_file):
-            raise ValueError(f"teacher.model_config_file: no file {config.model_config_file!r}")
+            raise UserError(f"teacher.model_config_file: no file {config.model_config_file!r}")
         open_clip.add_model_config(config.model_config_file)
     schema, name = open_clip.factory.parse_model_name(config.open_clip_name)
     if schema == "local-dir":
         if not os.path.isfile(os.path.join(name, MODEL_CONFIG)):
-            raise ValueError(f"teacher.model: no {MODEL_CONFIG} in the folder {name!r}")
+            raise UserError(f"teacher.model: no {MODEL_CONFIG} in the folder {name!r}")
         return
     if schema is None:
         if name not in open_clip.list_models():
             near = difflib.get_close_matches(name, open_clip.list_models(), n=5)
-            raise ValueError(f"unknown teacher.model {name!r}; open_clip has {', '.join(near) or 'nothing like it'}")
+            raise UserError(f"unknown teacher.model {name!r}; open_clip has {', '.join(near) or 'nothing like it'}")
         tags = open_clip.list_pretrained_tags_by_model(name)
         if not config.pretrained:
-            raise ValueError(f"teacher.pretrained: {name} needs weights: a checkpoint file or one of {', '.join(tags)}")
+            raise UserError(f"teacher.pretrained: {name} needs weights: a checkpoint file or one of {', '.join(tags)}")
         if config.pretrained not in tags and not os.path.isfile(config.pretrained):
-            raise ValueError(
+            raise UserError(
                 f"teacher.pretrained: {config.pretrained!r} is no file and none of {name}'s tags: {', '.join(tags)}"
             )
         tag = open_clip.get_pretrained_cfg(name, config.pretrained)
         if tag.get("quick_gelu", False) and not (open_clip.get_model_config(name) or {}).get("quick_gelu", False):
-            raise ValueError(
+            raise UserError(
                 f"teacher.model: the weights {config.pretrained!r} were trained with QuickGELU, which {name} has not; "
                 f"use {name}-quickgelu"
             )
@@ -165,11 +166,11 @@ def tokenizer_of(model: str) -> Any:
     try:
         return open_clip.get_tokenizer(model)
     except ImportError as error:
-        raise ValueError(
+        raise UserError(
             f"teacher.model: the tokenizer of {model!r} needs {error.name}: pip install raykd[hf]"
         ) from error
     except OSError as error:
-        raise ValueError(f"teacher.model: cannot get the tokenizer of {model!r}: {error}") from error
+        raise UserError(f"teacher.model: cannot get the tokenizer of {model!r}: {error}") from error
 
 
 def fetch_model(campaign: Campaign) -> Stage:
@@ -214,7 +215,7 @@ def resolve(config: Teacher) -> tuple[dict[str, Any], dict[str, Any]]:
     try:
         model = open_clip.create_model(config.open_clip_name, pretrained=config.pretrained, require_pretrained=True)
     except Exception as error:
-        raise ValueError(
+        raise UserError(
             f"cannot load teacher {config.model!r} with pretrained {config.pretrained!r}: {error}"
         ) from error
     state = {name: value.contiguous().clone() for name, value in model.state_dict().items()}
@@ -265,7 +266,7 @@ def check_classes(classes: list[str], classes_CD: np.ndarray) -> None:
     cosines_CC = np.triu(classes_CD.astype(np.float64) @ classes_CD.T, 1)
     first, second = np.unravel_index(int(cosines_CC.argmax()), cosines_CC.shape)
     if cosines_CC[first, second] > 1 - 1e-6:
-        raise ValueError(
+        raise UserError(
             f"classes {classes[first]!r} and {classes[second]!r} are the same text to the teacher: its tokenizer does "
             "not know what differs, or cuts it off. Give them other names in the class list, or another teacher"
         )
@@ -325,7 +326,7 @@ def check_splits(stage: str, rows: pa.Table, away: pa.ChunkedArray, max_bad_shar
         bad, count = (int(pc.sum(pc.equal(table["split"], split)).as_py() or 0) for table in (missing, rows))
         if bad > max_bad_share * count:
             first = missing.filter(pc.equal(missing["split"], split)).sort_by("sample_id").slice(0, 1).to_pylist()[0]
-            raise ValueError(
+            raise UserError(
                 f"{stage}: {bad} of {count} {split} images cannot be read now, more than max_bad_share="
                 f"{max_bad_share:g}; first {first['sample_id']!r}, expected at {first['uri']!r}. Nothing of this stage "
                 "is kept: put them back, let this user read them, and run again; or raise max_bad_share"
@@ -339,7 +340,7 @@ def check_share(campaign: Campaign, teacher: Stage) -> None:
     where = teacher.place / "quarantine.parquet"
     first = read_quarantine(teacher).slice(0, 1).to_pylist()[0]
     if bad > campaign.config.max_bad_share * rows:
-        raise ValueError(
+        raise UserError(
             f"{bad} of {rows} images cannot be read, more than max_bad_share={campaign.config.max_bad_share:g}; first "
             f"{first['sample_id']!r}: {first['reason']}. All are listed in {where}. Mend them and start a new "
             "storage_path, or raise max_bad_share"

@@ -20,6 +20,7 @@ from raykd.algo import dho
 from raykd.algo.batches import BatchPlan, learning_rate, num_steps
 from raykd.algo.keyed import generator
 from raykd.config import Student as StudentConfig
+from raykd.errors import UserError
 from raykd.images.reading import ImageReader, decode
 from raykd.models.student import Student, load_weights, make_backbone, preprocess_of, set_image_size
 from raykd.stages.progress import Ticker
@@ -59,7 +60,7 @@ class Job:
         if not len(self.unlabeled):  # everything is labeled: distil on that (DHO Alg. 1 draws from the union)
             self.unlabeled = self.given["sample_id"]
         if not self.num_labeled:
-            raise ValueError("no image has a label yet, so there is nothing to train the CE head on; label some first")
+            raise UserError("no image has a label yet, so there is nothing to train the CE head on; label some first")
 
     @property
     def num_labeled(self) -> int:
@@ -88,7 +89,7 @@ class Job:
         table = table.filter(pc.is_null(table["error"]))
         logits = matrix(table["logits"], "teacher logits")
         if logits.shape[1] != len(self.classes):
-            raise ValueError(
+            raise UserError(
                 f"{self.teacher}: a teacher table of {logits.shape[1]} classes; expected {len(self.classes)}"
             )
         ids = table["sample_id"]
@@ -121,7 +122,7 @@ class TrainingImages(torch.utils.data.Dataset):
         try:
             return torch.from_numpy(np.array(self.transform(decode(self.reader.read(self.uris[place])))))
         except OSError as error:
-            raise ValueError(f"image {self.ids[place]!r} was readable and is no more: {error}") from error
+            raise UserError(f"image {self.ids[place]!r} was readable and is no more: {error}") from error
 
 
 class Distiller(nn.Module):
@@ -235,7 +236,7 @@ def run(job: Job, ticker: Ticker) -> None:
                 torch.distributed.all_reduce(total)
             mean, losses = float(total) / world, []
             if not np.isfinite(mean):
-                raise ValueError(f"the training loss is {mean} at step {step + 1}; lower student.learning_rate")
+                raise UserError(f"the training loss is {mean} at step {step + 1}; lower student.learning_rate")
             save(student, optimizer, scheduler, step + 1, mean, rank)
 
 

@@ -22,6 +22,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
+from raykd.errors import UserError
 from raykd.store.place import Place
 
 LOCK, LEASE = ".lock", ".lease.json"
@@ -63,7 +64,7 @@ def only_job(storage: Place, wait: Callable[[float], Any] = time.sleep) -> Itera
 
         def still_ours() -> None:
             if not is_of(me, holder := read(file)):
-                raise ValueError(
+                raise UserError(
                     f"another job took over {storage} ({who(holder)}), so this one stops before it changes more there; "
                     "run the same command again when that one has ended, or give another storage_path"
                 )

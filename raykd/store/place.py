@@ -21,6 +21,8 @@ import pyarrow.dataset as pads
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
+from raykd.errors import UserError
+
 
 @dataclass(frozen=True)
 class Place:
@@ -52,7 +54,7 @@ class Place:
         try:
             return pafs.FileSystem.from_uri(self.uri)
         except (pa.ArrowInvalid, OSError) as error:
-            raise ValueError(
+            raise UserError(
                 f"cannot reach {self.uri!r}: {error}; expected a local path, s3://..., gs://... or another "
                 "filesystem that pyarrow knows"
             ) from error
@@ -137,7 +139,7 @@ class Place:
         if self.is_dir():
             paths = [info.path for info in self.files(recursive=True) if info.path.endswith(".parquet")]
             if not paths:
-                raise ValueError(f"no Parquet file (*.parquet) in {self.uri}")
+                raise UserError(f"no Parquet file (*.parquet) in {self.uri}")
             return pads.dataset(paths, filesystem=self.fs, format="parquet")
         return pads.dataset(self.path, filesystem=self.fs, format="parquet")
 

@@ -35,6 +35,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from raykd.errors import UserError
 from raykd.store.place import Place
 
 MARKER = "_DONE.json"
@@ -112,7 +113,7 @@ class Stage:
             return False
         now = json.loads(json.dumps(self.inputs))  # as the marker has them: no tuples
         if changed := differences(marker.read_json()["inputs"], now):
-            raise ValueError(
+            raise UserError(
                 f"{self.place} was made from other inputs: "
                 + "; ".join(changed)
                 + ". Put these back, or give another storage_path: nothing that is done is overwritten"
@@ -126,7 +127,7 @@ class Stage:
         self.still_ours()  # or what is deleted next may be that job's
         if self.place.is_local:
             if self.place.files(recursive=True):  # the rename would fail, when all the work is done
-                raise ValueError(
+                raise UserError(
                     f"{self.place} holds files but no {MARKER}: not made by raykd, or half copied; move it away"
                 )
             folder, name = os.path.split(self.place.path)

@@ -19,6 +19,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from raykd.errors import UserError
+
 SPLITS = ("pool", "val", "test")
 
 MANIFEST = pa.schema(
@@ -66,14 +68,14 @@ def matrix(column: pa.ChunkedArray | pa.Array, name: str = "column") -> np.ndarr
         array = pa.concat_arrays(array.chunks) if array.num_chunks else pa.array([], array.type)
     if array.null_count:
         first = int(np.flatnonzero(array.is_null().to_numpy(zero_copy_only=False))[0])
-        raise ValueError(f"{name}: row {first} is null ({array.null_count} in all); expected a vector in every row")
+        raise UserError(f"{name}: row {first} is null ({array.null_count} in all); expected a vector in every row")
     if pa.types.is_fixed_size_list(array.type):
         width = array.type.list_size
     else:
         lengths = pc.list_value_length(array).to_numpy(zero_copy_only=False)
         width = int(lengths[0]) if len(lengths) else 0
         if (bad := np.flatnonzero(lengths != width)).size:
-            raise ValueError(
+            raise UserError(
                 f"{name}: row {bad[0]} has {lengths[bad[0]]} values, row 0 has {width}; expected one length for all"
             )
     return array.flatten().to_numpy(zero_copy_only=False).reshape(len(array), width)
@@ -97,5 +99,5 @@ def positions(wanted: pa.Array | pa.ChunkedArray | list[str], ids: pa.Array | pa
     if found.null_count:
         missing = values.filter(pc.is_null(found))
         names = ", ".join(repr(value.as_py()) for value in missing[:3])
-        raise ValueError(f"{len(missing)} of {len(values)} ids are not in {what}, first: {names}")
+        raise UserError(f"{len(missing)} of {len(values)} ids are not in {what}, first: {names}")
     return found.to_numpy(zero_copy_only=False).astype(np.int64)

@@ -4,8 +4,9 @@ import io
 
 import pytest
 
+from raykd.errors import WaitingForLabels
 from raykd.stages.progress import Progress, Ticker, status
-from raykd.stages.session import WaitingForLabels, ray_session, user_errors
+from raykd.stages.session import ray_session, user_errors
 
 
 @pytest.mark.parametrize(

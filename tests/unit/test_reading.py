@@ -14,9 +14,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
-from raykd.reading.reading import UNREACHABLE, ImageReader, StorageError, decode, load, load_many
 
+from raykd.errors import StorageError
 from raykd.images import reading
+from raykd.images.reading import UNREACHABLE, ImageReader, decode, load, load_many
 from raykd.store.place import Place
 
 

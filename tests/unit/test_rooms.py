@@ -14,7 +14,7 @@ def module_of(file: Path) -> str:
 
 
 def imported(file: Path) -> set[str]:
-    """Every module that a file imports, at its top or inside a function; ``from a import b`` names ``a`` and ``a.b``."""
+    """Every module that a file imports, at its top or inside a function (``from a import b``: ``a``, ``a.b``)."""
     found = set()
     for node in ast.walk(ast.parse(file.read_text("utf-8"))):
         if isinstance(node, ast.Import):

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from raykd.algo.errors import UserError
 from raykd.algo.selection.distances import Euclidean, within
 from raykd.algo.selection.kcenter import Picks
 from raykd.algo.selection.shard import Shards
@@ -36,11 +37,11 @@ class Cap:
 
     def __post_init__(self) -> None:
         if self.limit < 1:
-            raise ValueError(f"at most {self.limit} picks of near-duplicates; expected at least 1")
+            raise UserError(f"at most {self.limit} picks of near-duplicates; expected at least 1")
         if self.cosine is not None and not 0 < self.cosine <= 1:
-            raise ValueError(f"near-duplicates from cosine {self.cosine} on; expected above 0, to 1")
+            raise UserError(f"near-duplicates from cosine {self.cosine} on; expected above 0, to 1")
         if self.column not in ("features", "probs"):
-            raise ValueError(f"near-duplicates by {self.column!r}; expected 'features' or 'probs'")
+            raise UserError(f"near-duplicates by {self.column!r}; expected 'features' or 'probs'")
 
     @property
     def space(self) -> Euclidean:
@@ -106,7 +107,7 @@ def capped(pick: Callable[[Shards, int], Picks], shards: Shards, budget: int, nu
             {*aside, *over, *(name for names in crowded for name in names)} - {picks.ids[row] for row in kept}
         )
         if num_rows - len(aside) < budget:
-            raise ValueError(
+            raise UserError(
                 f"budget {budget} cannot be met with at most {cap.limit} picks of near-duplicates: without them there "
                 f"are {num_rows - len(aside)} rows; lower the budget, or allow more of them"
             )

@@ -34,6 +34,7 @@ from typing import Literal
 import numpy as np
 
 from raykd.algo import keyed
+from raykd.algo.errors import UserError
 from raykd.algo.selection import scores
 from raykd.algo.selection.distances import Euclidean, Gradients, Space
 from raykd.algo.selection.kcenter import Picks, farthest_first, sample_by_distance
@@ -102,7 +103,7 @@ def pick(
     def choose(shards: Shards, budget: int) -> Picks:
         picks = chosen.pick(shards, labeled, budget, (seed, round))
         if not len(picks.ids) == len(set(picks.ids)) == len(picks.distances) == budget:
-            raise ValueError(
+            raise UserError(
                 f"strategy {strategy!r} picked {len(picks.ids)} ids, {len(set(picks.ids))} different, with "
                 f"{len(picks.distances)} distances; expected {budget} of each"
             )
@@ -128,20 +129,20 @@ def known_strategy(name: str, space: Literal["probs", "raw"] = "probs") -> Strat
     """
     if space == "raw":
         if name != "pcoreset":
-            raise ValueError(f"strategy {name!r} with space 'raw'; expected pcoreset, as others need probabilities")
+            raise UserError(f"strategy {name!r} with space 'raw'; expected pcoreset, as others need probabilities")
         return RAW
     if name in STRATEGIES:
         return STRATEGIES[name]
     found = list(entry_points(group=PLUG_INS, name=name))
     if not found:
-        raise ValueError(f"unknown strategy {name!r}; known: {', '.join(names())}")
+        raise UserError(f"unknown strategy {name!r}; known: {', '.join(names())}")
     if len(found) > 1:
-        raise ValueError(f"strategy {name!r} is in several packages: {', '.join(point.value for point in found)}")
+        raise UserError(f"strategy {name!r} is in several packages: {', '.join(point.value for point in found)}")
     try:
         loaded = found[0].load()
         return loaded() if isinstance(loaded, type) else loaded
     except Exception as error:
-        raise ValueError(f"strategy {name!r} ({found[0].value}) cannot be loaded: {error!r}") from error
+        raise UserError(f"strategy {name!r} ({found[0].value}) cannot be loaded: {error!r}") from error
 
 
 def needed(strategy: str, cap: Cap | None = None, space: Literal["probs", "raw"] = "probs") -> tuple[str, ...]:
@@ -153,9 +154,9 @@ def needed(strategy: str, cap: Cap | None = None, space: Literal["probs", "raw"]
 def check_budget(budget: int, num_rows: int) -> None:
     """Refuse a budget below 1 or above the number of rows there are to pick from, by ValueError."""
     if budget < 1:
-        raise ValueError(f"budget is {budget}; expected at least 1")
+        raise UserError(f"budget is {budget}; expected at least 1")
     if budget > num_rows:
-        raise ValueError(f"budget {budget} is larger than the pool: there are {num_rows} rows to pick from")
+        raise UserError(f"budget {budget} is larger than the pool: there are {num_rows} rows to pick from")
 
 
 def check(
@@ -178,14 +179,14 @@ def check(
     for name in needed(strategy, cap, space):
         for where, found in reports.items():
             if any(name not in report.widths for report in found) and (name in chosen.needs or where == "the pool"):
-                raise ValueError(f"strategy {strategy!r} needs {name}; there are no {name} in {where}")
+                raise UserError(f"strategy {strategy!r} needs {name}; there are no {name} in {where}")
     for where, found in reports.items():
         _refuse_bad(where, found, any_numbers)
     for name in chosen.needs:
         widths = {where: sorted({report.widths[name] for report in found}) for where, found in reports.items()}
         if len(set().union(*widths.values())) > 1:
             shown = "; ".join(f"{where}: {', '.join(map(str, sizes))}" for where, sizes in widths.items() if sizes)
-            raise ValueError(f"{name} differ in length ({shown}); expected one length for all rows")
+            raise UserError(f"{name} differ in length ({shown}); expected one length for all rows")
     _refuse_shared_ids(shards, pool, labeled, given)
     if chosen.needs_labels and len(labeled):
         check_labels(labeled, pool[0].widths.get("probs"))
@@ -195,12 +196,12 @@ def check(
 def check_labels(labeled: Rows, num_classes: int | None) -> None:
     """Refuse labels that are missing or no class index below ``num_classes`` (None: any), by ValueError."""
     if labeled.labels is None:
-        raise ValueError("the labeled rows have no labels; expected a class index for each")
+        raise UserError("the labeled rows have no labels; expected a class index for each")
     labels_L = np.asarray(labeled.labels)
     num_classes = np.iinfo(np.int64).max if num_classes is None else num_classes
     if (wrong := np.flatnonzero((labels_L < 0) | (labels_L >= num_classes))).size:
         first = ", ".join(f"{labeled.ids[row]!r} has {labels_L[row]}" for row in wrong[:3])
-        raise ValueError(
+        raise UserError(
             f"{wrong.size} labels are out of range, first: {first}; expected class indices 0 to {num_classes - 1}"
         )
 
@@ -209,7 +210,7 @@ def _refuse_bad(where: str, reports: list[Report], any_numbers: bool) -> None:
     if num_bad := sum(report.num_bad for report in reports):
         first = "; ".join(sorted(entry for report in reports for entry in report.first_bad)[:3])
         probs = "" if any_numbers else f"; probs also not negative and summing to 1 within {SUM_TOLERANCE}"
-        raise ValueError(
+        raise UserError(
             f"{num_bad} vectors in {where} cannot be used, first: {first}. Expected finite numbers, no longer than "
             f"{MOST_LENGTH:.0g}{probs}"
         )
@@ -230,7 +231,7 @@ def _refuse_shared_ids(shards: Shards, pool: list[Report], labeled: Rows, given:
     ):
         if ids:
             first = ", ".join(map(repr, sorted(ids)[:3]))
-            raise ValueError(f"{len(ids)} ids {problem}, first: {first}; expected every id once")
+            raise UserError(f"{len(ids)} ids {problem}, first: {first}; expected every id once")
 
 
 # ---------------------------------------------------------------- strategies
