@@ -7,14 +7,14 @@
 Run it again to go on: what is done is skipped. With labels from people it ends where they are needed.
 """
 
-from raykd.config import from_command_line
+from raykd.cli import campaign_config
 from raykd.stages import evaluate, label, mix, pool, predict, report, select, teacher, train
 from raykd.stages.campaign import Round, open_campaign
 from raykd.stages.session import user_errors
 
 
 def main(arguments: list[str] | None = None) -> None:
-    with user_errors(), open_campaign(from_command_line(arguments)) as campaign:
+    with user_errors(), open_campaign(campaign_config(arguments, __doc__)) as campaign:
         images = pool.build(campaign)
         scores = teacher.score(campaign, images)
         before = None

@@ -15,6 +15,7 @@ import pyarrow.compute as pc
 
 from raykd.algo.keyed import hash_ids, uniform
 from raykd.config import Source
+from raykd.demo.digits import materialise
 from raykd.errors import UserError
 from raykd.images.reading import SUFFIXES, ImageReader, load_many
 from raykd.stages.campaign import Campaign
@@ -34,7 +35,7 @@ def build(campaign: Campaign) -> Stage:
             images for the budget, or the first images looked at cannot be read.
     """
     config = campaign.config
-    keys = ("classes", "pool", "test", "val", "test_share", "val_share", "seed")
+    keys = ("classes", "pool", "test", "val", "test_share", "val_share", "split_seed")
     inputs = {key: value for key, value in config.identity().items() if key in keys}
     if isinstance(config.classes, str):  # a file of the same name may hold other names by now
         inputs["classes"] = class_names(config.classes, None)
@@ -77,16 +78,16 @@ def content(table: pa.Table, classes: list[str]) -> str:
 def manifest(campaign: Campaign) -> tuple[pa.Table, list[str] | None]:
     """All rows of all sources, splits drawn; and the class names that the pool's folders suggest, if they do."""
     config = campaign.config
-    rows, found = list_source(campaign, config.pool, "pool")
+    rows, found = list_source(campaign, materialise(config.pool), "pool")
     if not rows.num_rows:
         raise UserError(f"pool: no image in {config.pool.path} (format {config.pool.format})")
     hashes = hash_ids(rows["sample_id"].to_pylist())
     if config.pool.limit:
         in_pool = pc.equal(rows["split"], "pool").to_numpy(zero_copy_only=False)
-        draws = np.where(in_pool, uniform(hashes, config.seed, "limit"), -1.0)  # test and val all stay
+        draws = np.where(in_pool, uniform(hashes, config.split_seed, "limit"), -1.0)  # test and val all stay
         keep = np.argsort(draws, kind="stable")[: int((~in_pool).sum()) + config.pool.limit]
         rows, hashes = rows.take(np.sort(keep)), hashes[np.sort(keep)]
-    rows = draw_splits(rows, uniform(hashes, config.seed, "split"), config.test_share, config.val_share)
+    rows = draw_splits(rows, uniform(hashes, config.split_seed, "split"), config.test_share, config.val_share)
     for split, source in (("test", config.test), ("val", config.val)):
         if source is not None:
             more, _ = list_source(campaign, source, split)
