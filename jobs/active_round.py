@@ -48,5 +48,7 @@ def run(config: Config) -> list[dict[str, Any]]:
         return print_summary(campaign)
 
 
+main = cli.campaign_job(run, __doc__)
+
 if __name__ == "__main__":
-    cli.main(run, __doc__)
+    main()

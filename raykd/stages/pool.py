@@ -17,6 +17,7 @@ import pyarrow.compute as pc
 
 from raykd.algo.keyed import hash_ids, uniform
 from raykd.config import Config
+from raykd.demo.digits import materialise
 from raykd.errors import UserError
 from raykd.images.reading import ImageReader, load_many
 from raykd.images.sources import check_labels, class_names, draw_splits, grown, list_source
@@ -83,7 +84,7 @@ def grown_part(campaign: Campaign, parts: list[Done]) -> list[Done]:
     """What has come into the pool since it was listed, as one more part; and a line about what has gone or changed."""
     config = campaign.config
     before = pa.concat_tables([(part.place / MANIFEST_FILE).read_table() for part in parts])
-    listing = list_source(config.pool, "pool", names_given(config), campaign.say)
+    listing = list_source(materialise(config.pool), "pool", names_given(config), campaign.say)
     now = listing.rows
     change = grown(before, now)
     if lost := change.gone.filter(pc.invert(pc.match_substring_regex(change.gone["sample_id"], "^(test|val)/"))):
@@ -131,7 +132,7 @@ def names_given(config: Config) -> list[str] | None:
 def list_sources(campaign: Campaign) -> tuple[pa.Table, list[str] | None]:
     """All rows of all sources, splits drawn; and the class names that the pool's folders suggest, if they do."""
     config = campaign.config
-    listing = list_source(config.pool, "pool", names_given(config), campaign.say)
+    listing = list_source(materialise(config.pool), "pool", names_given(config), campaign.say)
     rows = listing.rows
     if not rows.num_rows:
         raise UserError(f"pool: no image in {config.pool.path} (format {config.pool.format})")
