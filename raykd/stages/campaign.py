@@ -25,7 +25,7 @@ import platform
 import subprocess
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -117,6 +117,7 @@ class Campaign:
 
     def write_state(self, state: str, **more: Any) -> None:
         """``state.json``: for a script that wants to know whether people are waited for."""
+        self.still_ours()
         (self.place / STATE_FILE).write_json(
             {"state": state, "rounds": self.config.rounds, "rounds_done": self.num_done, **more}
         )
@@ -137,17 +138,17 @@ def open_campaign(config: Config) -> Iterator[Campaign]:
             "working dir: give an absolute path that all nodes share, or s3://..., by --set storage_path=..."
         )
     place = Place.of(config.storage_path)
-    with only_job(place) as still_ours, ExitStack() as stack:
-        progress = Progress(config.progress)
-        session = stack.enter_context(Session(config, progress))
-        shards = stack.enter_context(ExitStack())
-        campaign = Campaign(config, place, progress, session, still_ours, shards)
-        before = read_history(place)
-        check_unchanged(place, config, before)
+    progress = Progress(config.progress)
+    before = read_history(place)
+    check_unchanged(place, config, before)
+    with ExitStack() as stack:
+        session = stack.enter_context(Session(config.local_cpus, config.stall_s, progress))
+        campaign = Campaign(config, place, progress, session, open_shards=stack.enter_context(ExitStack()))
         if campaign.num_done < config.rounds:
-            from raykd.stages.checks import check_everything_cheap
+            from raykd.stages.checks import check_everything_cheap  # here: a finished campaign needs no torch
 
             check_everything_cheap(campaign)
+        campaign.still_ours = stack.enter_context(only_job(place))
         note_config(campaign, before)
         if is_started(place):
             campaign.say("campaign", f"goes on in {place}: {campaign.num_done} of {config.rounds} rounds are done")
@@ -158,7 +159,8 @@ def open_campaign(config: Config) -> Iterator[Campaign]:
             campaign.write_state("waiting", round=campaign.num_done, message=str(wait))
             raise
         except BaseException:
-            campaign.write_state("stopped")
+            with suppress(UserError, OSError):  # another job's folder by now, or a full disk: the first error counts
+                campaign.write_state("stopped")
             raise
         campaign.write_state("complete")
 
