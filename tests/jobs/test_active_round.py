@@ -19,7 +19,7 @@ import pytest
 import yaml
 from PIL import Image
 
-from raykd.algo.heads import mixture
+from raykd.algo.heads import Mixture, probabilities
 from raykd.algo.selection.rows import Rows
 from raykd.algo.selection.shard import LocalShards
 from raykd.algo.selection.strategies import STRATEGIES
@@ -203,7 +203,8 @@ def students_space(finished) -> tuple[Rows, Rows]:
     table = pq.read_table(finished.place / "round_000" / "predict" / "data")
     table = table.filter(pc.equal(table["split"], "pool")).sort_by("sample_id")
     about = json.loads((finished.place / "round_000" / "tune" / "student.json").read_text())["mixture"]
-    probs = mixture(np.array(table["ce_logits"].to_pylist()), np.array(table["kd_logits"].to_pylist()), **about)
+    logits = {name: np.array(table[name].to_pylist()) for name in ("ce_logits", "kd_logits")}
+    probs = probabilities(logits, Mixture(**about))
     labels = labels_of(finished.place)
     ids = table["sample_id"].to_pylist()
     classes = np.array([labels.get(name, (None, -1))[1] for name in ids])
@@ -544,7 +545,7 @@ def test_a_cold_start_with_a_simulated_oracle_labels_what_pcoreset_picks_in_the_
     table = pq.read_table(place / "teacher" / "data")
     table = table.filter(pc.and_(pc.equal(table["split"], "pool"), pc.is_null(table["error"]))).sort_by("sample_id")
     logits = np.array(table["logits"].to_pylist())
-    probs = mixture(logits, logits, 1.0, 1.0)
+    probs = probabilities({"logits": logits})
     rows = Rows(table["sample_id"].to_pylist(), probs, None, np.full(len(probs), -1))
     expected = pick_in_process("pcoreset", LocalShards.split(rows, 1), rows.take(np.arange(0)), 3, 0, 0)
     assert picks_of(place, 0) == list(expected.ids)
