@@ -13,7 +13,7 @@ from __future__ import annotations
 import io
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
@@ -26,7 +26,7 @@ from torch import nn
 from torchvision import transforms as T
 
 from raykd.algo.dho import DualHead
-from raykd.algo.heads import mixture
+from raykd.algo.heads import Mixture, probabilities
 from raykd.errors import UserError
 from raykd.images.reading import upright
 from raykd.store.place import Place
@@ -71,15 +71,14 @@ class Student:
         backbone: timm name.
         classes: Names, in the order of the logits.
         preprocess: What images go through first.
-        ce_weight, temperature: The mixture for inference.
+        mixture: Of the heads, for inference.
     """
 
     model: DualHead
     backbone: str
     classes: list[str]
     preprocess: Preprocess
-    ce_weight: float = 0.5
-    temperature: float = 1.0
+    mixture: Mixture = field(default_factory=Mixture)
 
     def save(self, folder: str | os.PathLike[str] | Place) -> None:
         """Write ``model.safetensors`` and ``student.json``."""
@@ -94,7 +93,7 @@ class Student:
             "backbone": self.backbone,
             "classes": self.classes,
             "preprocess": asdict(self.preprocess),
-            "mixture": {"ce_weight": self.ce_weight, "temperature": self.temperature},
+            "mixture": asdict(self.mixture),
         }
 
     @classmethod
@@ -107,7 +106,9 @@ class Student:
         model.load_state_dict(safetensors.torch.load((place / WEIGHTS).read_bytes()))
         saved = about["preprocess"]
         preprocess = Preprocess(saved["image_size"], tuple(saved["mean"]), tuple(saved["std"]), saved["interpolation"])
-        return cls(model.eval().to(device), about["backbone"], about["classes"], preprocess, **about["mixture"])
+        return cls(
+            model.eval().to(device), about["backbone"], about["classes"], preprocess, Mixture(**about["mixture"])
+        )
 
     @torch.inference_mode()
     def predict(self, images: Sequence[Image.Image]) -> np.ndarray:
@@ -116,7 +117,8 @@ class Student:
         clean = self.preprocess.clean()
         pixels = torch.stack([torch.from_numpy(np.array(clean(upright(image).convert("RGB")))) for image in images])
         out = self.model(self.preprocess.normalise(pixels.to(device)))
-        return mixture(out.ce_logits_NC.cpu().numpy(), out.kd_logits_NC.cpu().numpy(), self.ce_weight, self.temperature)
+        logits = {"ce_logits": out.ce_logits_NC.cpu().numpy(), "kd_logits": out.kd_logits_NC.cpu().numpy()}
+        return probabilities(logits, self.mixture)
 
 
 def make_backbone(name: str, pretrained: bool = False) -> tuple[nn.Module, int]:

@@ -16,6 +16,7 @@ import pyarrow.compute as pc
 import pyarrow.dataset as pads
 import pyarrow.parquet as pq
 
+from raykd.algo.heads import Mixture, probabilities
 from raykd.algo.selection.rows import Rows
 from raykd.errors import UserError
 from raykd.store.place import Place
@@ -219,11 +220,8 @@ def _rows(source: PoolSource, batch: pa.RecordBatch, excluded: frozenset[str]) -
 def _probabilities(source: PoolSource, found: list[np.ndarray]) -> np.ndarray:
     if source.probs_from == "probs":
         return found[0]
-    from raykd.algo.heads import mixture, softmax  # here, as it loads torch, which plain probabilities don't need
-
-    if source.probs_from == "logits":
-        return softmax(found[0])
-    return mixture(found[0], found[1], source.ce_weight, source.temperature)
+    logits = dict(zip(source.columns_of("probs"), found, strict=True))
+    return probabilities(logits, Mixture(source.ce_weight, source.temperature))
 
 
 def ids_of(column: pa.Array) -> np.ndarray:

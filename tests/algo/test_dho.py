@@ -1,8 +1,7 @@
-"""The loss and the mixture of DHO against plain loops, and which head learns from what."""
+"""The loss of DHO against plain loops, and which head learns from what."""
 
 import math
 
-import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -10,7 +9,6 @@ from hypothesis import strategies as st
 from torch import nn
 
 from raykd.algo.dho import DualHead, Outputs, dho_loss, softened_kl
-from raykd.algo.heads import mixture, softmax
 
 
 def loop_softmax(row):
@@ -176,56 +174,3 @@ def test_model_has_two_heads_with_bias_on_one_feature():
     torch.testing.assert_close(out.ce_logits_NC, images @ model.ce_head.weight.T + model.ce_head.bias)
     torch.testing.assert_close(out.kd_logits_NC, images @ model.kd_head.weight.T + model.kd_head.bias)
     assert not torch.equal(model.ce_head.weight, model.kd_head.weight)
-
-
-# ---------------------------------------------------------------- mixture
-
-
-@settings(max_examples=40, deadline=None)
-@given(st.integers(1, 6), st.integers(2, 7), st.floats(0, 1), st.floats(0.2, 6), st.integers(0, 2**20))
-def test_mixture_equals_a_plain_loop_and_rows_sum_to_one(rows, num_classes, weight, temperature, seed):
-    rng = np.random.default_rng(seed)
-    ce, kd = rng.normal(0, 4, (2, rows, num_classes)).astype(np.float32)
-    got = mixture(ce, kd, weight, temperature)
-    assert got.dtype == np.float32
-    assert got.min() >= 0
-    np.testing.assert_allclose(got.sum(axis=1), 1, atol=1e-6)
-    for n in range(rows):
-        a, b = loop_softmax(ce[n].tolist()), loop_softmax([x / temperature for x in kd[n].tolist()])
-        want = [weight * x + (1 - weight) * y for x, y in zip(a, b, strict=True)]
-        np.testing.assert_allclose(got[n], want, rtol=1e-6, atol=1e-9)
-
-
-def test_temperature_divides_the_kd_logits_alone():
-    rng = np.random.default_rng(0)
-    ce, kd = rng.normal(0, 2, (2, 3, 4))
-    np.testing.assert_array_equal(mixture(ce, kd, 1.0, 0.5), mixture(ce, kd * 9, 1.0, 4.0))  # CE head only
-    np.testing.assert_array_equal(mixture(ce, kd, 0.5, 2.0), mixture(ce, kd / 2, 0.5, 1.0))
-    sharp, flat = mixture(ce, kd, 0.0, 0.5).max(axis=1), mixture(ce, kd, 0.0, 4.0).max(axis=1)
-    assert (sharp > flat).all()
-
-
-@settings(max_examples=15, deadline=None)
-@given(st.integers(2, 40), st.integers(2, 130), st.randoms(use_true_random=False))
-def test_bits_of_a_rows_mixture_do_not_depend_on_its_neighbours(rows, num_classes, random):
-    rng = np.random.default_rng(random.randrange(2**32))
-    ce, kd = rng.normal(0, 8, (2, rows, num_classes)).astype(np.float32)
-    whole = mixture(ce, kd, 0.35, 1.25)
-    order = rng.permutation(rows)
-    cut = random.randrange(rows + 1)
-    parts = [mixture(ce[order[part]], kd[order[part]], 0.35, 1.25) for part in (slice(cut), slice(cut, None))]
-    np.testing.assert_array_equal(np.concatenate(parts), whole[order])
-    np.testing.assert_array_equal(mixture(ce[-1:], kd[-1:], 0.35, 1.25), whole[-1:])
-    transposed = mixture(np.asfortranarray(ce), np.asfortranarray(kd), 0.35, 1.25)
-    np.testing.assert_array_equal(transposed, whole)
-
-
-def test_mixture_survives_huge_logits_and_no_rows():
-    np.testing.assert_array_equal(mixture(np.array([[1e4, -1e4]]), np.array([[-1e4, 1e4]]), 0.25, 1.0), [[0.25, 0.75]])
-    assert mixture(np.empty((0, 5)), np.empty((0, 5)), 0.5, 1.0).shape == (0, 5)
-
-
-def test_softmax_of_half_precision_logits_is_computed_in_double():
-    logits = np.array([[1.0, 2.5, -3.0]], np.float16)
-    assert softmax(logits).dtype == np.float64
-    np.testing.assert_allclose(softmax(logits)[0], loop_softmax([1.0, 2.5, -3.0]), rtol=1e-12)

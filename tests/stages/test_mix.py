@@ -7,7 +7,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from raykd.algo.heads import CE_WEIGHTS, TEMPERATURES, mixture
+from raykd.algo.heads import CE_WEIGHTS, TEMPERATURES, Mixture, probabilities
 from raykd.config import load
 from raykd.store.tables import MANIFEST, vectors
 
@@ -38,7 +38,8 @@ def campaign(settings):
 def brute_force(ce, kd, labels) -> dict[tuple[float, float], int]:
     """How many images each point of the papers' grid gets right."""
     points = [(w, t) for w in CE_WEIGHTS for t in TEMPERATURES]
-    return {point: int((mixture(ce, kd, *point).argmax(axis=1) == labels).sum()) for point in points}
+    logits = {"ce_logits": ce, "kd_logits": kd}
+    return {p: int((probabilities(logits, Mixture(*p)).argmax(axis=1) == labels).sum()) for p in points}
 
 
 def test_the_search_finds_the_best_point_of_a_plain_loop_over_the_grid(ray_cluster, campaign, logits):

@@ -10,7 +10,7 @@ from PIL import Image
 from torchvision import transforms as T
 
 from raykd.algo.dho import DualHead
-from raykd.algo.heads import mixture
+from raykd.algo.heads import Mixture, probabilities
 from raykd.models.student import (
     ABOUT,
     WEIGHTS,
@@ -27,13 +27,13 @@ CLASSES = ["cat", "dog", "é"]
 BACKBONES = ["test_resnet", "mobilenetv3_small_050", "test_vit", "test_efficientnet"]
 
 
-def make_student(backbone="test_resnet", size=32, **mixture):
+def make_student(backbone="test_resnet", size=32, mixture=Mixture()):
     torch.manual_seed(0)
     module, width = make_backbone(backbone)
     model = DualHead(module, width, len(CLASSES))
     with torch.no_grad():  # running statistics that a fresh model does not have
         model.train()(torch.randn(8, 3, size, size))
-    return Student(model.eval(), backbone, CLASSES, preprocess_of(module, size, "bicubic"), **mixture)
+    return Student(model.eval(), backbone, CLASSES, preprocess_of(module, size, "bicubic"), mixture)
 
 
 def pictures(num=4):
@@ -43,7 +43,7 @@ def pictures(num=4):
 
 @pytest.fixture(scope="module")
 def student():
-    return make_student(ce_weight=0.3, temperature=0.75)
+    return make_student(mixture=Mixture(0.3, 0.75))
 
 
 # ---------------------------------------------------------------- saved and loaded
@@ -56,7 +56,7 @@ def test_a_loaded_student_predicts_the_same_bits(student, kind, tmp_path, reques
     loaded = Student.load(place)
     np.testing.assert_array_equal(loaded.predict(pictures()), student.predict(pictures()))
     assert (loaded.backbone, loaded.classes, loaded.preprocess) == ("test_resnet", CLASSES, student.preprocess)
-    assert (loaded.ce_weight, loaded.temperature) == (0.3, 0.75)
+    assert loaded.mixture == Mixture(0.3, 0.75)
     assert not loaded.model.training
     loaded.save(tmp_path / "again")
     assert (tmp_path / "again" / WEIGHTS).read_bytes() == safetensors.torch.save(
@@ -81,7 +81,8 @@ def test_predictions_are_the_mixture_of_the_heads_on_the_clean_crop(student):
     normal = T.Normalize(student.preprocess.mean, student.preprocess.std)
     with torch.inference_mode():
         out = student.model(torch.stack([normal(crop(image)) for image in images]))
-    want = mixture(out.ce_logits_NC.numpy(), out.kd_logits_NC.numpy(), 0.3, 0.75)
+    logits = {"ce_logits": out.ce_logits_NC.numpy(), "kd_logits": out.kd_logits_NC.numpy()}
+    want = probabilities(logits, Mixture(0.3, 0.75))
     got = student.predict(images)
     assert got.shape == (4, 3)
     assert got.dtype == np.float32
