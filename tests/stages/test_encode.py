@@ -271,7 +271,9 @@ def test_images_that_are_away_stop_it_with_the_other_parts_kept_so_that_they_can
     campaign = fresh("max_bad_share=0.05")
     pool = list_pool(campaign)
     back = move_away(campaign, pool, "test", 3)
-    with pytest.raises(UserError, match=r"encode: 3 of \d+ test images cannot be read now, more than max_bad_share=0\.05"):
+    with pytest.raises(
+        UserError, match=r"encode: 3 of \d+ test images cannot be read now, more than max_bad_share=0\.05"
+    ):
         encode(campaign, pool)
     kept = len(list((Path(campaign.place.path) / "encode").iterdir()))
     assert 4 <= kept <= 6
@@ -305,7 +307,9 @@ def test_too_many_broken_images_stop_it_and_bearing_more_reads_nothing_again(ray
     assert read_images == []
 
 
-def test_the_weights_are_fetched_once_into_the_campaigns_folder_by_their_content(ray_cluster, fresh, tmp_path, finished):
+def test_the_weights_are_fetched_once_into_the_campaigns_folder_by_their_content(
+    ray_cluster, fresh, tmp_path, finished
+):
     (model,) = (finished.place / "teacher_model").iterdir()
     assert {file.name for file in model.iterdir()} == {
         "open_clip_config.json", "open_clip_model.safetensors", "_DONE.json",

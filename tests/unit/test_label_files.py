@@ -11,13 +11,11 @@ from datetime import datetime
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from raykd.labels import ledger as ledger_module
 from raykd.labels.ledger import (
     KEY,
     OUTCOMES,

@@ -1,32 +1,19 @@
-import contextlib
-import csv
-import io
-import json
 import os
-import pickle
 import re
 import tempfile
-import time
-from datetime import datetime
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.fs as pafs
-import pyarrow.parquet as pq
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from raykd.labels import ledger as ledger_module
 from raykd.labels.ledger import (
-    KEY,
     OUTCOMES,
-    ImportSummary,
     LabelFileError,
     Ledger,
     collect,
     read_answers,
-    write_tasks,
 )
 from raykd.store.place import Place
 from raykd.store.tables import LEDGER
