@@ -94,7 +94,9 @@ def check_share(campaign: Campaign, encoded: Encoded) -> None:
             f"{campaign.config.max_bad_share:g}; first {first['sample_id']!r}: {first['reason']}. All are listed in "
             f"{where}. Raise max_bad_share to go on without them, or mend them and start a new storage_path"
         )
-    campaign.say("encode", f"{bad.num_rows} of {encoded.rows} images cannot be read and are left out; listed in {where}")
+    campaign.say(
+        "encode", f"{bad.num_rows} of {encoded.rows} images cannot be read and are left out; listed in {where}"
+    )
 
 
 class Encoder:
@@ -107,6 +109,4 @@ class Encoder:
     def __call__(self, batch: dict[str, np.ndarray]) -> pa.Table:
         bad_N, errors = error_column(batch["error"])
         features = vectors(self.tower.features(batch["pixels"]), bad_N)
-        return pa.table(
-            {"sample_id": pa.array(batch["sample_id"], pa.string()), "error": errors, "features": features}
-        )
+        return pa.table({"sample_id": pa.array(batch["sample_id"], pa.string()), "error": errors, "features": features})

@@ -41,7 +41,9 @@ def predict(campaign: Campaign, number: int, pool: Pool, encoded: Encoded, train
         campaign.session.ensure()
         arguments = {"student": trained.place, "config": config}
         schema, batch_size = predicted(trained.columns), config.predict_batch_size
-        return Model(Predictor, arguments, schema, batch_size, config.predict_replicas, config.num_cpus, config.num_gpus)
+        return Model(
+            Predictor, arguments, schema, batch_size, config.predict_replicas, config.num_cpus, config.num_gpus
+        )
 
     def check(bad: pa.Table) -> None:
         check_splits(f"round {number} predict", rows, bad, campaign.config.max_bad_share)
