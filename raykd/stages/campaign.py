@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import math
 import os
 import platform
 import subprocess
@@ -15,14 +14,13 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import ray
-
 import raykd
 from raykd.algo.prompts import templates
 from raykd.config import Config
 from raykd.errors import UserError
 from raykd.stages.progress import Progress
-from raykd.stages.session import ray_session
+from raykd.stages.resources import check_resources
+from raykd.stages.session import Session
 from raykd.store.lock import only_job
 from raykd.store.place import Place
 from raykd.store.stage_folder import MARKER, Stage, differences
@@ -91,9 +89,11 @@ def open_campaign(config: Config) -> Iterator[Campaign]:
     place = Place.of(config.storage_path)
     with only_job(place) as still_ours:
         begin(place, config)
-        with ray_session(config.local_cpus, config.stall_s):
-            campaign = Campaign(config, place, Progress(config.progress), still_ours)
-            check_resources(config, campaign.progress)
+        progress = Progress(config.progress)
+        with Session(config.local_cpus, config.stall_s, progress) as session:
+            campaign = Campaign(config, place, progress, still_ours)
+            check_resources(config, session, campaign.say)
+            session.ensure()
             if (place / "pool" / MARKER).exists():
                 done = sum((campaign.round_place(round) / "evaluate" / MARKER).exists() for round in campaign.rounds)
                 campaign.say("campaign", f"goes on in {place}: {done} of {config.rounds} rounds are done")
@@ -175,56 +175,3 @@ def check_names(config: Config) -> None:
         raise UserError(f"student.pretrained: no file {config.student.pretrained!r}")
     if config.labels.given and not Place.of(config.labels.given).exists():
         raise UserError(f"labels.given: no file {config.labels.given!r}")
-
-
-def check_resources(config: Config, progress: Progress) -> None:
-    """Whether each stage fits: what does not would wait for ever, and without a word.
-
-    On a Ray of this machine that is an error. A cluster may grow, so there it is a line.
-
-    Raises:
-        ValueError: A stage asks for more than a Ray of this machine has.
-    """
-    teacher, student, selection = config.teacher, config.student, config.selection
-    asked = {  # (actors, CPUs and GPUs of each, CPUs beside them: Ray Data's own tasks want one)
-        "teacher": (least(teacher.replicas), teacher.num_cpus, teacher.num_gpus, 1),
-        "train": (student.num_workers, student.num_cpus, student.num_gpus, 0),
-        "predict": (least(student.predict_replicas), student.num_cpus, student.num_gpus, 1),
-        "selection": (selection.shards, selection.num_cpus, selection.num_gpus, 0),
-    }
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    have_cpus, have_gpus = (sum(node.get(kind, 0.0) for node in nodes) for kind in ("CPU", "GPU"))
-    if os.environ.get("RAY_ADDRESS"):
-        wanting = [
-            f"{stage} asks for {count} x ({cpus:g} CPUs, {gpus:g} GPUs)"
-            for stage, (count, cpus, gpus, beside) in asked.items()
-            if room(nodes, cpus, gpus) < count or have_cpus < count * cpus + beside
-        ]
-        if wanting:
-            progress.say(
-                "cluster",
-                f"has {have_cpus:g} CPUs and {have_gpus:g} GPUs now, too few: {', '.join(wanting)}; they wait until "
-                "nodes join (an autoscaler may bring them), or ask for less",
-            )
-        return
-    for stage, (count, cpus, gpus, beside) in asked.items():
-        if count * gpus > have_gpus:
-            raise UserError(f"{stage} asks for {count * gpus:g} GPUs, this machine has {have_gpus:g}; set its num_gpus")
-        if count * cpus + beside > have_cpus:
-            raise UserError(
-                f"{stage} asks for {count * cpus + beside:g} CPUs, the local Ray has {have_cpus:g}; raise local_cpus "
-                "(logical CPUs, may exceed the cores) or lower its num_cpus, replicas, workers or shards"
-            )
-
-
-def least(replicas: int | tuple[int, int]) -> int:
-    return replicas if isinstance(replicas, int) else replicas[0]
-
-
-def room(nodes: list[dict[str, float]], cpus: float, gpus: float) -> int:
-    """How many actors that each ask for so much fit on the nodes: one has all it asks for on one node."""
-    total = 0
-    for node in nodes:
-        parts = [node.get(kind, 0.0) / ask for kind, ask in (("CPU", cpus), ("GPU", gpus)) if ask]
-        total += math.floor(min(parts) + 1e-6)  # Ray counts in ten-thousandths
-    return total
