@@ -17,8 +17,8 @@ from collections.abc import Sequence
 
 from raykd.algo.selection.near_duplicates import Cap
 from raykd.algo.selection.strategies import names
+from raykd.stages.pick_tables import Request, check_request, pick_from_tables, picks_table
 from raykd.stages.session import ray_session, user_errors
-from raykd.stages.shard_actors import Request, check_request, pick_from_tables, picks_table
 from raykd.store.place import Place
 
 
@@ -66,14 +66,14 @@ def main(argv: Sequence[str] | None = None) -> None:
             precision=args.precision,
             memory_gib=args.memory_gib,
         )
-        _, labeled = check_request(request)
+        checked = check_request(request)
         with ray_session():
             started = time.perf_counter()
-            picks = pick_from_tables(request, args.shards, num_gpus=args.num_gpus)
+            picks = pick_from_tables(checked, args.shards, num_gpus=args.num_gpus)
             seconds = time.perf_counter() - started
         out.write_table(picks_table(picks))
 
-    num_rows = Place.of(args.pool).parquet().count_rows()
+    num_rows, labeled = Place.of(args.pool).parquet().count_rows(), checked.labeled
     work = f" (rounds: {picks.rounds}, rows refreshed: {picks.refreshed:,})" if picks.rounds else ""
     print(f"{args.strategy}: {len(picks.ids):,} of {num_rows:,} rows, {len(labeled):,} labeled, {seconds:.1f} s{work}")
     print(f"distance {picks.distances[0]:.4g} (first) to {picks.distances[-1]:.4g} (last); {out}")

@@ -11,13 +11,14 @@ import pyarrow.compute as pc
 import pyarrow.dataset as pads
 
 from raykd.algo.keyed import hash_ids, uniform
-from raykd.algo.selection.kcenter import Picks, coverage_radius
+from raykd.algo.selection.kcenter import Picked, coverage_radius
 from raykd.algo.selection.strategies import needed
 from raykd.algo.selection.strategies import pick as pick_from
 from raykd.errors import UserError
 from raykd.stages.campaign import Campaign, Round
+from raykd.stages.pick_tables import picks_table
 from raykd.stages.pool import read_classes, read_manifest
-from raykd.stages.shard_actors import RayShards, open_shards, picks_table
+from raykd.stages.shard_actors import RayShards, open_shards
 from raykd.stages.shard_rows import PoolSource
 from raykd.stages.teacher import readable
 from raykd.store.stage_folder import Stage, fingerprint
@@ -67,13 +68,13 @@ def acquisition_mixture(campaign: Campaign, done: Round) -> list[float]:
     return [done.student.facts[k] for k in ("ce_weight", "temperature")] if fixed == "round" else list(fixed)
 
 
-def by_strategy(campaign: Campaign, round: int, pool: Stage, teacher: Stage, before: Round | None) -> Picks:
+def by_strategy(campaign: Campaign, round: int, pool: Stage, teacher: Stage, before: Round | None) -> Picked:
     """Picks of the configured strategy, in the student's space, or in the teacher's when there is no student yet."""
     config = campaign.config.selection
     budget = config.budget or len(read_classes(pool))
     needs = needed(config.strategy, config.cap)
     if before is None:
-        source = PoolSource(uri=(teacher.place / "data").uri, needs=needs, probs_from="logits")
+        source = PoolSource(uris=((teacher.place / "data").uri,), needs=needs, probs_from=("logits",))
         labels: dict[str, int] = {}
     else:
         source, labels = student_space(campaign, before, needs, acquisition_mixture(campaign, before))
@@ -103,9 +104,9 @@ def student_space(
     labels = dict(zip(given["sample_id"].to_pylist(), given["label"].to_pylist(), strict=True))
     ce_weight, temperature = mixture
     source = PoolSource(
-        uri=data.uri,
+        uris=(data.uri,),
         needs=needs,
-        probs_from="heads",
+        probs_from=("ce_logits", "kd_logits"),
         ce_weight=ce_weight,
         temperature=temperature,
         labeled=tuple(labels),
