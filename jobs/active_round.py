@@ -7,14 +7,16 @@
 Run it again to go on: what is done is skipped. With labels from people it ends where they are needed.
 """
 
-from raykd.cli import campaign_config
-from raykd.stages import evaluate, label, mix, pool, predict, report, select, teacher, train
-from raykd.stages.campaign import Round, open_campaign
-from raykd.stages.session import user_errors
+from raykd import cli
+from raykd.config import Config
 
 
-def main(arguments: list[str] | None = None) -> None:
-    with user_errors(), open_campaign(campaign_config(arguments, __doc__)) as campaign:
+def run(config: Config) -> None:
+    """A whole campaign, from wherever it stands."""
+    from raykd.stages import evaluate, label, mix, pool, predict, report, select, teacher, train
+    from raykd.stages.campaign import Round, open_campaign
+
+    with open_campaign(config) as campaign:
         images = pool.build(campaign)
         scores = teacher.score(campaign, images)
         before = None
@@ -31,6 +33,8 @@ def main(arguments: list[str] | None = None) -> None:
         report.write(campaign, images, scores)
         report.summary(campaign)
 
+
+main = cli.campaign_job(run, __doc__)
 
 if __name__ == "__main__":
     main()
