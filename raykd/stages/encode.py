@@ -42,7 +42,6 @@ def encode(campaign: Campaign, pool: Pool) -> Encoded:
     )  # fmt: skip
 
     def description() -> Model:
-        campaign.session.ensure()
         arguments = {"folder": model.place, "config": config}
         gpus = config.num_gpus
         return Model(Encoder, arguments, ENCODED, config.batch_size, config.replicas, config.num_cpus, gpus)
@@ -53,7 +52,9 @@ def encode(campaign: Campaign, pool: Pool) -> Encoded:
     preprocess = ClipPreprocess(read_preprocess(model.place))
     fetch = Fetch(preprocess, preprocess.size)
     here = campaign.session.is_local and config.replicas == 1
-    with campaign.progress.stage("encode", num_missing(parts), "images") as ticker:
+    if missing := num_missing(parts):
+        campaign.session.ensure()
+    with campaign.progress.stage("encode", missing, "images", here=here) as ticker:
         done = map_parts(parts, fetch, description, ticker, here=here, check=check)
     encoded = Encoded(tuple(done), model.fingerprint, model.place)
     check_share(campaign, encoded)
