@@ -25,7 +25,8 @@ from raykd.algo.selection.rows import Rows
 from raykd.algo.selection.shard import Candidates, Order, Proposal, Shard, Shards, Update, lowest_positions
 from raykd.algo.selection.small_pools import farthest_first_in_float32
 
-SMALL_PRODUCTS = 2**28  # a running minimum of so many products is over before shards have answered
+SMALL_PRODUCTS = 2**28  # a running minimum of so many products is over before shards have answered,
+SMALL_BUDGET = 150  # if it is of no more picks than this
 CANDIDATES_PER_PICK = 4  # asked for at first
 MOST_VALUES = 2**26  # in all candidates' vectors: 256 MiB
 FEWEST_CANDIDATES = 1000  # always asked for
@@ -133,7 +134,7 @@ class _Driver:
 
     def pick(self, budget: int) -> Picked:
         num_values = sum(self.shards.map(Shard.__len__)) * self.width
-        is_small = num_values * (len(self.base_KW) + budget) <= SMALL_PRODUCTS
+        is_small = budget <= SMALL_BUDGET and num_values * (len(self.base_KW) + budget) <= SMALL_PRODUCTS
         if is_small and isinstance(self.priority, Farthest) and isinstance(self.space, Euclidean):
             self._pick_gathered(budget)
         self._pick_by_rounds(budget)
