@@ -1,18 +1,19 @@
-"""One validated configuration for a campaign: YAML in, dotted overrides on the command line, presets in code.
+"""One validated configuration for a campaign: YAML in, dotted overrides on top.
 
-``python -m raykd.config`` prints every field with its default and meaning. A field marked *free* may change between
-runs of one campaign (resources, how progress is shown, how many rounds); any other change is refused, by name.
+``python -m raykd.config`` prints every field with its default, its meaning and until when it may change: a field is
+free until a stage that depends on it is complete. Resources, and how progress is shown, are free at any time; what
+decides which images there are is fixed once the pool is listed.
 """
 
 from __future__ import annotations
 
-import argparse
-import difflib
+import copy
 import os
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from importlib.metadata import entry_points
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, get_args
 
 import yaml
 from pydantic import (
@@ -26,12 +27,35 @@ from pydantic import (
     model_validator,
 )
 from pydantic.config import JsonDict
+from pydantic.fields import FieldInfo
 
-from raykd.algo.selection.near_duplicates import Cap
-from raykd.algo.selection.strategies import STRATEGIES, known_strategy
-from raykd.errors import UserError
+from raykd.errors import UserError, did_you_mean
 
-FREE: JsonDict = {"free": True}
+if TYPE_CHECKING:
+    from raykd.algo.selection.near_duplicates import Cap
+
+STRATEGY_NAMES = ("badge", "class_balanced", "coreset", "entropy", "farthest", "margin", "pcoreset", "random")
+# raykd's own, here again: the module that has them takes half a second to import, and a mistake should be told before
+
+COMPLETE = {  # what is complete when a stage is
+    "pool": "the pool is listed",
+    "encode": "the images are encoded",
+    "teacher": "a round's teacher is complete",
+    "select": "a round's picks are complete",
+    "label": "a round's labels are complete",
+    "train": "a round's training is complete",
+    "predict": "a round's predictions are complete",
+    "mix": "a round's mixture is complete",
+}
+
+
+def until(*stages: str, fixed: bool = False) -> JsonDict:
+    """What depends on a field: these stages, in the order they run. ``fixed``: the same value in all rounds."""
+    return {"stages": list(stages), "fixed": fixed}
+
+
+FREE: JsonDict = until()
+FIXED: JsonDict = until("pool", fixed=True)
 Share = Annotated[float, Field(ge=0, le=1)]
 Area = Annotated[float, Field(gt=0, le=1)]
 Count = Annotated[int, Field(ge=1)]
@@ -49,12 +73,21 @@ def _part_or_whole(number: float) -> float:
     return number
 
 
+def _known_strategy(name: str) -> str:
+    known = {*STRATEGY_NAMES, *(point.name for point in entry_points(group="raykd.strategies"))}
+    if name not in known:
+        raise UserError(f"unknown strategy {name!r}; {did_you_mean(name, known)}")
+    return name
+
+
+StrategyName = Annotated[str, AfterValidator(_known_strategy)]
 Gpus = Annotated[float, Field(ge=0), AfterValidator(_part_or_whole)]
 Replicas = Count | Annotated[tuple[Count, Count], AfterValidator(_rising)]
 
 
 class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, str_min_length=1)
+    depends: ClassVar[JsonDict] = FIXED  # what depends on a field of the section that does not say it itself
 
     @field_validator("*", mode="before")
     @classmethod
@@ -102,13 +135,17 @@ class Source(Section):
 class Teacher(Section):
     """The vision-language model that scores every image once."""
 
+    depends: ClassVar[JsonDict] = until("encode")
+
     model: str = Field(
         description="open_clip name (ViT-B-32), local-dir:<folder> or hf-hub:<org/repo>; {raykd} is raykd's own folder"
     )
     pretrained: str | None = Field(None, description="open_clip tag (openai, ...) or a local checkpoint file")
     model_config_file: str | None = Field(None, description="An open_clip model config (JSON) that defines `model`")
     templates: str | list[str] = Field(
-        "simple", description="Name of a template set (raykd/algo/prompts.py) or templates with {} for the class"
+        "simple",
+        description="Name of a template set (raykd/algo/prompts.py) or templates with {} for the class",
+        json_schema_extra=until("teacher"),
     )
     batch_size: Count = Field(64, description="Images in one forward pass")
     precision: Literal["fp32", "fp16", "bf16"] = Field("fp32", description="Number format of the image tower")
@@ -129,10 +166,17 @@ class Teacher(Section):
 
 
 class Student(Section):
-    """The compact dual-head model and its training (DHO)."""
+    """The compact model and its training (DHO)."""
+
+    depends: ClassVar[JsonDict] = until("train")
 
     backbone: str = Field(description="timm model name")
     pretrained: bool | str = Field(True, description="true: timm's weights; a path: that file; false: random weights")
+    heads: Literal["dual", "ce", "kd", "ce+kd"] = Field(
+        "dual",
+        description="dual: one head learns from labels, one from the teacher; baselines with one head: ce (labels), kd "
+        "(teacher), ce+kd (both)",
+    )
     image_size: Count = Field(224, description="Side of the square the student sees, pixels")
     batch_labeled: Count = Field(64, description="Labeled images a step, all workers together")
     batch_unlabeled: Count = Field(64, description="Unlabeled images a step, all workers together")
@@ -153,9 +197,11 @@ class Student(Section):
     )
     flip: bool = Field(True, description="Random horizontal flips")
     interpolation: Literal["bilinear", "bicubic"] = Field("bilinear", description="Of all resizing")
-    predict_batch_size: Count = Field(256, description="Images in one forward pass when predicting")
+    predict_batch_size: Count = Field(
+        256, description="Images in one forward pass when predicting", json_schema_extra=until("predict")
+    )
     checkpoints: Count = Field(4, description="Checkpoints during a training (a killed one goes on from the last)")
-    num_workers: Count = Field(1, description="Ray Train workers; BatchNorm sees each one's share, so it is not free")
+    num_workers: Count = Field(1, description="Ray Train workers; BatchNorm sees the share of each")
     loader_processes: int = Field(0, ge=0, description="DataLoader processes per worker", json_schema_extra=FREE)
     predict_replicas: Replicas = Field(1, description="Actors of the predict stage", json_schema_extra=FREE)
     num_cpus: float = Field(1, gt=0, description="CPUs of each worker and each predict replica", json_schema_extra=FREE)
@@ -176,6 +222,8 @@ class Student(Section):
 class Mixture(Section):
     """How the two heads are mixed at inference."""
 
+    depends: ClassVar[JsonDict] = until("mix")
+
     ce_weight: Share = Field(0.5, description="Share of the CE head (alpha in DHO, 1 - alpha in PCoreSet)")
     temperature: float = Field(1.0, gt=0, description="Divides the KD logits (beta in both papers)")
     search: bool = Field(True, description="Search both each round on the validation split, when there is one")
@@ -184,7 +232,11 @@ class Mixture(Section):
 class Selection(Section):
     """What to label next."""
 
-    strategy: str = Field("pcoreset", description=f"One of: {', '.join(sorted(STRATEGIES))}; or an installed plug-in")
+    depends: ClassVar[JsonDict] = until("select")
+
+    strategy: StrategyName = Field(
+        "pcoreset", description=f"One of: {', '.join(STRATEGY_NAMES)}; or an installed plug-in"
+    )
     budget: Count | None = Field(None, description="Picks a round; null: as many as there are classes")
     mixture: Literal["round"] | tuple[Share, Annotated[float, Field(gt=0)]] = Field(
         "round", description="Probabilities to select in: the round's own mixture, or fixed [ce_weight, temperature]"
@@ -202,12 +254,6 @@ class Selection(Section):
     num_cpus: float = Field(0.5, gt=0, description="CPUs of each shard", json_schema_extra=FREE)
     num_gpus: Gpus = Field(0, description="GPUs of each shard, a part of one allowed", json_schema_extra=FREE)
 
-    @field_validator("strategy")
-    @classmethod
-    def _known(cls, name: str) -> str:
-        known_strategy(name)
-        return name
-
     @model_validator(mode="after")
     def _cosine_has_a_limit(self) -> Selection:
         if self.duplicate_cosine is not None and self.max_duplicates is None:
@@ -217,6 +263,8 @@ class Selection(Section):
     @property
     def cap(self) -> Cap | None:
         """``max_duplicates`` and what belongs to it, as selection takes it."""
+        from raykd.algo.selection.near_duplicates import Cap
+
         if self.max_duplicates is None:
             return None
         return Cap(limit=self.max_duplicates, cosine=self.duplicate_cosine, column=self.duplicate_column)
@@ -225,13 +273,25 @@ class Selection(Section):
 class Labels(Section):
     """Where labels come from."""
 
+    depends: ClassVar[JsonDict] = until("label")
+
     oracle: Literal["simulated", "people"] = Field(
         "people", description="simulated: the manifest's labels; people: files in the answers folder"
     )
     start: Literal["one_per_class", "given", "none"] = Field(
-        "none", description="First labels: one of each class (simulated only), those in `given`, or none (cold start)"
+        "none",
+        description="First labels: one of each class (simulated only), those in `given`, or none (cold start)",
+        json_schema_extra=until("select"),
     )
-    given: str | None = Field(None, description="start: given: CSV, JSONL or Parquet with sample_id and label")
+    given: str | None = Field(
+        None,
+        description="start: given: a CSV, JSONL or Parquet file with sample_id and label; or the folder of another "
+        "campaign, or of its ledger, whose labels are carried over",
+        json_schema_extra=until("select"),
+    )
+    renamed: dict[str, str] = Field(
+        {}, description="Old class names and what they are called now; two that are called the same become one"
+    )
     answers: str | None = Field(
         None, description="Folder of people's label files; null: answers/ in storage_path", json_schema_extra=FREE
     )
@@ -244,7 +304,7 @@ class Labels(Section):
         if self.start == "one_per_class" and self.oracle != "simulated":
             raise UserError("start: one_per_class needs oracle: simulated; with people, use start: none or given")
         if (self.start == "given") != (self.given is not None):
-            raise UserError("labels.given is the file for start: given, which needs it")
+            raise UserError("labels.given is the file or folder for start: given, which needs it")
         return self
 
 
@@ -254,10 +314,23 @@ class Config(Section):
     storage_path: str = Field(
         description="The campaign's folder: local, shared disk, s3:// or gs://", json_schema_extra=FREE
     )
-    seed: int = Field(0, ge=0, description="Of every random draw")
+    cache_path: str | None = Field(
+        None,
+        description="Folder where campaigns on one pool find each other's encoded images; null: inside storage_path",
+        json_schema_extra=FREE,
+    )
+    seed: int = Field(
+        0,
+        ge=0,
+        description="Of an experiment's repetition: picks, training",
+        json_schema_extra=until("select", "train", fixed=True),
+    )
+    split_seed: int = Field(0, ge=0, description="Of the draws of test_share, val_share and limit")
     rounds: Count = Field(5, description="Trainings; a label round before each", json_schema_extra=FREE)
     classes: list[str] | str | None = Field(
-        None, description="Class names, a text file with one a line, or null: the names of the class folders"
+        None,
+        description="Class names, a text file with one a line, or null: the names of the class folders",
+        json_schema_extra=until("teacher"),
     )
     pool: Source
     test: Source | None = Field(None, description="Labeled images to measure on, when not split off the pool")
@@ -293,47 +366,114 @@ class Config(Section):
             )
         return self
 
+    @model_validator(mode="after")
+    def _renamed_are_not_classes(self) -> Config:
+        if isinstance(self.classes, list):
+            check_renamed(self.labels.renamed, self.classes)
+        return self
+
+    def part(self, stage: str) -> dict[str, Any]:
+        """The values that a stage depends on, as plain data; sections as they stand, without their other fields."""
+        assert stage in COMPLETE, stage
+        return _chosen(self, lambda depends: stage in depends["stages"])
+
+    def fixed(self) -> dict[str, Any]:
+        """The values that are the same in all rounds of a campaign: which images there are, and the seed."""
+        return _chosen(self, lambda depends: depends["fixed"])
+
     def identity(self) -> dict[str, Any]:
-        """The fields that may not change during a campaign: all but the free ones."""
-        return _identity(self)
+        """The values of all fields but the free ones."""
+        return _chosen(self, lambda depends: bool(depends["stages"]))
 
 
-def _identity(section: BaseModel) -> dict[str, Any]:
-    kept = {}
+def _chosen(section: Section, wanted: Callable[[Any], bool]) -> dict[str, Any]:
+    """The fields of a section, and of those below it, of which that is true what depends on them."""
+    values, chosen = section.model_dump(mode="json"), {}
     for name, spec in type(section).model_fields.items():
-        extra = spec.json_schema_extra
-        if isinstance(extra, dict) and extra.get("free"):
-            continue
-        value = getattr(section, name)
-        kept[name] = _identity(value) if isinstance(value, BaseModel) else section.model_dump(mode="json")[name]
-    return kept
+        inner = getattr(section, name)
+        if isinstance(inner, Section) and not isinstance(inner, Source):  # a source changes as a whole
+            if below := _chosen(inner, wanted):
+                chosen[name] = below
+        elif wanted(depends_on(type(section), spec)):
+            chosen[name] = values[name]
+    return chosen
 
 
-# ---------------------------------------------------------------- YAML and the command line
+def depends_on(section: type[Section], spec: FieldInfo) -> JsonDict:
+    """What depends on a field: ``stages`` in the order they run, and whether it is ``fixed``."""
+    extra = spec.json_schema_extra
+    return extra if isinstance(extra, dict) else section.depends
 
 
-def load(values: dict[str, Any], overrides: Sequence[str] = ()) -> Config:
+def check_renamed(renamed: Mapping[str, str], classes: Sequence[str]) -> None:
+    """Whether ``labels.renamed`` leads from names that are no longer classes to such that are.
+
+    Raises:
+        UserError: It does not; names the entry.
+    """
+    for old, new in renamed.items():
+        if old in classes:
+            raise UserError(f"labels.renamed: {old!r} is still among the classes; leave it out there, or here")
+        if new not in classes:
+            raise UserError(f"labels.renamed: {old!r} is now {new!r}, no class; {did_you_mean(new, classes)}")
+
+
+# ---------------------------------------------------------------- YAML and overrides
+
+
+class _NoKeyTwice(yaml.SafeLoader):
+    """YAML, but a mapping with one key twice is an error: the first value would be lost without a word."""
+
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        node = super().compose_mapping_node(anchor)
+        lines: dict[tuple[str, str], int] = {}
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and key.tag != "tag:yaml.org,2002:merge":
+                line = key.start_mark.line + 1
+                if first := lines.get((key.tag, key.value)):
+                    raise UserError(f"{key.value!r} stands there twice, in lines {first} and {line}; give it once")
+                lines[key.tag, key.value] = line
+        return node
+
+
+def read_yaml(text: str, name: str) -> Any:
+    """What a YAML text holds.
+
+    Args:
+        text: The YAML.
+        name: What it is called in errors.
+
+    Raises:
+        UserError: It is not YAML, or a mapping has a key twice; with the line.
+    """
+    try:
+        return yaml.load(text, _NoKeyTwice)  # a SafeLoader
+    except UserError as error:
+        raise UserError(f"{name}: {error}") from None
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: a date such as 2026-13-40
+        raise UserError(f"{name} is not YAML: {' '.join(str(error).split())}") from None
+
+
+def load(values: Mapping[str, Any], overrides: Sequence[str] = ()) -> Config:
     """A checked config from plain values and ``key.sub=value`` overrides (values are read as YAML).
 
     Raises:
-        ValueError: One line for each thing that is wrong; an unknown key with the nearest known one.
+        UserError: One line for each thing that is wrong; an unknown key with the nearest known one.
     """
+    given = copy.deepcopy(dict(values))
     for override in overrides:
         key, mark, text = override.partition("=")
         if not mark:
             raise UserError(f"--set {override!r}: expected key.sub=value, such as selection.budget=100")
-        target = values
+        target = given
         *parents, last = key.split(".")
         for parent in parents:
             if not isinstance(target.get(parent), dict):
                 target[parent] = {}
             target = target[parent]
-        try:
-            target[last] = yaml.safe_load(text)
-        except yaml.YAMLError as error:
-            raise UserError(f"--set {override!r}: the value is not YAML: {' '.join(str(error).split())}") from None
+        target[last] = read_yaml(text, f"--set {override!r}: the value")
     try:
-        return Config.model_validate(values)
+        return Config.model_validate(given)
     except ValidationError as error:
         raise UserError("\n".join(_explain(problem) for problem in error.errors())) from None
 
@@ -342,26 +482,19 @@ def load_file(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> Co
     """A checked config from a YAML file.
 
     Raises:
-        ValueError: The file is missing, not YAML, not a mapping, or anything in it is wrong.
+        UserError: The file is missing, not YAML, not a mapping, or anything in it is wrong.
     """
+    name = os.fspath(path)
     try:
-        values = yaml.safe_load(Path(path).read_text("utf-8"))
+        text = Path(path).read_text("utf-8")
     except FileNotFoundError:
-        raise UserError(f"no config file {os.fspath(path)!r}; give a YAML file or --preset NAME") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"cannot read config file {os.fspath(path)!r}: {error}") from None
-    except yaml.YAMLError as error:
-        raise UserError(f"{os.fspath(path)} is not YAML: {error}") from None
+        raise UserError(f"no config file {name!r}; give a YAML file or --preset NAME") from None
+    except (OSError, ValueError) as error:
+        raise UserError(f"cannot read config file {name!r}: {error}; expected a YAML file in UTF-8") from None
+    values = read_yaml(text, name)
     if not isinstance(values, dict):
-        raise UserError(f"{os.fspath(path)} holds {type(values).__name__}; expected keys and values")
+        raise UserError(f"{name} holds {type(values).__name__}; expected keys and values")
     return load(values, overrides)
-
-
-def load_preset(name: str, overrides: Sequence[str] = ()) -> Config:
-    """A checked config from one of :data:`PRESETS`."""
-    if name not in PRESETS:
-        raise UserError(f"unknown preset {name!r}; known: {', '.join(sorted(PRESETS))}")
-    return load(PRESETS[name](), overrides)
 
 
 NO_KEY = re.compile(r"str|bool|.*[\[-].*")  # how pydantic names the options of a union: tuple[...], constrained-int
@@ -375,10 +508,7 @@ def _explain(problem: Any) -> str:
         given = problem["input"]
         shown = "" if problem["type"] == "missing" or isinstance(given, (dict, BaseModel)) else f" (given: {given!r})"
         return f"{where}: {message}{shown}"
-    known = fields_at(path[:-1])
-    near = difflib.get_close_matches(path[-1], known, n=1, cutoff=0.5)
-    hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(sorted(known))}"
-    return f"{where}: unknown key; {hint}"
+    return f"{where}: unknown key; {did_you_mean(path[-1], fields_at(path[:-1]))}"
 
 
 def fields_at(path: Sequence[str]) -> list[str]:
@@ -389,173 +519,30 @@ def fields_at(path: Sequence[str]) -> list[str]:
     return list(model.model_fields)
 
 
-def from_command_line(arguments: Sequence[str] | None = None) -> Config:
-    """``CONFIG.yaml`` or ``--preset NAME``, then any number of ``--set key.sub=value ...``."""
-    parser = argparse.ArgumentParser(description="Run an active-learning campaign, or go on with one.")
-    what = parser.add_mutually_exclusive_group(required=True)
-    what.add_argument("config", nargs="?", metavar="CONFIG.yaml", help="the campaign's configuration")
-    what.add_argument("--preset", choices=sorted(PRESETS), help="a configuration that comes with raykd")
-    parser.add_argument(
-        "--set",
-        nargs="+",
-        action="extend",
-        default=[],
-        metavar="key.sub=value",
-        help="overrides; python -m raykd.config lists all",
-    )
-    given = parser.parse_args(arguments)
-    if not given.preset:
-        return load_file(given.config, given.set)
-    config = load_preset(given.preset, given.set)
-    if given.preset == "demo" and config.pool.path == demo()["pool"]["path"]:  # any other file is the user's own
-        from raykd.demo import digits
-
-        digits.write_pool(config.pool.path)
-    return config
-
-
-# ---------------------------------------------------------------- presets
-
-
-def demo() -> dict[str, Any]:
-    """Handwritten digits and a small teacher, both shipped: ``python jobs/active_round.py --preset demo``.
-
-    1,247 images to pick from, 400 to test on, 150 to tune on; the teacher has only ever seen drawn glyphs. Three
-    rounds, 10 + 20 + 20 labels, in about 2 minutes on 2 quiet cores; README.md shows the table it ends with.
-    """
-    from raykd.demo import digits
-
-    cache = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser()
-    return {
-        "storage_path": "runs/demo",
-        "rounds": 3,
-        "classes": list(digits.CLASSES),
-        "pool": {
-            "path": str(cache / "raykd" / "digits.parquet"),
-            "format": "parquet",
-            "label_column": "label",
-            "split_column": "split",
-        },
-        "teacher": {"model": "local-dir:{raykd}/demo/teacher", "templates": list(digits.TEMPLATES), "batch_size": 128},
-        "student": {
-            "backbone": "test_resnet",
-            "pretrained": False,
-            "image_size": 32,
-            "steps": 100,
-            "learning_rate": 2e-3,
-            "batch_labeled": 32,
-            "crop_area": [0.7, 1.0],
-            "flip": False,
-            "interpolation": "bicubic",
-            "checkpoints": 1,
-            "loader_processes": 1,
-        },
-        "selection": {"strategy": "pcoreset", "budget": 20, "shards": 2},
-        "labels": {"oracle": "simulated", "start": "one_per_class"},
-    }
-
-
-def caltech101() -> dict[str, Any]:
-    """ActiveKD on Caltech101 as the paper's code runs it: ResNet-18, CLIP RN50, 16 trainings, 100 to 1,600 labels.
-
-    ``python jobs/active_round.py --preset caltech101 --set pool.path=DIR pool.split_file=DIR/split_zhou_Caltech101.json
-    classes=CLASSES.txt``. One 8 GB GPU. Not run here (no data, no GPU): 44,000 training steps of 64 + 64 images.
-
-    Departures from the reference: the teacher sees one clean view of each image, computed once, not every augmented
-    one, and in fp32 (theirs fp16); labeled draws are uniform (theirs weigh the first samples more, by padding); the
-    start set is drawn by key; ties go to the smaller id.
-    """
-    return {
-        "storage_path": "runs/caltech101",
-        "rounds": 16,
-        "pool": {
-            "path": "caltech-101/101_ObjectCategories",
-            "format": "coop_split",
-            "split_file": "split_zhou_Caltech101.json",
-        },
-        "teacher": {"model": "RN50-quickgelu", "pretrained": "openai", "templates": "caltech101", "num_gpus": 1},
-        "student": {
-            "backbone": "resnet18.tv_in1k",
-            "passes_labeled": 200,
-            "num_gpus": 1,
-            "num_cpus": 4,
-            "loader_processes": 4,
-        },
-        "mixture": {"search": False},
-        "selection": {"strategy": "pcoreset"},
-        "labels": {"oracle": "simulated", "start": "one_per_class"},
-    }
-
-
-def imagenet() -> dict[str, Any]:
-    """ActiveKD on ImageNet as the paper's code runs it: DINO ResNet-50, CLIP RN50, 8 trainings, 1,000 to 8,000 labels.
-
-    ``python jobs/active_round.py --preset imagenet --set pool.path=DIR/train test.path=DIR/val
-    student.pretrained=dino_resnet50_pretrain.pth``. Four GPUs. Not run here (no data, no GPU): 8 trainings of 20
-    passes over 100,000 images; the paper's authors took about 8 h for one over all of ImageNet on four RTX 4090.
-
-    Departures from the reference: one clean teacher view, computed once; the pool is scored on clean crops; every
-    round trains 20 passes (theirs silently 50 in the last); the start's 1,000 labels are among the 100,000; labeled
-    draws are uniform (theirs take the labeled images in turn); the teacher is fp32 (theirs fp16).
-    """
-    from open_clip import IMAGENET_CLASSNAMES
-
-    folders: dict[str, Any] = {"format": "class_folders", "label_values": "sorted"}
-    return {
-        "storage_path": "runs/imagenet",
-        "rounds": 8,
-        "classes": list(IMAGENET_CLASSNAMES),
-        "pool": {"path": "imagenet/train", "limit": 100_000, **folders},
-        "test": {"path": "imagenet/val", **folders},
-        "teacher": {
-            "model": "RN50-quickgelu",
-            "pretrained": "openai",
-            "templates": "imagenet_7",
-            "num_gpus": 1,
-            "replicas": 4,
-        },
-        "student": {
-            "backbone": "resnet50",
-            "pretrained": "dino_resnet50_pretrain.pth",
-            "batch_labeled": 256,
-            "batch_unlabeled": 256,
-            "passes_unlabeled": 20,
-            "forward": "stacked",
-            "warmup": 0.0,
-            "schedule": "cosine",
-            "interpolation": "bicubic",
-            "num_workers": 4,
-            "predict_replicas": 4,
-            "num_gpus": 1,
-            "num_cpus": 8,
-            "loader_processes": 8,
-        },
-        "mixture": {"ce_weight": 0.4, "temperature": 0.5, "search": False},
-        "selection": {"strategy": "pcoreset", "budget": 1000, "mixture": [0.5, 1.0], "shards": 8},
-        "labels": {"oracle": "simulated", "start": "one_per_class"},
-    }
-
-
-PRESETS: dict[str, Callable[[], dict[str, Any]]] = {"demo": demo, "caltech101": caltech101, "imagenet": imagenet}
-
-
 # ---------------------------------------------------------------- every field, for people
 
 
 def describe(section: type[Section] = Config, prefix: str = "") -> Iterator[str]:
-    """One line a field: dotted name, default, whether it is free, meaning."""
+    """Two lines a field: dotted name, default and until when it may change; meaning."""
     for name, spec in section.model_fields.items():
         inner = section_of(spec.annotation)
         if inner and spec.default is None:  # test and val
-            yield f"\n{prefix}{name}  [null]\n    {spec.description}; fields as in pool"
+            yield f"\n{prefix}{name}  [null]  {until_when(section, spec)}\n    {spec.description}; fields as in pool"
         elif inner:
             yield f"\n{prefix}{name}:  {(inner.__doc__ or '').splitlines()[0]}"
             yield from describe(inner, f"{prefix}{name}.")
         else:
-            free = isinstance(spec.json_schema_extra, dict) and spec.json_schema_extra.get("free")
             default = "required" if spec.is_required() else yaml.safe_dump(spec.default, default_flow_style=True)
             first = default.split("\n")[0]  # safe_dump ends a plain value with "..."
-            yield f"{prefix}{name}  [{first}{', free' if free else ''}]\n    {spec.description}"
+            yield f"{prefix}{name}  [{first}]  {until_when(section, spec)}\n    {spec.description}"
+
+
+def until_when(section: type[Section], spec: FieldInfo) -> str:
+    """In words, until when a field may have another value."""
+    depends: Any = depends_on(section, spec)
+    if depends["fixed"]:
+        return f"fixed once {COMPLETE['pool']}"
+    return f"free until {COMPLETE[depends['stages'][0]]}" if depends["stages"] else "free"
 
 
 def section_of(annotation: Any) -> type[Section] | None:

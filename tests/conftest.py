@@ -154,52 +154,66 @@ class Finished(NamedTuple):
     settings: dict
     place: Path
     ended: Ended
-    pool: Any  # Stage
-    teacher: Any  # Stage
-    rounds: list  # raykd.stages.campaign.Round
+    pool: Any  # of raykd.store.outputs, as the others
+    encoded: Any
+    teacher: Any
+    rounds: list
 
 
 @pytest.fixture(scope="session")
 def finished(run_job, tmp_path_factory, image_folder, teacher_folder) -> Finished:
     """Its pool holds a truncated image, ``red/broken.png``, and a file that is none."""
-    from raykd.stages import evaluate
+    from raykd.stages import evaluate, select
 
     folder = tmp_path_factory.mktemp("finished")
     pool = Path(shutil.copytree(image_folder, folder / "pool"))
     (pool / "red" / "broken.png").write_bytes((pool / "red" / "000.png").read_bytes()[:600])
     (pool / "red" / "notes.txt").write_text("no image")
     settings = tiny_campaign(folder / "run", pool, teacher_folder)
-    seen, measure = [], evaluate.measure
+    given, done, picked, measure = [], [], select.select, evaluate.measure
 
-    def watched(campaign, round, pool, teacher, done):
-        seen.append((pool, teacher, done))
-        return measure(campaign, round, pool, teacher, done)
+    def watched_select(campaign, number, pool, encoded, teacher, before):
+        given.append((pool, encoded, teacher))
+        return picked(campaign, number, pool, encoded, teacher, before)
+
+    def watched_measure(campaign, pool, teacher, round_done):
+        done.append(round_done)
+        return measure(campaign, pool, teacher, round_done)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(evaluate, "measure", watched)
+        patch.setattr(select, "select", watched_select)
+        patch.setattr(evaluate, "measure", watched_measure)
         ended = run_job(settings, "progress=lines")
     assert ended.code == 0, ended.err
-    return Finished(settings, folder / "run", ended, *seen[0][:2], [done for _, _, done in seen])
+    return Finished(settings, folder / "run", ended, *given[0], done)
+
+
+def new_campaign(settings: dict, *overrides: str):
+    """A campaign in this process, on the session's Ray; what it says is in ``campaign.progress.stream``."""
+    from raykd.config import load
+    from raykd.stages.campaign import Campaign, note_config
+    from raykd.stages.progress import Progress
+    from raykd.stages.session import Session
+    from raykd.store.place import Place
+
+    config = load(settings, overrides)
+    campaign = Campaign(config, Place.of(config.storage_path), Progress("lines", io.StringIO()), Session())
+    note_config(campaign, [])
+    return campaign
 
 
 @pytest.fixture
 def seeded(finished, tmp_path):
-    """Campaigns in a new folder that has the finished one's pool and teacher stages already.
+    """Campaigns in a new folder that has the finished one's pool, features and teacher already.
 
-    Called with overrides, it gives settings and campaign; what it says is in ``campaign.progress.stream``.
+    Called with overrides, it gives settings and campaign.
     """
-    from raykd.config import load
-    from raykd.stages.campaign import Campaign, begin
-    from raykd.stages.progress import Progress
-    from raykd.store.place import Place
 
-    def make(*overrides: str, name: str = "run") -> tuple[dict, Campaign]:
+    def make(*overrides: str, name: str = "run") -> tuple[dict, Any]:
         settings = copy.deepcopy(finished.settings) | {"storage_path": str(tmp_path / name)}
-        config = load(settings, overrides)
-        place = Place.of(settings["storage_path"])
-        begin(place, config)
-        for stage in ("pool", "teacher_model", "teacher"):
+        campaign = new_campaign(settings, *overrides)
+        for stage in ("pool", "teacher_model", "encode", "teacher"):
             shutil.copytree(finished.place / stage, tmp_path / name / stage)
-        return settings, Campaign(config, place, Progress("lines", io.StringIO()))
+        return settings, campaign
 
     return make

@@ -12,14 +12,35 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
-CLASSES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
-TEMPLATES = ("a photo of the digit {}.", "a handwritten digit {}.", "an image of the digit {}.", "the digit {}.")
+from raykd.config import Source
+from raykd.demo import CLASSES, POOL
+from raykd.errors import UserError, did_you_mean, why
+
 TEACHER = Path(__file__).parent / "teacher"
 
 IMAGE_SIZE = 32
 SPLIT_SIZES = {"test": 400, "val": 150}  # the rest is the pool
 SPLIT_SEED = 0
 ROW_GROUP_SIZE = 128
+
+
+def materialise(source: Source) -> Source:
+    """The source itself; of one whose path is ``demo:digits``, the same with the path of the file, made when missing.
+
+    The file is in the user's cache (``XDG_CACHE_HOME``, else ``~/.cache``), outside of any campaign. Costs a second.
+
+    Raises:
+        UserError: ``demo:`` and another name; scikit-learn is missing; the cache cannot be written.
+    """
+    if not source.path.startswith("demo:"):
+        return source
+    if source.path != POOL:
+        raise UserError(f"no pool {source.path!r} comes with raykd; {did_you_mean(source.path, [POOL])}")
+    path = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "raykd" / "digits.parquet"
+    try:
+        return source.model_copy(update={"path": str(write_pool(path))})
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {why(error)}; set XDG_CACHE_HOME to a folder that can") from error
 
 
 def write_pool(path: str | Path) -> Path:
@@ -32,7 +53,7 @@ def write_pool(path: str | Path) -> Path:
         `path`, complete: it is written aside and renamed.
 
     Raises:
-        ImportError: scikit-learn, which ships the digits, is missing.
+        UserError: scikit-learn, which ships the digits, is missing.
 
     Costs about a second and 1 MB.
 
@@ -58,7 +79,7 @@ def pool_table() -> pa.Table:
     try:
         from sklearn.datasets import load_digits
     except ImportError as error:
-        raise ImportError("the demo's pool is scikit-learn's digits, not installed: pip install raykd[demo]") from error
+        raise UserError("the demo's pool is scikit-learn's digits, not installed: pip install raykd[demo]") from error
     digits = load_digits()
     columns = {
         "sample_id": [f"digit-{i:04d}" for i in range(len(digits.target))],

@@ -27,7 +27,7 @@ import torch.nn.functional as F
 from PIL import Image
 from safetensors.torch import save as to_bytes
 
-from raykd.demo import digits, glyphs
+from raykd.demo import CLASSES, TEMPLATES, digits, glyphs
 
 log = logging.getLogger("raykd.demo")
 
@@ -44,7 +44,7 @@ PREPROCESS = {"mean": [GREY] * 3, "std": [GREY] * 3, "interpolation": "bicubic",
 # Class names and captions of training. Classes are the ten digits, then the letters whatever their case: open_clip's
 # tokenizer folds case too.
 CLASS_NAMES = [
-    *[[f"digit {w}", f"digit {i}", f"number {w}", f"number {i}", w, str(i)] for i, w in enumerate(digits.CLASSES)],
+    *[[f"digit {w}", f"digit {i}", f"number {w}", f"number {i}", w, str(i)] for i, w in enumerate(CLASSES)],
     *[[f"letter {char}", f"character {char}"] for char in string.ascii_lowercase],
 ]
 CAPTIONS = (
@@ -118,10 +118,10 @@ def _glyph_bank(seed: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     font_N1SS = glyphs.font_glyphs(chars)
     font_label_N = torch.tensor([classes.index(char) for char in chars.lower()]).repeat(len(glyphs.FONTS))
     pen_N1SS = glyphs.pen_glyphs(PEN_DIGITS, np.random.default_rng(seed))
-    pen_label_N = torch.arange(len(digits.CLASSES)).repeat_interleave(PEN_DIGITS)
+    pen_label_N = torch.arange(len(CLASSES)).repeat_interleave(PEN_DIGITS)
 
     label_N = torch.cat([font_label_N, pen_label_N])
-    letter_N = label_N >= len(digits.CLASSES)
+    letter_N = label_N >= len(CLASSES)
     pen_N = torch.arange(len(label_N)) >= len(font_label_N)
     weight_N = torch.zeros(len(label_N))
     weight_N[letter_N] = (1 - DIGIT_SHARE) / letter_N.sum()
@@ -174,10 +174,10 @@ def save(model: open_clip.CLIP, folder: Path) -> None:
 
 @torch.no_grad()
 def zero_shot(folder: Path, pngs: list[bytes]) -> np.ndarray:
-    """A teacher's probabilities of `digits.CLASSES` for the pictures, float [N, 10], by open_clip's ordinary path."""
+    """A teacher's probabilities of `CLASSES` for the pictures, float [N, 10], by open_clip's ordinary path."""
     model, _, preprocess = open_clip.create_model_and_transforms(f"local-dir:{folder}")
     tokenizer = open_clip.get_tokenizer(f"local-dir:{folder}")
-    classifier_DC = open_clip.build_zero_shot_classifier(model.eval(), tokenizer, digits.CLASSES, digits.TEMPLATES)
+    classifier_DC = open_clip.build_zero_shot_classifier(model.eval(), tokenizer, CLASSES, TEMPLATES)
     images_N3SS = torch.stack([preprocess(Image.open(io.BytesIO(png))) for png in pngs])
     image_ND = model.encode_image(images_N3SS, normalize=True)
     return (model.logit_scale.exp() * image_ND @ classifier_DC).softmax(1).numpy()
@@ -205,7 +205,7 @@ def report(folder: Path) -> None:
     """Log a teacher's zero-shot scores on all of the real digits."""
     pool = digits.pool_table()
     probs_NC = zero_shot(folder, pool["image"].to_pylist())
-    label_N = np.array([digits.CLASSES.index(label) for label in pool["label"].to_pylist()])
+    label_N = np.array([CLASSES.index(label) for label in pool["label"].to_pylist()])
     predicted_N = probs_NC.argmax(1)
     accuracy, confidence = (predicted_N == label_N).mean(), probs_NC.max(1).mean()
     log.info("real digits: accuracy %.4f, mean confidence %.4f", accuracy, confidence)

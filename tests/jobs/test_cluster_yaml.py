@@ -130,7 +130,7 @@ def test_gpu_workers_are_spot_and_all_workers_go_when_idle(cluster):
 
 
 def test_a_gpu_worker_has_cpus_left_beside_a_worker_of_every_preset(cluster):
-    from raykd.config import PRESETS, load_preset
+    from raykd.presets import PRESETS, load_preset
 
     largest = max(
         kind["resources"]["CPU"] for kind in cluster["available_node_types"].values() if "GPU" in kind["resources"]

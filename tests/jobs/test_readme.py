@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import yaml
 
-from raykd import config
+from raykd import cli, presets
 from raykd.algo.batches import BatchPlan
 from raykd.algo.selection import strategies
 from raykd.algo.selection.rows import Rows
@@ -40,7 +40,7 @@ def test_every_campaign_command_is_understood(command, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     assert (ROOT / command[1]).is_file()
-    assert config.from_command_line(command[2:]).rounds == 3
+    assert cli.campaign_config(command[2:]).rounds == 3
 
 
 def test_the_selection_command_is_the_fixed_interface():
@@ -58,7 +58,7 @@ def test_the_config_of_own_images_names_only_what_there_is():
 
 
 def test_the_tables_list_every_preset_and_strategy():
-    assert {name for name in config.PRESETS if f"| `{name}` |" in section("Your own images")} == set(config.PRESETS)
+    assert {name for name in presets.PRESETS if f"| `{name}` |" in section("Your own images")} == set(presets.PRESETS)
     rows = [line.split("|")[1] for line in section("Selection alone").splitlines() if line.startswith("| `")]
     assert set(re.findall(r"`(\w+)`", "".join(rows))) == set(STRATEGIES)
 
@@ -69,7 +69,7 @@ def test_the_departures_say_of_the_presets_what_is_so():
     assert "uniform, with replacement, on ImageNet too" in said
     assert "drawn by a key of seed and `sample_id`" in said
     for name in ("caltech101", "imagenet"):
-        given = config.load_preset(name)
+        given = presets.load_preset(name)
         assert given.teacher.precision == "fp32"
         assert given.labels.start == "one_per_class"
     draws = BatchPlan(8, 8, 256, 8, (0, 0)).labeled(0)

@@ -8,7 +8,7 @@ import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 import pytest
 
-from raykd.algo.heads import mixture, softmax
+from raykd.algo.heads import Mixture, probabilities
 from raykd.algo.selection import kcenter
 from raykd.algo.selection.kcenter import coverage_radius
 from raykd.algo.selection.near_duplicates import Cap
@@ -120,7 +120,7 @@ def test_the_pool_is_what_split_error_and_the_lists_leave(tmp_path):
     pieces = shard_rows.plan(shard_rows.open_pool(source), 1)[0]
     pool, labeled = shard_rows.read(source, pieces)
     assert (pool.ids.tolist(), labeled.ids.tolist()) == (["a", "d"], ["b", "h"])
-    np.testing.assert_array_equal(pool.probs, softmax(logits[[0, 3]]).astype(np.float32))
+    np.testing.assert_array_equal(pool.probs, probabilities({"logits": logits[[0, 3]]}))
     np.testing.assert_array_equal(labeled.features, logits[[1, 7]].astype(np.float16).astype(np.float32))
 
 
@@ -254,12 +254,11 @@ def test_students_logits_are_mixed_and_labeled_rows_are_set_aside(shard_actors, 
     source = shard_rows.PoolSource(
         uris=(str(tmp_path / "predict.parquet"),),
         probs_from=("ce_logits", "kd_logits"),
-        ce_weight=0.3,
-        temperature=0.5,
+        mixture=Mixture(0.3, 0.5),
         labeled=tuple(labeled_ids),
         excluded=(ids[0],),
     )
-    probs = mixture(ce, kd, 0.3, 0.5)
+    probs = probabilities({"ce_logits": ce, "kd_logits": kd}, Mixture(0.3, 0.5))
     with shard_actors.open_shards(source, 3) as shards:
         labeled = shards.labeled({ids[7]: 4, ids[30]: 1, ids[2]: 0, "another": 2})
         got = pick("pcoreset", shards, labeled, 20, 0)

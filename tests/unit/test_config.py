@@ -1,15 +1,22 @@
-"""The one configuration: what is refused and in which words, overrides, presets, identity, YAML."""
+"""The one configuration: what is refused and in which words, overrides, what depends on a field, YAML."""
 
-import copy
-from pathlib import Path
-
-import open_clip
 import pytest
-import timm
 import yaml
 
-from raykd import config
-from raykd.config import FREE, Config, describe, from_command_line, load, load_file, load_preset, section_of
+from raykd.algo.selection.strategies import PLUG_INS, STRATEGIES
+from raykd.config import (
+    COMPLETE,
+    STRATEGY_NAMES,
+    Config,
+    check_renamed,
+    depends_on,
+    describe,
+    load,
+    load_file,
+    section_of,
+)
+from raykd.errors import UserError
+from raykd.presets import PRESETS, load_preset
 from raykd.store.stage_folder import differences, flatten
 
 
@@ -83,7 +90,7 @@ def test_every_mistake_is_told_at_once_a_line_each():
         ({"pool__format": "zip"}, ["pool.format:", "'class_folders'", "'coop_split'", "given: 'zip'"]),
         ({"mixture__ce_weight": 1.5}, ["mixture.ce_weight:", "less than or equal to 1", "given: 1.5"]),
         ({"mixture__temperature": 0}, ["mixture.temperature:", "greater than 0", "given: 0"]),
-        ({"selection__strategy": "pcorset"}, ["unknown strategy 'pcorset'", "known: badge, ", "pcoreset, random"]),
+        ({"selection__strategy": "pcorset"}, ["unknown strategy 'pcorset'; did you mean 'pcoreset'?"]),
         (
             {"student__passes_labeled": 2},
             ["student:", "exactly one of steps, passes_labeled, passes_unlabeled", "given"],
@@ -93,8 +100,8 @@ def test_every_mistake_is_told_at_once_a_line_each():
         ({"student__crop_area": [1.0, 0.5]}, ["student.crop_area:", "[smaller, larger]", "given: [1.0, 0.5]"]),
         ({"teacher__replicas": [4, 2]}, ["teacher.replicas:", "[smaller, larger]", "given: [4, 2]"]),
         ({"labels": {"start": "one_per_class"}}, ["start: one_per_class needs oracle: simulated"]),
-        ({"labels": {"start": "given"}}, ["labels.given is the file for start: given"]),
-        ({"labels": {"given": "a.csv"}}, ["labels.given is the file for start: given"]),
+        ({"labels": {"start": "given"}}, ["labels.given is the file or folder for start: given"]),
+        ({"labels": {"given": "a.csv"}}, ["labels.given is the file or folder for start: given"]),
         ({"test_share": 0.7, "val_share": 0.3}, ["test_share + val_share = 1.0", "nothing is left"]),
         ({"test_share": 0.1, "test": {"path": "t", "format": "images"}}, ["give test or test_share, not both"]),
         ({"val_share": 0.1, "val": {"path": "t", "format": "images"}}, ["give val or val_share, not both"]),
@@ -116,7 +123,8 @@ def test_a_refusal_says_where_what_was_given_and_what_was_expected(changes, word
 
 
 def is_kind(spec, kind):
-    return kind in (spec.annotation, *getattr(spec.annotation, "__args__", ()))
+    options = getattr(spec.annotation, "__args__", ())
+    return spec.annotation is kind or (kind in options and getattr(spec.annotation, "__origin__", None) is not dict)
 
 
 def setting(name, value):
@@ -145,7 +153,12 @@ def test_yes_is_no_number(name):
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("student.crop_area", [float("nan"), 1]), ("selection.mixture", [0.5, float("inf")]), ("classes", ["a", ""])],
+    [
+        ("student.crop_area", [float("nan"), 1]),
+        ("selection.mixture", [0.5, float("inf")]),
+        ("classes", ["a", ""]),
+        ("labels.renamed", {"a": ""}),
+    ],
 )
 def test_what_is_no_value_alone_is_none_in_a_list_either(name, value):
     assert name in refusal(**setting(name, value))
@@ -212,40 +225,101 @@ def test_an_unknown_key_in_an_override_is_refused_too():
         load(settings(), ["student.stepz=3"])
 
 
-# ---------------------------------------------------------------- identity
+# ---------------------------------------------------------------- what depends on a field
 
 
-def test_free_fields_are_not_in_the_identity_and_all_others_are():
-    identity = flatten(load_preset("demo", ["test=null"]).identity())
-    absent = {"test", "val"}  # null there: one entry for the whole section
-    for name, spec in ALL.items():
-        if name.split(".")[0] in absent and "." in name:
+def test_every_field_is_in_the_parts_of_the_stages_that_depend_on_it():
+    given = load_preset("demo", ["test=null"])
+    parts = {stage: flatten(given.part(stage)) for stage in COMPLETE}
+    fixed, identity = flatten(given.fixed()), flatten(given.identity())
+    for name, spec, section in fields():
+        if name.startswith(("test.", "val.")):  # null there: one entry for the whole section
             continue
-        assert (name in identity) == (spec.json_schema_extra != FREE), name
+        depends = depends_on(section, spec)
+        if name.startswith("pool."):
+            depends = {"stages": ["pool"], "fixed": True}
+        assert [stage for stage in COMPLETE if name in parts[stage]] == depends["stages"], name
+        assert (name in fixed) == depends["fixed"], name
+        assert (name in identity) == bool(depends["stages"]), name
+
+
+def test_parts_are_the_values_themselves_as_plain_data():
+    given = load_preset("demo", ["seed=3", "student.learning_rate=0.5"])
+    assert given.part("train")["seed"] == given.part("select")["seed"] == given.fixed()["seed"] == 3
+    assert given.part("train")["student"]["learning_rate"] == 0.5
+    assert given.part("train")["student"]["crop_area"] == [0.7, 1.0]  # as JSON has it
+    assert given.part("predict") == {"student": {"predict_batch_size": 256}}
+    assert set(given.part("mix")) == {"mixture"}
+    assert given.part("pool")["pool"] == given.pool.model_dump(mode="json")
 
 
 @pytest.mark.parametrize(
     "override",
     ["storage_path=other", "rounds=9", "max_bad_share=0.5", "teacher.replicas=[1, 4]", "teacher.num_gpus=0.5",
-     "student.loader_processes=3", "student.predict_replicas=2", "selection.shards=7",
+     "student.loader_processes=3", "student.predict_replicas=2", "selection.shards=7", "cache_path=cache",
      "labels.min_answered=0.5", "labels.answers=here", "progress=lines", "local_cpus=8", "stall_s=60"],
 )  # fmt: skip
-def test_resources_and_progress_may_change_during_a_campaign(override):
+def test_no_stage_depends_on_resources_and_progress(override):
     before, now = (load_preset("demo", overrides) for overrides in ([], [override]))
     assert before != now
     assert differences(before.identity(), now.identity()) == []
 
 
 @pytest.mark.parametrize(
-    "override",
-    ["seed=1", "student.learning_rate=0.5", "student.steps=3", "selection.strategy=random", "selection.budget=11",
-     "pool.path=other", "teacher.batch_size=3", "mixture.search=false", "classes=[a, b]", "student.batch_labeled=16",
-     "student.num_workers=2"],
-)  # fmt: skip
-def test_what_changes_the_answer_changes_the_identity_in_that_field_alone(override):
-    before, now = (load_preset("demo", overrides).identity() for overrides in ([], [override]))
-    (line,) = differences(before, now)
-    assert line.startswith(override.split("=")[0] + ": was ")
+    ("override", "stages"),
+    [
+        ("seed=1", ["select", "train"]),
+        ("split_seed=1", ["pool"]),
+        ("pool.path=other", ["pool"]),
+        ("test_share=0.1", ["pool"]),
+        ("teacher.batch_size=3", ["encode"]),
+        ("teacher.templates=['a {}']", ["teacher"]),
+        ("classes=[a, b]", ["teacher"]),
+        ("selection.strategy=random", ["select"]),
+        ("selection.budget=11", ["select"]),
+        ("labels.start=none", ["select"]),
+        ("labels.oracle=simulated", []),  # as it is
+        ("student.learning_rate=0.5", ["train"]),
+        ("student.batch_labeled=16", ["train"]),
+        ("student.num_workers=2", ["train"]),
+        ("student.predict_batch_size=3", ["predict"]),
+        ("mixture.search=false", ["mix"]),
+    ],
+)
+def test_a_change_is_one_line_in_the_parts_of_the_stages_that_depend_on_it(override, stages):
+    before, now = (load_preset("demo", overrides) for overrides in ([], [override]))
+    lines = {stage: differences(before.part(stage), now.part(stage)) for stage in COMPLETE}
+    assert [stage for stage, found in lines.items() if found] == stages
+    for stage in stages:
+        (line,) = lines[stage]
+        assert line.startswith(override.split("=")[0] + ": was ")
+
+
+def test_what_is_fixed_is_which_images_there_are_and_the_seed():
+    assert set(load(settings()).fixed()) == {"seed", "split_seed", "pool", "test", "val", "test_share", "val_share"}
+
+
+# ---------------------------------------------------------------- renamed classes
+
+
+def test_renamed_leads_to_classes_and_two_may_become_one():
+    given = load(settings(classes=["bird", "cat"], labels__renamed={"duck": "bird", "tit": "bird"}))
+    assert given.labels.renamed == {"duck": "bird", "tit": "bird"}
+    assert load(settings(classes=["bird"]), ["labels.renamed.duck=bird"]).labels.renamed == {"duck": "bird"}
+
+
+@pytest.mark.parametrize(
+    ("renamed", "message"),
+    [
+        ({"duck": "brid"}, "labels.renamed: 'duck' is now 'brid', no class; did you mean 'bird'?"),
+        ({"cat": "bird"}, "labels.renamed: 'cat' is still among the classes"),
+        ({"bird": "bird"}, "labels.renamed: 'bird' is still among the classes"),
+    ],
+)
+def test_renamed_that_leads_nowhere_is_refused(renamed, message):
+    assert message in refusal(classes=["bird", "cat"], labels__renamed=renamed)
+    with pytest.raises(UserError, match=message.split(";")[0]):
+        check_renamed(renamed, ["bird", "cat"])  # for classes that are only known later
 
 
 # ---------------------------------------------------------------- words for people
@@ -264,21 +338,37 @@ def test_the_list_of_fields_shows_every_one_with_its_default():
     for name, spec in ALL.items():
         if section_of(spec.annotation) is None and not name.startswith(("test.", "val.")):  # they say "as in pool"
             assert any(line.startswith(f"{name}  [") for line in lines), name
-    assert {"test  [null]", "val  [null]", "student.learning_rate  [0.001]"} <= set(lines)
-    assert "rounds  [5, free]" in lines
-    assert "storage_path  [required, free]" in lines
+    assert "test  [null]  fixed once the pool is listed" in lines
+    assert "student.learning_rate  [0.001]  free until a round's training is complete" in lines
+    assert "seed  [0]  fixed once the pool is listed" in lines
+    assert "rounds  [5]  free" in lines
+    assert "storage_path  [required]  free" in lines
+
+
+def test_the_names_of_strategies_are_those_there_are():
+    assert sorted(STRATEGY_NAMES) == sorted(STRATEGIES)
+    assert PLUG_INS == "raykd.strategies"
+
+
+def test_the_strategy_of_another_package_is_known(monkeypatch):
+    from importlib.metadata import EntryPoint
+
+    from raykd import config
+
+    monkeypatch.setattr(config, "entry_points", lambda group: [EntryPoint("mine", "somewhere:Mine", group)])
+    assert load(settings(selection__strategy="mine")).selection.strategy == "mine"
+    assert "unknown strategy 'mime'; did you mean 'mine'?" in refusal(selection__strategy="mime")
 
 
 # ---------------------------------------------------------------- files and the command line
 
 
-@pytest.mark.parametrize("name", config.PRESETS)
+@pytest.mark.parametrize("name", PRESETS)
 def test_a_config_survives_yaml(name, tmp_path):
     before = load_preset(name)
     path = tmp_path / "config.yaml"
     path.write_text(yaml.safe_dump(before.model_dump(mode="json"), allow_unicode=True), "utf-8")
     assert load_file(path) == before
-    assert load_file(path).identity() == before.identity()
     assert load_file(path, ["seed=5"]).seed == 5
 
 
@@ -289,6 +379,9 @@ def test_a_config_survives_yaml(name, tmp_path):
         ("", "holds NoneType"),
         ("a: [1", "is not YAML"),
         ("a: b: c", "is not YAML"),
+        ("a: 1\n---\na: 2", "is not YAML"),
+        ("storage_path: 2026-13-40", "is not YAML: month must be in 1..12"),
+        ("a: !!python/name:os.system x", "is not YAML"),
     ],
 )
 def test_a_file_that_is_no_config_is_refused_with_its_name(text, words, tmp_path):
@@ -297,6 +390,33 @@ def test_a_file_that_is_no_config_is_refused_with_its_name(text, words, tmp_path
     with pytest.raises(ValueError, match=words) as error:
         load_file(path)
     assert str(path) in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("seed: 1\nselection: {}\nrounds: 2\nselection:\n  shards: 2", "'selection' .* twice, in lines 2 and 4"),
+        ("student:\n  steps: 1\n  'steps': 2\n", "'steps' stands there twice, in lines 2 and 3"),
+        ("pool: [{a: 1, a: 1}]", "'a' stands there twice, in lines 1 and 1"),
+    ],
+)  # fmt: skip
+def test_a_key_that_stands_there_twice_is_refused_with_both_lines(text, words, tmp_path):
+    """The first would be dropped without a word."""
+    path = tmp_path / "twice.yaml"
+    path.write_text(text)
+    with pytest.raises(UserError, match=words) as error:
+        load_file(path)
+    assert str(path) in str(error.value)
+    with pytest.raises(UserError, match=r"--set 'selection=.*'shards' stands there twice"):
+        load(settings(), ["selection={shards: 1, shards: 2}"])
+
+
+def test_a_merged_key_may_be_given_anew(tmp_path):
+    path = tmp_path / "merged.yaml"
+    sources = "val: &source {path: t, format: images}\ntest: {<<: *source, path: u}\n"
+    path.write_text(yaml.safe_dump(settings()) + sources)
+    given = load_file(path)
+    assert (given.val.path, given.test.path, given.test.format) == ("t", "u", "images")
 
 
 def test_a_missing_file_a_folder_and_bytes_are_refused_with_their_name(tmp_path):
@@ -309,130 +429,9 @@ def test_a_missing_file_a_folder_and_bytes_are_refused_with_their_name(tmp_path)
         load_file(tmp_path / "bytes.yaml")
 
 
-def test_the_command_line_takes_a_file_and_overrides(tmp_path):
-    path = tmp_path / "c.yaml"
-    path.write_text(yaml.safe_dump(settings()))
-    given = from_command_line([str(path), "--set", "rounds=3", "seed=4", "--set", "student.steps=8"])
-    assert (given.rounds, given.seed, given.student.steps) == (3, 4, 8)
-
-
-def test_the_command_line_takes_a_preset_and_the_demo_writes_its_pool(monkeypatch, tmp_path):
-    from raykd.demo import digits
-
-    written = []
-    monkeypatch.setattr(digits, "write_pool", written.append)
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    given = from_command_line(["--preset", "demo", "--set", "rounds=2"])
-    assert given.rounds == 2
-    assert written == [given.pool.path]
-    assert given.pool.path.startswith(str(tmp_path))
-    from_command_line(["--preset", "caltech101"])
-    assert len(written) == 1
-
-
-def test_the_demo_on_a_pool_of_the_users_own_leaves_it_as_it_is(monkeypatch, tmp_path):
-    mine = tmp_path / "mine.parquet"
-    mine.write_bytes(b"the user's own")
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    given = from_command_line(["--preset", "demo", "--set", f"pool.path={mine}"])
-    assert given.pool.path == str(mine)
-    assert mine.read_bytes() == b"the user's own"
-    assert not (tmp_path / "cache").exists()  # nor is the demo's pool made, which nobody asked for
-
-
-@pytest.mark.parametrize(
-    "arguments", [[], ["a.yaml", "--preset", "demo"], ["--preset", "nonesuch"], ["a.yaml", "--sett", "x=1"]]
-)
-def test_the_command_line_wants_one_config(arguments, capsys):
-    with pytest.raises(SystemExit) as stop:
-        from_command_line(arguments)
-    assert stop.value.code == 2
-    assert "usage:" in capsys.readouterr().err
-
-
-# ---------------------------------------------------------------- presets
-
-
-@pytest.mark.parametrize("name", config.PRESETS)
-def test_presets_name_models_that_exist(name):
-    given = load_preset(name)
-    assert timm.is_model(given.student.backbone.split(".")[0])
-    if not given.teacher.model.startswith("local-dir:"):
-        assert given.teacher.pretrained in open_clip.list_pretrained_tags_by_model(given.teacher.model)
-    assert config.PRESETS[name].__doc__.count("--preset " + name) == 1
-
-
-def test_presets_are_made_anew_for_each_call():
-    before = copy.deepcopy(config.caltech101())
-    load_preset("caltech101", ["student.learning_rate=9", "pool.path=elsewhere"])
-    assert config.caltech101() == before
-
-
-def test_an_unknown_preset_lists_the_known_ones():
-    with pytest.raises(ValueError, match="unknown preset 'caltech'; known: caltech101, demo, imagenet"):
-        load_preset("caltech")
-
-
-def assert_papers_student(student):
-    """papers.md 7.1, items 4-6: what the two protocols share."""
-    assert (student.loss_ce_weight, student.distill_temperature) == (0.5, 2.0)
-    assert (student.learning_rate, student.weight_decay) == (1e-3, 1e-2)
-    assert (student.image_size, student.crop_area, student.flip) == (224, (0.5, 1.0), True)
-
-
-def test_caltech101_is_the_papers_protocol_for_small_datasets():
-    given = load_preset("caltech101")
-    assert_papers_student(given.student)
-    assert given.rounds == 16  # labels C, 2C ... 16C
-    assert given.selection.budget is None  # B = C
-    assert (given.labels.oracle, given.labels.start) == ("simulated", "one_per_class")
-    assert given.student.backbone == "resnet18.tv_in1k"
-    assert (given.student.passes_labeled, given.student.steps) == (200, None)
-    assert (given.student.batch_labeled, given.student.batch_unlabeled) == (64, 64)
-    assert (given.student.schedule, given.student.warmup) == ("linear", 0.1)
-    assert (given.student.forward, given.student.interpolation) == ("separate", "bilinear")
-    assert given.student.num_workers == 1  # BatchNorm over 64
-    assert (given.mixture.ce_weight, given.mixture.temperature, given.mixture.search) == (0.5, 1.0, False)
-    assert (given.selection.strategy, given.selection.mixture) == ("pcoreset", "round")
-    assert (given.teacher.model, given.teacher.pretrained) == ("RN50-quickgelu", "openai")
-    assert given.pool.format == "coop_split"
-
-
-def test_imagenet_is_the_papers_protocol():
-    given = load_preset("imagenet")
-    assert_papers_student(given.student)
-    assert given.rounds == 8
-    assert given.selection.budget == 1000
-    assert len(given.classes) == 1000
-    assert given.pool.limit == 100_000
-    assert (given.labels.oracle, given.labels.start) == ("simulated", "one_per_class")
-    assert given.student.backbone == "resnet50"
-    assert given.student.passes_unlabeled == 20
-    assert (given.student.batch_labeled, given.student.batch_unlabeled) == (256, 256)
-    assert (given.student.schedule, given.student.warmup) == ("cosine", 0.0)
-    assert (given.student.forward, given.student.interpolation) == ("stacked", "bicubic")
-    assert given.student.batch_labeled // given.student.num_workers == 64  # BatchNorm over 64 + 64 a replica
-    assert (given.mixture.ce_weight, given.mixture.temperature, given.mixture.search) == (0.4, 0.5, False)
-    assert given.selection.mixture == (0.5, 1.0)  # queried with another combination than it is evaluated with
-    assert (given.teacher.model, given.teacher.pretrained, given.teacher.templates) == (
-        "RN50-quickgelu",
-        "openai",
-        "imagenet_7",
-    )
-
-
-def test_demo_is_a_whole_small_campaign():
-    given = load_preset("demo")
-    assert given.labels.oracle == "simulated"
-    assert given.student.pretrained is False  # no download
-    assert given.teacher.model.startswith("local-dir:{raykd}/")  # the same in every checkout and job
-    assert Path(given.teacher.open_clip_name.removeprefix("local-dir:")).is_dir()
-    assert len(given.classes) == 10
-
-
 def test_a_cap_on_near_duplicates_is_given_whole():
-    values = config.PRESETS["demo"]()
+    values = PRESETS["demo"]()
     with pytest.raises(ValueError, match="duplicate_cosine says which picks are near-duplicates; give max_duplicates"):
-        config.load(values, ["selection.duplicate_cosine=0.9"])
-    cap = config.load(values, ["selection.duplicate_cosine=0.9", "selection.max_duplicates=2"]).selection.cap
+        load(values, ["selection.duplicate_cosine=0.9"])
+    cap = load(values, ["selection.duplicate_cosine=0.9", "selection.max_duplicates=2"]).selection.cap
     assert (cap.limit, cap.cosine, cap.column) == (2, 0.9, "features")

@@ -1,6 +1,7 @@
 import io
 import sys
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import open_clip
@@ -9,7 +10,10 @@ import pytest
 import torch
 from PIL import Image
 
-from raykd.demo import digits
+from raykd.config import Source
+from raykd.demo import CLASSES, POOL, TEMPLATES, digits
+from raykd.errors import UserError
+from raykd.presets import load_preset
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +30,7 @@ def test_pool_has_every_digit_once(pool):
     assert len(pool) == 1797
     assert [row["sample_id"] for row in pool[:2]] == ["digit-0000", "digit-0001"]
     assert len({row["sample_id"] for row in pool}) == 1797
-    assert {row["label"] for row in pool} == set(digits.CLASSES)
+    assert {row["label"] for row in pool} == set(CLASSES)
 
 
 def test_pool_is_the_same_file_on_every_call(pool_path, tmp_path):
@@ -58,8 +62,50 @@ def test_splits_have_their_sizes_and_every_class_in_proportion(pool):
 
 def test_pool_says_what_to_install_without_scikit_learn(monkeypatch):
     monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
-    with pytest.raises(ImportError, match=r"pip install raykd\[demo\]"):
+    with pytest.raises(UserError, match=r"pip install raykd\[demo\]"):
         digits.pool_table()
+
+
+# ---------------------------------------------------------------- as the source of a campaign
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+def source(path):
+    return Source(path=path, format="parquet", label_column="label", limit=9)
+
+
+def test_the_demos_pool_is_made_where_it_is_read_and_not_before(pool_path, cache):
+    asked = load_preset("demo").pool
+    assert (asked.path, cache.exists()) == (POOL, False)  # reading a config has no effect
+    made = digits.materialise(source(POOL))
+    assert Path(made.path).read_bytes() == pool_path.read_bytes()
+    assert Path(made.path).is_relative_to(cache)
+    assert made.model_dump() == source(made.path).model_dump()  # all else stays
+
+
+def test_a_pool_of_the_users_own_is_left_as_it_is(cache):
+    for path in ("mine.parquet", "/somewhere/mine.parquet", "s3://bucket/demo:digits"):
+        assert digits.materialise(source(path)) == source(path)
+    assert not cache.exists()
+
+
+def test_a_demo_that_there_is_not_is_refused(cache):
+    with pytest.raises(UserError, match=r"no pool 'demo:digit' comes with raykd; did you mean 'demo:digits'\?"):
+        digits.materialise(source("demo:digit"))
+
+
+def test_a_cache_that_cannot_be_written_is_named(cache):
+    cache.write_text("a file")
+    with pytest.raises(UserError, match=r"cannot write .*digits\.parquet: .*; set XDG_CACHE_HOME"):
+        digits.materialise(source(POOL))
+
+
+# ---------------------------------------------------------------- pictures and teacher
 
 
 def test_every_image_is_a_grey_png_of_32_by_32(pool):
@@ -81,8 +127,8 @@ def test_teacher_loads_as_any_open_clip_model_and_knows_most_digits(pool):
     images = torch.stack([preprocess(Image.open(io.BytesIO(row["image"]))) for row in test])
     with torch.no_grad():
         tokenizer = open_clip.get_tokenizer(name)
-        classifier = open_clip.build_zero_shot_classifier(model, tokenizer, digits.CLASSES, digits.TEMPLATES)
+        classifier = open_clip.build_zero_shot_classifier(model, tokenizer, CLASSES, TEMPLATES)
         predicted = (model.encode_image(images, normalize=True) @ classifier).argmax(1).numpy()
-    accuracy = np.mean([digits.CLASSES[i] == row["label"] for i, row in zip(predicted, test, strict=True)])
+    accuracy = np.mean([CLASSES[i] == row["label"] for i, row in zip(predicted, test, strict=True)])
     assert isinstance(model, open_clip.CLIP)
     assert 0.80 < accuracy < 0.90

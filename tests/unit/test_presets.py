@@ -1,0 +1,98 @@
+"""The experiments that come with raykd: what they name is there, and the papers' are the papers'."""
+
+import copy
+from pathlib import Path
+
+import open_clip
+import pytest
+import timm
+
+from raykd.errors import UserError
+from raykd.presets import PRESETS, load_preset
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_presets_name_models_that_exist(name):
+    given = load_preset(name)
+    assert timm.is_model(given.student.backbone.split(".")[0])
+    if not given.teacher.model.startswith("local-dir:"):
+        assert given.teacher.pretrained in open_clip.list_pretrained_tags_by_model(given.teacher.model)
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_a_preset_says_its_command_its_hardware_and_its_score_or_that_it_was_not_run(name):
+    said = PRESETS[name].__doc__
+    assert said.count("--preset " + name) == 1
+    assert "Hardware: " in said
+    assert ("Score: " in said) != ("Not run yet" in said)
+
+
+def test_presets_are_made_anew_for_each_call():
+    before = copy.deepcopy(PRESETS["caltech101"]())
+    load_preset("caltech101", ["student.learning_rate=9", "pool.path=elsewhere"])
+    assert PRESETS["caltech101"]() == before
+
+
+def test_an_unknown_preset_lists_the_known_ones():
+    with pytest.raises(UserError, match=r"unknown preset 'caltech'; did you mean 'caltech101'\?"):
+        load_preset("caltech")
+    with pytest.raises(UserError, match="unknown preset 'x'; known: caltech101, demo, imagenet"):
+        load_preset("x")
+
+
+def assert_papers_student(student):
+    """What the two protocols of the papers' code share."""
+    assert (student.loss_ce_weight, student.distill_temperature) == (0.5, 2.0)
+    assert (student.learning_rate, student.weight_decay) == (1e-3, 1e-2)
+    assert (student.image_size, student.crop_area, student.flip) == (224, (0.5, 1.0), True)
+
+
+def test_caltech101_is_the_papers_protocol_for_small_datasets():
+    given = load_preset("caltech101")
+    assert_papers_student(given.student)
+    assert given.rounds == 16  # labels C, 2C ... 16C
+    assert given.selection.budget is None  # B = C
+    assert (given.labels.oracle, given.labels.start) == ("simulated", "one_per_class")
+    assert given.student.backbone == "resnet18.tv_in1k"
+    assert (given.student.passes_labeled, given.student.steps) == (200, None)
+    assert (given.student.batch_labeled, given.student.batch_unlabeled) == (64, 64)
+    assert (given.student.schedule, given.student.warmup) == ("linear", 0.1)
+    assert (given.student.forward, given.student.interpolation) == ("separate", "bilinear")
+    assert given.student.num_workers == 1  # BatchNorm over 64
+    assert (given.mixture.ce_weight, given.mixture.temperature, given.mixture.search) == (0.5, 1.0, False)
+    assert (given.selection.strategy, given.selection.mixture) == ("pcoreset", "round")
+    assert (given.teacher.model, given.teacher.pretrained) == ("RN50-quickgelu", "openai")
+    assert given.pool.format == "coop_split"
+
+
+def test_imagenet_is_the_papers_protocol():
+    given = load_preset("imagenet")
+    assert_papers_student(given.student)
+    assert given.rounds == 8
+    assert given.selection.budget == 1000
+    assert tuple(given.classes) == tuple(open_clip.IMAGENET_CLASSNAMES)
+    assert len(given.classes) == 1000
+    assert given.pool.limit == 100_000
+    assert (given.labels.oracle, given.labels.start) == ("simulated", "one_per_class")
+    assert given.student.backbone == "resnet50"
+    assert given.student.passes_unlabeled == 20
+    assert (given.student.batch_labeled, given.student.batch_unlabeled) == (256, 256)
+    assert (given.student.schedule, given.student.warmup) == ("cosine", 0.0)
+    assert (given.student.forward, given.student.interpolation) == ("stacked", "bicubic")
+    assert given.student.batch_labeled // given.student.num_workers == 64  # BatchNorm over 64 + 64 a replica
+    assert (given.mixture.ce_weight, given.mixture.temperature, given.mixture.search) == (0.4, 0.5, False)
+    assert given.selection.mixture == (0.5, 1.0)  # queried with another combination than it is evaluated with
+    assert (given.teacher.model, given.teacher.pretrained, given.teacher.templates) == (
+        "RN50-quickgelu",
+        "openai",
+        "imagenet_7",
+    )
+
+
+def test_demo_is_a_whole_small_campaign():
+    given = load_preset("demo")
+    assert given.labels.oracle == "simulated"
+    assert given.student.pretrained is False  # no download
+    assert given.teacher.model.startswith("local-dir:{raykd}/")  # the same in every checkout and job
+    assert Path(given.teacher.open_clip_name.removeprefix("local-dir:")).is_dir()
+    assert len(given.classes) == 10
