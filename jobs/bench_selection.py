@@ -39,7 +39,7 @@ import faiss
 import numpy as np
 
 from raykd.algo.selection.distances import residuals
-from raykd.algo.selection.kcenter import Picks
+from raykd.algo.selection.kcenter import Picked
 from raykd.algo.selection.rows import Rows
 from raykd.algo.selection.shard import LocalShards, Shard
 from raykd.algo.selection.strategies import pick
@@ -255,7 +255,7 @@ def compare(
     shards = LocalShards([Shard(Rows(ids[part], x_NC[part])) for part in parts])
     labeled = Rows(ids_of(len(base_LC), "labeled-"), base_LC)
 
-    def engine() -> Picks:
+    def engine() -> Picked:
         return pick("pcoreset", shards, labeled, budget, seed=0)
 
     engine()  # warm-up
@@ -340,7 +340,7 @@ def imagenet(args: argparse.Namespace) -> None:
         with ray_session(), ExitStack() as stack:
             with peak_memory(patience=10) as peak:
                 start = time.perf_counter()
-                shards = stack.enter_context(open_shards(PoolSource(uri=str(table)), num_shards))
+                shards = stack.enter_context(open_shards(PoolSource(uris=(str(table),)), num_shards))
                 started = time.perf_counter() - start
                 pick("pcoreset", shards, labeled, 1_000, seed=0)  # warm-up
             seconds, picks = timed(lambda: pick("pcoreset", shards, labeled, 1_000, seed=0), 3)

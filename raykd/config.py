@@ -34,8 +34,8 @@ from raykd.errors import UserError, did_you_mean
 if TYPE_CHECKING:
     from raykd.algo.selection.near_duplicates import Cap
 
-STRATEGY_NAMES = ("badge", "class_balanced", "coreset", "entropy", "margin", "pcoreset", "random")  # of raykd itself:
-# here again, as the module that has them takes half a second to import, and a wrong config should be told before
+STRATEGY_NAMES = ("badge", "class_balanced", "coreset", "entropy", "farthest", "margin", "pcoreset", "random")
+# raykd's own, here again: the module that has them takes half a second to import, and a mistake should be told before
 
 COMPLETE = {  # what is complete when a stage is
     "pool": "the pool is listed",
@@ -73,6 +73,14 @@ def _part_or_whole(number: float) -> float:
     return number
 
 
+def _known_strategy(name: str) -> str:
+    known = {*STRATEGY_NAMES, *(point.name for point in entry_points(group="raykd.strategies"))}
+    if name not in known:
+        raise UserError(f"unknown strategy {name!r}; {did_you_mean(name, known)}")
+    return name
+
+
+StrategyName = Annotated[str, AfterValidator(_known_strategy)]
 Gpus = Annotated[float, Field(ge=0), AfterValidator(_part_or_whole)]
 Replicas = Count | Annotated[tuple[Count, Count], AfterValidator(_rising)]
 
@@ -158,12 +166,17 @@ class Teacher(Section):
 
 
 class Student(Section):
-    """The compact dual-head model and its training (DHO)."""
+    """The compact model and its training (DHO)."""
 
     depends: ClassVar[JsonDict] = until("train")
 
     backbone: str = Field(description="timm model name")
     pretrained: bool | str = Field(True, description="true: timm's weights; a path: that file; false: random weights")
+    heads: Literal["dual", "ce", "kd", "ce+kd"] = Field(
+        "dual",
+        description="dual: one head learns from labels, one from the teacher; baselines with one head: ce (labels), kd "
+        "(teacher), ce+kd (both)",
+    )
     image_size: Count = Field(224, description="Side of the square the student sees, pixels")
     batch_labeled: Count = Field(64, description="Labeled images a step, all workers together")
     batch_unlabeled: Count = Field(64, description="Unlabeled images a step, all workers together")
@@ -221,7 +234,9 @@ class Selection(Section):
 
     depends: ClassVar[JsonDict] = until("select")
 
-    strategy: str = Field("pcoreset", description=f"One of: {', '.join(STRATEGY_NAMES)}; or an installed plug-in")
+    strategy: StrategyName = Field(
+        "pcoreset", description=f"One of: {', '.join(STRATEGY_NAMES)}; or an installed plug-in"
+    )
     budget: Count | None = Field(None, description="Picks a round; null: as many as there are classes")
     mixture: Literal["round"] | tuple[Share, Annotated[float, Field(gt=0)]] = Field(
         "round", description="Probabilities to select in: the round's own mixture, or fixed [ce_weight, temperature]"
@@ -238,14 +253,6 @@ class Selection(Section):
     )
     num_cpus: float = Field(0.5, gt=0, description="CPUs of each shard", json_schema_extra=FREE)
     num_gpus: Gpus = Field(0, description="GPUs of each shard, a part of one allowed", json_schema_extra=FREE)
-
-    @field_validator("strategy")
-    @classmethod
-    def _known(cls, name: str) -> str:
-        plug_ins = {point.name for point in entry_points(group="raykd.strategies")}
-        if name not in (*STRATEGY_NAMES, *plug_ins):
-            raise UserError(f"unknown strategy {name!r}; {did_you_mean(name, {*STRATEGY_NAMES, *plug_ins})}")
-        return name
 
     @model_validator(mode="after")
     def _cosine_has_a_limit(self) -> Selection:

@@ -71,7 +71,9 @@ def check_folder(config: TeacherConfig, folder: str) -> None:
     if not os.path.isfile(os.path.join(folder, MODEL_CONFIG)):
         raise UserError(f"{where} has no {MODEL_CONFIG}; it holds {_listed(folder)}")
     if not any(os.path.isfile(os.path.join(folder, name)) for name in WEIGHTS_NAMES):
-        raise UserError(f"{where} has no weights; expected one of {', '.join(WEIGHTS_NAMES)}, it holds {_listed(folder)}")
+        raise UserError(
+            f"{where} has no weights; expected one of {', '.join(WEIGHTS_NAMES)}, it holds {_listed(folder)}"
+        )
 
 
 def _listed(folder: str, limit: int = 8) -> str:

@@ -7,7 +7,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from raykd.algo.keyed import hash_ids, uniform
-from raykd.algo.selection.kcenter import Picks as Picked
+from raykd.algo.selection.kcenter import Picked
 from raykd.algo.selection.strategies import pick
 from raykd.errors import UserError
 from raykd.stages.campaign import Campaign
@@ -49,7 +49,7 @@ def select(
         else:
             picked = by_strategy(campaign, number, pool, teacher, before)
             table = picks_table(picked)
-            out.facts |= {"rounds": picked.rounds, "refreshed": picked.refreshed}
+            out.facts["rounds"] = [each._asdict() for each in picked.history]
         (out.place / PICKS_FILE).write_table(checked(table, PICKS))
         out.facts |= {"picks": table.num_rows, "content": fingerprint(table["sample_id"].to_pylist())}
     picks = Picks(complete(folder))
@@ -68,7 +68,9 @@ def by_strategy(campaign: Campaign, number: int, pool: Pool, teacher: Teacher, b
         if not left:
             raise UserError("every image of the pool is labeled or left out: lower rounds, or add images to the pool")
         if left < budget:
-            campaign.say(f"round {number} select", f"{left} images are left to pick from, the budget is {budget}: all are")
+            campaign.say(
+                f"round {number} select", f"{left} images are left to pick from, the budget is {budget}: all are"
+            )
         arguments = (config.strategy, space.shards, space.labeled, min(budget, left), campaign.config.seed, number)
         return pick(*arguments, config.cap)
     finally:

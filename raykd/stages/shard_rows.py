@@ -6,7 +6,7 @@ Each shard reads only the row groups that its slice overlaps. N pool rows, C cla
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -16,28 +16,27 @@ import pyarrow.compute as pc
 import pyarrow.dataset as pads
 import pyarrow.parquet as pq
 
+from raykd.algo.heads import Mixture, probabilities
 from raykd.algo.selection.rows import Rows
 from raykd.errors import UserError
 from raykd.store.place import Place
 from raykd.store.tables import matrix
 
-PROBS_COLUMNS = {"probs": ["probs"], "logits": ["logits"], "heads": ["ce_logits", "kd_logits"]}
 READ_ROWS = 8192  # rows decoded at a time
 
 
 @dataclass(frozen=True, kw_only=True)
 class PoolSource:
-    """Which rows and vectors of a Parquet table are the pool. Small and picklable: it travels, the vectors don't.
-
-    Rows count when their ``split`` is "pool" (if there is such a column) and their ``error`` is null (likewise).
+    """Which rows and vectors of Parquet tables are the pool. Small and picklable: it travels, the vectors don't.
 
     Args:
-        uri: Parquet file, or folder of them; local, s3:// or gs://.
-        needs: The vectors to read, as a strategy names them: "probs", "features".
-        probs_from: Where probabilities come from: column ``probs``; softmax of column ``logits`` (a teacher's); or the
-            mixture of columns ``ce_logits`` and ``kd_logits`` (a student's).
-        ce_weight: Share of the CE head in the mixture, 0 to 1.
-        temperature: Divides the KD logits, > 0.
+        uris: Parquet files, or folders of them: the parts of one table, all on one filesystem; local, s3:// or gs://.
+        needs: The vectors to read, as a strategy names them: "probs", "features", "vectors".
+        probs_from: Where probabilities come from: column ``probs``; or columns of logits, which become probabilities as
+            ``raykd.algo.heads`` says. "vectors" are the same numbers, but need not be probabilities.
+        mixture: Of two heads' logits.
+        only_pool: Rows count only if their ``split`` is "pool" and their ``error`` is null, where there are such
+            columns. False: all rows count, whatever columns there are.
         labeled: Ids of rows to be set aside as labeled (see :meth:`RayShards.labeled`).
         excluded: Ids of rows to be left out, such as those that people could not label.
         precision: "fp16" rounds vectors to half precision, which halves the memory: a probability is then off by at
@@ -46,26 +45,26 @@ class PoolSource:
             machine (TMPDIR) instead of in memory; None: always in memory.
     """
 
-    uri: str
+    uris: tuple[str, ...]
     needs: tuple[str, ...] = ("probs",)
-    probs_from: Literal["probs", "logits", "heads"] = "probs"
-    ce_weight: float = 0.5
-    temperature: float = 1.0
+    probs_from: tuple[str, ...] = ("probs",)
+    mixture: Mixture = Mixture()
+    only_pool: bool = True
     labeled: tuple[str, ...] = ()
     excluded: tuple[str, ...] = ()
     precision: Literal["fp32", "fp16"] = "fp32"
     memory_gib: float | None = None
 
-    def columns_of(self, need: str) -> list[str]:
-        return PROBS_COLUMNS[self.probs_from] if need == "probs" else [need]
+    def columns_of(self, need: str) -> tuple[str, ...]:
+        return ("features",) if need == "features" else self.probs_from
 
     @property
     def columns(self) -> list[str]:
         """The columns that must be there."""
-        return ["sample_id", *(name for need in self.needs for name in self.columns_of(need))]
+        return list(dict.fromkeys(["sample_id", *(name for need in self.needs for name in self.columns_of(need))]))
 
 
-class Piece(NamedTuple):
+class FileSlice(NamedTuple):
     """Rows of one Parquet file: of these row groups, one after the other, skip some rows and take the next ones."""
 
     path: str
@@ -74,11 +73,23 @@ class Piece(NamedTuple):
     take: int
 
 
+def open_pool(source: PoolSource) -> list[pads.Dataset]:
+    """All parts of a pool's table.
+
+    Raises:
+        UserError: As :func:`open_table`; or they lie on different filesystems.
+    """
+    first, *others = [Place.of(uri) for uri in source.uris]
+    if other := next((place for place in others if place.fs != first.fs), None):
+        raise UserError(f"{first} and {other} lie on different filesystems; expected all parts of the pool on one")
+    return [open_table(uri, source.columns, "pool table") for uri in source.uris]
+
+
 def open_table(uri: str, columns: Sequence[str], what: str) -> pads.Dataset:
     """A Parquet table that is known to have these columns.
 
     Raises:
-        ValueError: It is not there, not Parquet, or lacks a column; ``what`` names it.
+        UserError: It is not there, not Parquet, or lacks a column; ``what`` names it.
     """
     place = Place.of(uri)
     try:
@@ -93,12 +104,13 @@ def open_table(uri: str, columns: Sequence[str], what: str) -> pads.Dataset:
     return table
 
 
-def plan(table: pads.Dataset, num_shards: int) -> list[list[Piece]]:
+def plan(parts: Sequence[pads.Dataset], num_shards: int) -> list[list[FileSlice]]:
     """Cut a table into slices of equal length; each names only the row groups that it overlaps. Reads footers only."""
-    files = [(file.path, np.array([group.num_rows for group in file.row_groups])) for file in table.get_fragments()]
+    fragments = [file for part in parts for file in part.get_fragments()]
+    files = [(file.path, np.array([group.num_rows for group in file.row_groups])) for file in fragments]
     total = sum(int(rows.sum()) for _, rows in files)
     bounds = [total * number // num_shards for number in range(num_shards + 1)]
-    slices: list[list[Piece]] = [[] for _ in range(num_shards)]
+    slices: list[list[FileSlice]] = [[] for _ in range(num_shards)]
     file_start = 0
     for path, rows in files:
         ends = file_start + np.cumsum(rows)
@@ -108,24 +120,25 @@ def plan(table: pads.Dataset, num_shards: int) -> list[list[Piece]]:
             if len(groups):
                 begin = max(first, int(starts[groups[0]]))
                 end = min(last, int(ends[groups[-1]]))
-                pieces.append(Piece(path, groups.tolist(), begin - int(starts[groups[0]]), end - begin))
+                pieces.append(FileSlice(path, groups.tolist(), begin - int(starts[groups[0]]), end - begin))
         file_start += int(rows.sum())
     return slices
 
 
-def read(source: PoolSource, pieces: Sequence[Piece]) -> tuple[Rows, Rows]:
+def read(source: PoolSource, pieces: Sequence[FileSlice]) -> tuple[Rows, Rows]:
     """The unlabeled and the labeled rows of some pieces. Memory: the vectors, if they may be in memory, and one batch.
 
     Raises:
-        ValueError: A vector is missing, not numeric, or of another length than the first; names the row's id.
+        UserError: A vector is missing, not numeric, or of another length than the first; names the row's id.
     """
-    place = Place.of(source.uri)
+    place = Place.of(source.uris[0])
     labeled, excluded = frozenset(source.labeled), frozenset(source.excluded)
     most = sum(piece.take for piece in pieces)
     pool, apart = _Growing(source, most), _Growing(source, most)
     for piece in pieces:
         file = pq.ParquetFile(piece.path, filesystem=place.fs, pre_buffer=not place.is_local)
-        wanted = [*source.columns, *(name for name in ("split", "error") if name in file.schema_arrow.names)]
+        marks = ("split", "error") if source.only_pool else ()
+        wanted = [*source.columns, *(name for name in marks if name in file.schema_arrow.names)]
         begin, end, start = piece.skip, piece.skip + piece.take, 0
         for batch in file.iter_batches(READ_ROWS, row_groups=piece.row_groups, columns=wanted):
             first, last = max(begin - start, 0), min(end - start, len(batch))
@@ -199,7 +212,7 @@ class _Growing:
 
 
 def _rows(source: PoolSource, batch: pa.RecordBatch, excluded: frozenset[str]) -> Rows:
-    names = batch.schema.names
+    names = batch.schema.names if source.only_pool else ()
     if "split" in names:
         batch = batch.filter(pc.equal(batch["split"].cast(pa.string()), "pool"))
     if "error" in names:
@@ -208,22 +221,18 @@ def _rows(source: PoolSource, batch: pa.RecordBatch, excluded: frozenset[str]) -
     if excluded:
         keep = np.fromiter((name not in excluded for name in ids), bool, len(ids))
         batch, ids = batch.filter(pa.array(keep)), ids[keep]
-    vectors = {}
+    columns = {name: vectors_of(batch[name], name, ids) for name in source.columns if name != "sample_id"}
+    made = {}
     for need in source.needs:
-        found = [vectors_of(batch[name], name, ids) for name in source.columns_of(need)]
-        made = _probabilities(source, found) if need == "probs" else found[0]
-        vectors[need] = made if source.precision == "fp32" else made.astype(np.float16)
-    return Rows(ids, **vectors)
+        vectors = columns["features"] if need == "features" else _probabilities(source, columns)
+        made[need] = vectors if source.precision == "fp32" else vectors.astype(np.float16)
+    return Rows(ids, **made)
 
 
-def _probabilities(source: PoolSource, found: list[np.ndarray]) -> np.ndarray:
-    if source.probs_from == "probs":
-        return found[0]
-    from raykd.algo.heads import mixture, softmax  # here, as it loads torch, which plain probabilities don't need
-
-    if source.probs_from == "logits":
-        return softmax(found[0])
-    return mixture(found[0], found[1], source.ce_weight, source.temperature)
+def _probabilities(source: PoolSource, columns: Mapping[str, np.ndarray]) -> np.ndarray:
+    if source.probs_from == ("probs",):
+        return columns["probs"]
+    return probabilities({name: columns[name] for name in source.probs_from}, source.mixture)
 
 
 def ids_of(column: pa.Array) -> np.ndarray:

@@ -1,6 +1,7 @@
 """The engine against plain loops in float64: the same picks and the same bits, however the work is cut."""
 
 import math
+from collections import Counter
 from contextlib import contextmanager
 
 import numpy as np
@@ -12,17 +13,24 @@ from raykd.algo import keyed
 from raykd.algo.selection import distances, kcenter, shard
 from raykd.algo.selection.distances import Euclidean, Gradients, first_bounds, peak_bounds
 from raykd.algo.selection.kcenter import farthest_first, sample_by_distance
+from raykd.algo.selection.reference import (
+    plain_farthest_first,
+    plain_kmeans_plus_plus,
+    plain_race,
+    running_minimum,
+)
 from raykd.algo.selection.rows import Outline, Rows, outline
 from raykd.algo.selection.shard import LocalShards
 
 SIMPLEX, POINTS, UNIT = Euclidean("probs", peaked=True), Euclidean("features"), Euclidean("features", unit_length=True)
 CUTS = {
-    (kcenter, "CANDIDATES"): st.sampled_from([0, 1, 4]),
-    (kcenter, "FEWEST"): st.sampled_from([0, 1000]),
+    (kcenter, "SMALL_VALUES"): st.sampled_from([0, 0, 2**20]),
+    (kcenter, "CANDIDATES_PER_PICK"): st.sampled_from([0, 1, 4]),
+    (kcenter, "FEWEST_CANDIDATES"): st.sampled_from([0, 1000]),
     (kcenter, "SPARE"): st.sampled_from([1, 3, 16]),
     (kcenter, "WINDOW"): st.sampled_from([1, 2, 5, 512]),
-    (shard, "FEWEST"): st.sampled_from([1, 3, 64]),
-    (shard, "FRONT"): st.sampled_from([1, 2, 8]),
+    (shard, "FEWEST_REFRESHED"): st.sampled_from([1, 3, 64]),
+    (shard, "SHORTLIST"): st.sampled_from([1, 2, 8]),
     (shard, "GATHER_VALUES"): st.sampled_from([1, 64, 2**22]),
     (distances, "BATCH_VALUES"): st.sampled_from([1, 64, 2**24]),
     (distances, "CACHED_VALUES"): st.sampled_from([1, 64, 2**20]),
@@ -50,18 +58,8 @@ def cut(how):
             setattr(module, name, value)
 
 
-def plain_farthest(ids, x, centers, budget):
-    """Greedy k-center by its definition, in float64."""
-    left, picks, distances = sorted(range(len(ids)), key=lambda row: ids[row]), [], []
-    x, centers = np.asarray(x, np.float64), list(np.asarray(centers, np.float64))
-    for _ in range(budget):
-        nearest = {row: min(((x[row] - center) ** 2).sum() for center in centers) for row in left}
-        best = max(left, key=lambda row: nearest[row])
-        left.remove(best)
-        picks.append(ids[best])
-        distances.append(math.sqrt(nearest[best]))
-        centers.append(x[best])
-    return picks, distances
+def pairs(picked):
+    return list(zip(picked.ids, picked.distances.tolist(), strict=True))
 
 
 @st.composite
@@ -94,12 +92,13 @@ def hard_rows(draw):
 def test_farthest_first_is_the_plain_loop_to_the_last_bit(space, rows, budget, num_shards, how):
     ids, x, centers = rows
     budget = min(budget, len(ids))
-    expected = plain_farthest(ids, x, centers, budget)
+    expected = plain_farthest_first(ids, x, centers, budget)
+    assert running_minimum(ids, x, centers, budget) == expected
     order = np.random.default_rng(num_shards).permutation(len(ids))
     pool = Rows(np.array(ids, object)[order], x[order], x[order])
     with cut(how):
         got = farthest_first(LocalShards.split(pool, num_shards), space, centers, budget)
-    assert (got.ids, got.distances.tolist()) == expected
+    assert pairs(got) == expected
 
 
 def test_float32_ties_are_told_apart_in_float64():
@@ -111,39 +110,12 @@ def test_float32_ties_are_told_apart_in_float64():
     centers = np.tile(np.roll(base, 1), (40, 1))
     centers[np.arange(40), rng.integers(0, 500, 40)] += rng.integers(1, 50, 40).astype(np.float32) * np.float32(2**-20)
     ids = [f"{number:03d}" for number in range(200)]
-    near, slack = POINTS.near(x, centers)
+    approx, error = POINTS.approximate(x, centers)
     exact = ((x[:, None].astype(np.float64) - centers) ** 2).sum(axis=2)
-    assert (np.abs(near - exact).max(axis=1) <= slack).all()
-    assert len(np.unique(near)) < len(np.unique(exact)) / 2
+    assert (np.abs(approx - exact).max(axis=1) <= error).all()
+    assert len(np.unique(approx)) < len(np.unique(exact)) / 2
     got = farthest_first(LocalShards.split(Rows(ids, features=x), 3), POINTS, centers, 60)
-    assert (got.ids, got.distances.tolist()) == plain_farthest(ids, x, centers, 60)
-
-
-def plain_race(ids, x, first, budget, key, exact):
-    """The race, row by row: hazard D², fuel Exp(1), turns at every pick."""
-    draws = dict(zip(ids, keyed.uniform(keyed.hash_ids(ids), *key).tolist(), strict=True))
-    at = {name: row for row, name in enumerate(ids)}
-    sq = {name: float(exact(x[at[name]], x[at[first]])) for name in ids}
-    fuel, since, due = {name: -math.log(draws[name]) for name in ids}, dict.fromkeys(ids, 0.0), {}
-    picks, left = [], sorted(set(ids) - {first})
-
-    def is_due(name):
-        return since[name] + fuel[name] / sq[name] if sq[name] > 0 else 1e300 * (1 + draws[name])
-
-    due = {name: is_due(name) for name in left}
-    while len(picks) < budget:
-        best = min(left, key=lambda name: due[name])
-        left.remove(best)
-        picks.append((best, math.sqrt(sq[best])))
-        if not sq[best]:
-            continue
-        for name in left:
-            new = float(exact(x[at[name]], x[at[best]]))
-            if new < sq[name]:
-                fuel[name] = max(fuel[name] - sq[name] * (due[best] - since[name]), 0.0)
-                since[name], sq[name] = due[best], new
-                due[name] = max(due[name], is_due(name)) if new > 0 else is_due(name)
-    return picks
+    assert pairs(got) == plain_farthest_first(ids, x, centers, 60)
 
 
 @settings(max_examples=100, deadline=None)
@@ -155,10 +127,25 @@ def test_draws_by_distance_are_those_of_the_plain_race(kind, rows, num_shards, s
     space = POINTS if kind == "points" else Gradients(x.shape[1])
     vectors = space.vectors(pool, slice(None))
     budget = len(ids) - 1
-    expected = plain_race(ids, vectors, ids[0], budget, (seed, "draw"), lambda a, b: space.exact(a[None], b[None])[0])
+    draws = keyed.uniform(keyed.hash_ids(ids), seed, "draw")
+    expected = plain_race(ids, vectors, ids[0], budget, draws, lambda x, y: space.exact(x, y[None]))
     with cut(how):
         got = sample_by_distance(LocalShards.split(pool, num_shards), space, vectors[:1], budget, ids[:1], seed, "draw")
-    assert list(zip(got.ids, got.distances.tolist(), strict=True)) == expected
+    assert pairs(got) == expected
+
+
+def test_the_race_has_the_law_of_kmeans_plus_plus():
+    """The order of three draws among four rows, 4,000 of each (fixed seeds, so no flakes)."""
+    x, ids, rng = np.array([[0.0], [1.0], [2.5], [3.0], [6.0]]), list("abcde"), np.random.default_rng(1)
+    counts = [Counter(), Counter()]
+    for _ in range(4000):
+        counts[0][tuple(name for name, _ in plain_kmeans_plus_plus(ids, x, "a", 3, rng))] += 1
+        counts[1][tuple(name for name, _ in plain_race(ids, x, "a", 3, 1 - rng.random(5)))] += 1
+    orders = sorted({*counts[0], *counts[1]})
+    drawn, raced = (np.array([count[order] for order in orders]) for count in counts)
+    chi_square = ((drawn - raced) ** 2 / (drawn + raced)).sum()
+    assert chi_square < len(orders) + 4 * math.sqrt(2 * len(orders))
+    assert len(orders) > 15
 
 
 # ---------------------------------------------------------------- bounds
@@ -175,10 +162,10 @@ def test_no_fast_distance_is_off_by_more_than_it_says(kind, width):
     space = {"probs": SIMPLEX, "gradients": Gradients(width)}.get(kind, POINTS)
     x = space.vectors(Rows([f"{number}" for number in range(60)], probs, features), slice(None))
     for precision in (np.float32, np.float64):
-        near, slack = space.near(x, x, precision)
+        approx, error = space.approximate(x, x, precision)
         i, j = np.divmod(np.arange(3600), 60)
         exact = space.exact(x[i], x[j]).reshape(60, 60)
-        assert (np.abs(near - exact) <= slack[:, None]).all()
+        assert (np.abs(approx - exact) <= error[:, None]).all()
 
 
 @settings(max_examples=100, deadline=None)
@@ -245,9 +232,8 @@ def test_half_precision_rows_are_rounded_and_then_exact():
     pool = Rows([f"{number:06d}" for number in range(300)], rounded)
     assert pool.probs.dtype == np.float16
     got = farthest_first(LocalShards.split(pool, 3), SIMPLEX, centers, 50)
-    ids, distances = plain_farthest(pool.ids.tolist(), rounded.astype(np.float32), centers, 50)
-    assert (got.ids, got.distances.tolist()) == (ids, distances)
-    exact = plain_farthest(pool.ids.tolist(), x, centers, 50)[1]
+    assert pairs(got) == plain_farthest_first(pool.ids, rounded.astype(np.float32), centers, 50)
+    exact = [distance for _, distance in plain_farthest_first(pool.ids, x, centers, 50)]
     np.testing.assert_allclose(got.distances, exact, atol=2**-10)  # what the rounding costs
 
 
@@ -258,4 +244,4 @@ def test_mapped_rows_are_not_copied_and_give_the_same_picks(tmp_path):
     pools = Rows(ids, mapped), Rows(ids, x)
     assert np.shares_memory(pools[0].probs, mapped)
     one, other = (farthest_first(LocalShards([shard.Shard(rows)]), SIMPLEX, centers, 100) for rows in pools)
-    assert (one.ids, one.distances.tolist()) == (other.ids, other.distances.tolist())
+    assert pairs(one) == pairs(other)

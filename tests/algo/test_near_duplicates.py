@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from raykd.algo.selection import kcenter
 from raykd.algo.selection.distances import Euclidean, within
 from raykd.algo.selection.near_duplicates import Cap
 from raykd.algo.selection.rows import Rows
@@ -21,7 +22,8 @@ def frames(seed=0):
     features[::NUM_FRAMES] = features[1::NUM_FRAMES]
     probs[::NUM_FRAMES] = probs[1::NUM_FRAMES]
     ids = [f"{number}" for number in rng.permutation(len(scene))]
-    return Rows(ids, probs, features, rng.integers(0, 4, len(scene))), dict(zip(ids, scene.tolist(), strict=True))
+    rows = Rows(ids, probs, features, rng.integers(0, 4, len(scene)), features)
+    return rows, dict(zip(ids, scene.tolist(), strict=True))
 
 
 def cosines(rows, ids, column):
@@ -31,9 +33,12 @@ def cosines(rows, ids, column):
     return x @ x.T
 
 
+@pytest.mark.parametrize("how", ["gathered", "by_rounds"])
 @pytest.mark.parametrize("limit", [1, 2])
 @pytest.mark.parametrize("name", sorted(STRATEGIES))
-def test_no_scene_has_more_picks_than_the_cap_whatever_the_strategy_and_shards(name, limit):
+def test_no_scene_has_more_picks_than_the_cap_whatever_the_strategy_and_shards(name, limit, how, monkeypatch):
+    if how == "by_rounds":  # as large pools, not gathered in the driver
+        monkeypatch.setattr(kcenter, "SMALL_VALUES", 0)
     pool, scene = frames()
     labeled = frames(1)[0].take(np.arange(5))
     labeled.ids = np.array([f"l{number}" for number in range(5)], object)
@@ -89,7 +94,7 @@ def test_too_few_different_rows_are_refused_with_their_number():
         ({"limit": 0}, "at most 0 picks"),
         ({"limit": 1, "cosine": 0.0}, "from cosine 0.0 on; expected above 0, to 1"),
         ({"limit": 1, "cosine": 1.5}, "from cosine 1.5"),
-        ({"limit": 1, "column": "logits"}, "by 'logits'; expected 'features' or 'probs'"),
+        ({"limit": 1, "column": "logits"}, "by 'logits'; expected 'features', 'probs' or 'vectors'"),
     ],
 )
 def test_an_impossible_cap_is_refused(given, message):

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from raykd.algo.selection import strategies
-from raykd.algo.selection.kcenter import Picks
+from raykd.algo.selection.kcenter import Picked
 from raykd.algo.selection.rows import Rows
 from raykd.algo.selection.shard import LocalShards
 from raykd.algo.selection.strategies import Strategy, lowest, names, pick, without_distances
@@ -34,7 +34,7 @@ class ByClass:
 
 class Short(ByClass):
     def pick(self, shards, labeled, budget, key):
-        return Picks(["a"] * budget, np.zeros(budget))
+        return Picked(["a"] * budget, np.zeros(budget))
 
 
 class Broken(ByClass):

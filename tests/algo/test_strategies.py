@@ -13,12 +13,13 @@ from raykd.algo import keyed
 from raykd.algo.selection import distances, kcenter
 from raykd.algo.selection.distances import EXACT_VALUES, Euclidean, Gradients, residuals, unit
 from raykd.algo.selection.kcenter import coverage_radius
+from raykd.algo.selection.reference import plain_farthest_first
 from raykd.algo.selection.rows import Rows
 from raykd.algo.selection.shard import LocalShards, Shard
 from raykd.algo.selection.strategies import STRATEGIES, class_quotas, pick
 
 NAMES = sorted(STRATEGIES)
-WITH_DISTANCE = ("badge", "coreset", "pcoreset")
+WITH_DISTANCE = ("badge", "coreset", "farthest", "pcoreset")
 
 
 def make_rows(num_rows, num_classes=5, width=4, seed=0, prefix="p"):
@@ -31,15 +32,22 @@ def make_rows(num_rows, num_classes=5, width=4, seed=0, prefix="p"):
     hot = rng.random(num_rows) < 0.2
     probs[hot] = np.eye(num_classes, dtype=np.float32)[rng.integers(0, num_classes, hot.sum())]
     ids = [f"{prefix}{number}" for number in rng.permutation(num_rows)]
-    return Rows(ids, probs, features, rng.integers(0, num_classes, num_rows))
+    return Rows(ids, probs, features, rng.integers(0, num_classes, num_rows), 100 * features)
 
 
-def picked(name, pool, labeled, budget, num_shards=1, seed=0, round=0):
-    return pick(name, LocalShards.split(pool, num_shards), labeled, budget, seed, round)
+def picked(name, pool, labeled, budget, num_shards=1, seed=0, number=0):
+    return pick(name, LocalShards.split(pool, num_shards), labeled, budget, seed, number)
 
 
 def same(one, other):
     return one.ids == other.ids and np.array_equal(one.distances, other.distances, equal_nan=True)
+
+
+@pytest.fixture(params=["gathered", "by_rounds"])
+def how(request, monkeypatch):
+    """Small pools are gathered in the driver; or not, as large ones."""
+    if request.param == "by_rounds":
+        monkeypatch.setattr(kcenter, "SMALL_VALUES", 0)
 
 
 # ---------------------------------------------------------------- the contract
@@ -48,7 +56,7 @@ def same(one, other):
 @pytest.mark.parametrize("cold", [False, True], ids=["labeled", "cold"])
 @pytest.mark.parametrize("budget", [1, 13, 60])
 @pytest.mark.parametrize("name", NAMES)
-def test_picks_are_different_pool_ids_and_do_not_depend_on_shards_or_order(name, budget, cold):
+def test_picks_are_different_pool_ids_and_do_not_depend_on_shards_or_order(name, budget, cold, how):
     pool, labeled = make_rows(60), None if cold else make_rows(7, seed=1, prefix="l")
     expected = picked(name, pool, labeled, budget)
     assert len(expected.ids) == len(set(expected.ids)) == budget
@@ -68,7 +76,10 @@ def test_inputs_are_not_written_to(name):
     pool, labeled = make_rows(40), make_rows(7, seed=1, prefix="l")
     pool = pool.take(np.argsort(pool.ids))  # sorted rows are kept without a copy
     before = pickle.dumps((pool, labeled))
-    for vectors in (pool.probs, pool.features, labeled.probs, labeled.features, labeled.labels, pool.ids):
+    parts = [
+        getattr(rows, name) for rows in (pool, labeled) for name in ("ids", "probs", "features", "vectors", "labels")
+    ]
+    for vectors in parts:
         vectors.flags.writeable = False
     pick(name, LocalShards([Shard(pool)]), labeled, 20, 0)
     assert pickle.dumps((pool, labeled)) == before
@@ -102,17 +113,19 @@ def test_contract_holds_for_coarse_rows_full_of_ties(data, name, num_rows, num_s
         prototypes[:num_labeled],
         prototypes[:num_labeled],
         np.arange(num_labeled),
+        prototypes[:num_labeled],
     )
-    pool = Rows(ids, prototypes[which], prototypes[which])
+    pool = Rows(ids, prototypes[which], prototypes[which], vectors=prototypes[which])
     budget = data.draw(st.integers(1, num_rows))
     expected = picked(name, pool, labeled, budget)
     assert len(set(expected.ids)) == budget
     assert set(expected.ids) <= set(ids)
     order = np.array(data.draw(st.permutations(range(num_rows))))
     assert same(picked(name, pool.take(order), labeled, budget, num_shards), expected)
-    if name in ("pcoreset", "coreset"):
+    if name in ("pcoreset", "coreset", "farthest"):
         vectors = [unit(rows.features) if name == "coreset" else rows.probs for rows in (pool, labeled)]
-        assert expected.ids == brute_force(pool.ids, vectors[0], vectors[1], budget, first=expected.ids[0])[0]
+        plain = from_first(pool.ids, *vectors, budget, expected.ids[0])
+        assert expected.ids == [name for name, _ in plain]
 
 
 # ---------------------------------------------------------------- bad input
@@ -132,9 +145,11 @@ def test_an_impossible_budget_is_refused(name, budget, message):
         picked(name, make_rows(20), make_rows(3, seed=1, prefix="l"), budget, 3)
 
 
-def test_an_unknown_strategy_is_refused_with_those_known():
-    with pytest.raises(ValueError, match=r"unknown strategy 'pcorset'; known: badge, class_balanced, .*random"):
+def test_an_unknown_strategy_is_refused_with_the_nearest_or_all():
+    with pytest.raises(ValueError, match=r"unknown strategy 'pcorset'; did you mean 'pcoreset'\?"):
         picked("pcorset", make_rows(20), None, 5)
+    with pytest.raises(ValueError, match=r"unknown strategy 'x'; known: badge, class_balanced, .*random"):
+        picked("x", make_rows(20), None, 5)
 
 
 @pytest.mark.parametrize("name", ["coreset", "badge"])
@@ -214,22 +229,13 @@ def test_class_balanced_needs_labels_in_range():
 # ---------------------------------------------------------------- k-center
 
 
-def brute_force(ids, rows, centers, budget, first=None):
-    """Greedy k-center by its definition: all distances to all centers, in float64, for every pick."""
-    rows, chosen, picks, distances = np.asarray(rows, np.float64), [np.asarray(c, np.float64) for c in centers], [], []
-    left = sorted(range(len(ids)), key=lambda row: ids[row])
-    while len(picks) < budget:
-        if not chosen:
-            best, distance = next(row for row in left if ids[row] == first), math.nan
-        else:
-            nearest = {row: min(((rows[row] - center) ** 2).sum() for center in chosen) for row in left}
-            best = max(left, key=lambda row: nearest[row])  # the first of equals, which has the smaller id
-            distance = math.sqrt(nearest[best])
-        left.remove(best)
-        picks.append(ids[best])
-        distances.append(distance)
-        chosen.append(rows[best])
-    return picks, distances
+def from_first(ids, rows, centers, budget, first):
+    """Greedy k-center by its definition; with no center, from a first pick that has no distance."""
+    if len(centers):
+        return plain_farthest_first(ids, rows, centers, budget)
+    at = list(ids).index(first)
+    rest = np.delete(np.arange(len(ids)), at)
+    return [(first, math.nan), *plain_farthest_first(np.array(ids)[rest], rows[rest], rows[[at]], budget - 1)]
 
 
 CASES = {
@@ -254,9 +260,9 @@ def test_pcoreset_is_the_brute_force(case, num_labeled, budget):
     got = picked("pcoreset", pool, labeled, budget, 3)
     peaked = ((probs.astype(np.float64) - 1 / probs.shape[1]) ** 2).sum(axis=1)
     first = min(pool.ids[peaked == peaked.max()])
-    ids, distances = brute_force(pool.ids, probs, centers, budget, first)
-    assert got.ids == ids
-    np.testing.assert_allclose(got.distances, distances, rtol=1e-14)
+    ids, distances = zip(*from_first(pool.ids, probs, centers, budget, first), strict=True)
+    assert got.ids == list(ids)
+    np.testing.assert_array_equal(got.distances, distances)
     told = got.distances[np.isnan(got.distances).sum() :]
     assert (np.diff(told) <= 0).all()
     assert (told <= math.sqrt(2)).all()
@@ -267,7 +273,8 @@ def test_coreset_is_the_brute_force_on_unit_vectors_and_orders_as_cosine():
     pool, labeled = make_rows(50, width=3), make_rows(4, width=3, seed=1, prefix="l")
     pool.features *= np.random.default_rng(0).uniform(0.1, 10, (50, 1)).astype(np.float32)  # lengths don't matter
     got = picked("coreset", pool, labeled, 25, 3)
-    assert got.ids == brute_force(pool.ids, unit(pool.features), unit(labeled.features), 25)[0]
+    expected = plain_farthest_first(pool.ids, unit(pool.features), unit(labeled.features), 25)
+    assert list(zip(got.ids, got.distances.tolist(), strict=True)) == expected
     normed = pool.features / np.linalg.norm(pool.features, axis=1, keepdims=True)
     centers = labeled.features / np.linalg.norm(labeled.features, axis=1, keepdims=True)
     far = (1 - (normed @ centers.T).max(axis=1)).argmax()
@@ -294,13 +301,13 @@ def test_a_distance_has_the_same_bits_wherever_its_row_lies(width):
     rows = rng.dirichlet(np.full(width, 0.3), num_rows).astype(np.float32)
     center = rng.dirichlet(np.full(width, 0.3), 1).astype(np.float32)
     space, zeros = Euclidean("probs"), np.zeros(num_rows, np.int64)
-    whole = distances.exact(space, rows, np.arange(num_rows), center, zeros)
+    whole = distances.exact_pairs(space, rows, np.arange(num_rows), center, zeros)
     np.testing.assert_allclose(whole, ((rows.astype(np.float64) - center) ** 2).sum(axis=1), rtol=1e-13, atol=1e-300)
     for row in rng.integers(0, num_rows, 20):
         assert space.exact(rows[row : row + 1].copy(), center)[0] == whole[row]
         assert space.exact(center, rows[row : row + 1])[0] == whole[row]
     for offset in (1, 3):  # unaligned, other block boundaries
-        moved = distances.exact(space, rows[offset:], np.arange(num_rows - offset), center, zeros[offset:])
+        moved = distances.exact_pairs(space, rows[offset:], np.arange(num_rows - offset), center, zeros[offset:])
         assert np.array_equal(moved, whole[offset:])
 
 
@@ -311,18 +318,18 @@ class Forgetful(LocalShards):
         super().__init__(LocalShards.split(rows, num_shards).shards)
         self.calls = 0
 
-    def map(self, method, *args):
+    def map(self, question, *args):
         self.calls += 1
         if self.calls % 3 == 0:
             lost = self.calls % len(self.shards)
             self.shards[lost] = Shard(self.shards[lost].rows)
         if self.calls % 4 == 0:
-            super().map(method, *args)
-        return super().map(method, *args)
+            super().map(question, *args)
+        return super().map(question, *args)
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_lost_shards_and_repeated_questions_change_nothing(name):
+def test_lost_shards_and_repeated_questions_change_nothing(name, how):
     pool, labeled = make_rows(60), make_rows(7, seed=1, prefix="l")
     assert same(pick(name, Forgetful(pool, 4), labeled, 30, 0), picked(name, pool, labeled, 30))
 
@@ -330,25 +337,30 @@ def test_lost_shards_and_repeated_questions_change_nothing(name):
 @pytest.mark.parametrize("name", ["pcoreset", "badge"])
 def test_an_old_question_asked_again_does_no_harm(name, monkeypatch):
     """Ray may run a retried call late: a shard that knows more than it is told keeps what it knows."""
-    monkeypatch.setattr(kcenter, "CANDIDATES", 0)
-    monkeypatch.setattr(kcenter, "FEWEST", 0)
+    monkeypatch.setattr(kcenter, "SMALL_VALUES", 0)
+    monkeypatch.setattr(kcenter, "CANDIDATES_PER_PICK", 0)
+    monkeypatch.setattr(kcenter, "FEWEST_CANDIDATES", 0)
     monkeypatch.setattr(kcenter, "SPARE", 1)
     pool, labeled = make_rows(60), make_rows(3, seed=1, prefix="l")
     asked = []
 
     class Recorder(LocalShards):
-        def map(self, method, *args):
-            if method == "best":
+        def map(self, question, *args):
+            if question is Shard.propose:
                 asked.append(copy.deepcopy(args))
-            return super().map(method, *args)
+            return super().map(question, *args)
 
     shards = Recorder([Shard(pool)])
     pick(name, shards, labeled, 30, 0)
     assert len(asked) > 3
-    latest = str(shards.shards[0].best(*asked[-1]))
+    (shard,) = shards.shards
+    latest = shard.propose(*asked[-1])
     for args in (asked[0], asked[2], asked[1]):
-        shards.shards[0].best(*args)
-    assert str(shards.shards[0].best(*asked[-1])) == latest
+        shard.propose(*args)
+    again = shard.propose(*asked[-1])
+    assert (again.num_known, again.candidates.rest) == (latest.num_known, latest.candidates.rest)
+    for name in ("ids", "vectors_NW", "state_NS"):
+        np.testing.assert_array_equal(getattr(again.candidates, name), getattr(latest.candidates, name))
 
 
 def test_coverage_radius_is_the_worst_nearest_distance():
@@ -504,7 +516,7 @@ def test_class_balanced_is_the_plain_loop():
         for name in [name for _, name in sorted(zip(filler, pool.ids, strict=True))]:
             if len(ids) < budget and name not in ids:
                 ids.append(name)
-        assert picked("class_balanced", pool, labeled, budget, 3, seed=4, round=1).ids == ids
+        assert picked("class_balanced", pool, labeled, budget, 3, seed=4, number=1).ids == ids
 
 
 def test_class_balanced_gives_nothing_to_classes_that_nobody_is_predicted_as():
@@ -517,26 +529,20 @@ def test_class_balanced_gives_nothing_to_classes_that_nobody_is_predicted_as():
 # ---------------------------------------------------------------- vectors of any kind
 
 
-def test_raw_vectors_need_not_be_probabilities():
+def test_vectors_of_any_kind_need_not_be_probabilities():
     pool, labeled = make_rows(50), make_rows(4, seed=1, prefix="l")
-    points, centers = Rows(pool.ids, 1e3 * pool.features), Rows(labeled.ids, 1e3 * labeled.features)
-    got = pick("pcoreset", LocalShards.split(points, 3), centers, 20, 0, space="raw")
-    assert (got.ids, got.distances.tolist()) == brute_force(points.ids, points.probs, centers.probs, 20)
-    with pytest.raises(ValueError, match=r"probs (hold the negative value|sum to)"):
-        pick("pcoreset", LocalShards.split(points, 3), centers, 20, 0)
-    cold = pick("pcoreset", LocalShards.split(points, 3), None, 20, 0, space="raw")
+    got = picked("farthest", pool, labeled, 20, 3)
+    assert list(zip(got.ids, got.distances.tolist(), strict=True)) == plain_farthest_first(
+        pool.ids, pool.vectors, labeled.vectors, 20
+    )
+    cold = picked("farthest", pool, None, 20, 3)
     assert math.isnan(cold.distances[0])
-    assert cold.ids[1:] == brute_force(points.ids, points.probs, [], 20, first=cold.ids[0])[0][1:]
+    assert cold.ids == [name for name, _ in from_first(pool.ids, pool.vectors, [], 20, cold.ids[0])]
 
 
 @pytest.mark.parametrize(("value", "message"), [(np.inf, "hold NaN or infinity"), (1e30, "have length 1e\\+30")])
-def test_raw_vectors_must_be_finite_and_not_too_long(value, message):
+def test_vectors_of_any_kind_must_be_finite_and_not_too_long(value, message):
     pool = make_rows(20)
-    pool.probs[3, 1] = value
-    with pytest.raises(ValueError, match=f"'{pool.ids[3]}': probs {message}.*no longer than 1e\\+18"):
-        pick("pcoreset", LocalShards.split(pool, 2), None, 5, 0, space="raw")
-
-
-def test_only_pcoreset_has_a_use_for_raw_vectors():
-    with pytest.raises(ValueError, match="strategy 'entropy' with space 'raw'; expected pcoreset"):
-        pick("entropy", LocalShards.split(make_rows(20), 2), None, 5, 0, space="raw")
+    pool.vectors[3, 1] = value
+    with pytest.raises(ValueError, match=f"'{pool.ids[3]}': vectors {message}.*no longer than 1e\\+18$"):
+        picked("farthest", pool, None, 5, 2)

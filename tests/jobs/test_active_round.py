@@ -8,7 +8,6 @@ import subprocess
 import sys
 import time
 import uuid
-from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -29,6 +28,7 @@ from raykd.models.student import Student
 from raykd.store.lock import only_job
 from raykd.store.place import Place
 from raykd.store.stage_folder import MARKER, Writing
+from tests.jobs.campaigns import Reached, fill, labels_of, lines_of, manifest_of, picks_of, table_of
 
 ROOT = Path(__file__).parents[2]
 EACH = ["select", "ask", "label", "train", "predict", "student", "evaluate"]
@@ -42,30 +42,6 @@ STAGES = ["pool part_000", "teacher model", "encode", "teacher", "teacher", "tea
 def stages_of(rounds: int = 2) -> list[str]:
     """All folders in the order they are made, by the names that messages give them."""
     return [*STAGES, *(f"round {number} {name}" for number in range(rounds) for name in EACH)]
-
-
-def picks_of(place: Path, number: int) -> list[str]:
-    table = pq.read_table(place / f"round_{number:03d}" / "select" / "picks.parquet").sort_by("rank")
-    return table["sample_id"].to_pylist()
-
-
-def labels_of(place: Path, number: int = 0) -> dict[str, tuple]:
-    rows = pq.read_table(place / f"round_{number:03d}" / "label" / "labels.parquet").to_pylist()
-    return {row["sample_id"]: (row["outcome"], row["label"]) for row in rows}
-
-
-def table_of(folder: Path) -> pa.Table:
-    """A table in parts, by sample_id."""
-    files = sorted(folder.glob("*/block_*.parquet"))
-    return pa.concat_tables([pq.read_table(file) for file in files]).sort_by("sample_id")
-
-
-def manifest_of(place: Path) -> pa.Table:
-    return pq.read_table(place / "pool" / "part_000" / "manifest.parquet")
-
-
-def lines_of(place: Path) -> list[dict]:
-    return [json.loads(line) for line in (place / "metrics.jsonl").read_text().splitlines()]
 
 
 def outcome_of(place: Path, rounds: int) -> dict:
@@ -100,21 +76,6 @@ def tree(place: Path) -> dict[str, tuple[int, int]]:
     """Every file with its time and size."""
     files = [file for file in place.rglob("*") if file.is_file()]
     return {str(file.relative_to(place)): (file.stat().st_mtime_ns, file.stat().st_size) for file in files}
-
-
-class Reached(BaseException):
-    """Stands for the training, where a test has seen enough."""
-
-
-@pytest.fixture
-def up_to_training(monkeypatch):
-    """Ends a job where its training would begin; gives the round that it was of."""
-    from raykd.stages import train
-
-    def stop(campaign, number, *stages):
-        raise Reached(number)
-
-    monkeypatch.setattr(train, "train", stop)
 
 
 # ---------------------------------------------------------------- two rounds, end to end
@@ -304,9 +265,7 @@ def test_run_again_it_repeats_no_stage_and_doubles_nothing(finished, run_job):
         ("pool.limit=30", "pool.limit: was None, now 30"),
     ],
 )
-def test_what_all_figures_hang_on_is_refused_naming_the_field_and_nothing_is_touched(
-    finished, run_job, override, line
-):
+def test_what_all_figures_hang_on_is_refused_naming_the_field_and_nothing_is_touched(finished, run_job, override, line):
     before = tree(finished.place)
     ended = run_job(finished.settings, override)
     assert ended.code == 2
@@ -438,16 +397,6 @@ def test_a_driver_killed_for_real_in_its_training_goes_on_to_the_same_picks_and_
 
 
 # ---------------------------------------------------------------- labels from people
-
-
-def fill(tasks: Path, answers: dict[str, str]) -> None:
-    """Write answers into the label column of tasks.csv, as people do."""
-    with open(tasks, newline="", encoding="utf-8-sig") as stream:
-        rows = list(csv.DictReader(stream))
-    with open(tasks, "w", newline="", encoding="utf-8") as stream:
-        writer = csv.DictWriter(stream, list(rows[0]))
-        writer.writeheader()
-        writer.writerows([row | {"label": answers.get(row["sample_id"], row["label"])} for row in rows])
 
 
 @pytest.fixture

@@ -151,7 +151,7 @@ def test_from_the_shell_it_starts_ray_by_itself(given):
     assert given.picks().num_rows == 10
     refused = shell(strategy="pcorset", out=given.folder / "other.parquet")
     assert refused.returncode == 2
-    assert refused.stderr.startswith("error: unknown strategy 'pcorset'; known: badge, class_balanced, coreset")
+    assert refused.stderr.startswith("error: unknown strategy 'pcorset'; did you mean 'pcoreset'?")
     assert "Traceback" not in refused.stderr
 
 
@@ -174,7 +174,7 @@ def refused(run, given, message, **changed):
         ({"pool": "nowhere.parquet"}, "no pool table at"),
         ({"labeled": "nowhere.parquet"}, "no labeled table at"),
         ({"pool": __file__}, "cannot read pool table"),
-        ({"strategy": "pcorset"}, "unknown strategy 'pcorset'; known: badge, class_balanced, coreset, entropy, margin"),
+        ({"strategy": "pcorset"}, "unknown strategy 'pcorset'; did you mean 'pcoreset'?"),
         ({"budget": 0}, "budget is 0; expected at least 1"),
         ({"budget": 51}, "budget 51 is larger than the pool: there are 50 rows"),
         ({"shards": 0}, "shards is 0; expected at least 1"),

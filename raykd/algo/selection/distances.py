@@ -3,7 +3,7 @@
 The fast way is FAISS in float32 (on the GPU, where there is one), and every such distance comes with a bound on its
 rounding error. The exact way is a direct sum of squared differences (or, for gradients, of products) of float32 values
 in float64, each row along its own contiguous axis by numpy's pairwise reduction: its order of additions is fixed by the
-width alone, so a pair's distance has the same bits in any block, shard or batch. :func:`meetings` puts the two
+width alone, so a pair's distance has the same bits in any block, shard or batch. :func:`pairs_that_matter` puts the two
 together: it names the pairs that could matter and computes only those exactly.
 
 N rows, K centers, P pairs, C classes, D feature width; W is the width of whichever vectors a space compares.
@@ -26,7 +26,8 @@ GATHER_VALUES = 2**22  # float32 values gathered at a time: 16 MiB
 BATCH_VALUES = 2**24  # float32 distances computed at a time: 64 MiB; products of fewer rows are slower
 BATCH_CENTERS = 8192
 CACHED_VALUES = 2**20  # float32 values of centers, and of distances, that stay in cache: then few rows are faster
-PROBE, PROBE_PRODUCTS = 64, 2**26  # of so many rows one shows whether float32 is enough, before so many products
+PROBE = 64  # every so many rows one is tried first, to see whether float32 tells its distances apart,
+PROBE_PRODUCTS = 2**26  # where a block takes more products than this
 MANY_PAIRS = 8  # exact distances a row above which float64 products thin them out first
 FEW_CENTERS = 32  # so few are all measured against in a first bound
 UNDERFLOW = 1e-30  # no squared distance is told apart below this in float32
@@ -40,7 +41,7 @@ class Space(Protocol):
         """Of the rows at a slice or at positions, float32 [n, W]."""
         ...
 
-    def near(self, x_NW: np.ndarray, y_KW: np.ndarray, kind: type = np.float32) -> tuple[np.ndarray, np.ndarray]:
+    def approximate(self, x_NW: np.ndarray, y_KW: np.ndarray, kind: type = np.float32) -> tuple[np.ndarray, np.ndarray]:
         """Squared distances [N, K] computed in ``kind``, and how far off each row's may be, float64 [N]."""
         ...
 
@@ -67,7 +68,7 @@ class Euclidean:
         found = np.asarray(getattr(rows, self.column)[where], np.float32)
         return unit(found) if self.unit_length else found
 
-    def near(self, x_NW: np.ndarray, y_KW: np.ndarray, kind: type = np.float32) -> tuple[np.ndarray, np.ndarray]:
+    def approximate(self, x_NW: np.ndarray, y_KW: np.ndarray, kind: type = np.float32) -> tuple[np.ndarray, np.ndarray]:
         x_NW, y_KW = np.ascontiguousarray(x_NW, kind), np.ascontiguousarray(y_KW, kind)
         middle_W, y_sq_K = y_KW.mean(axis=0), _sq_lengths(y_KW)
         if len(y_KW) > 1 and 2 * (middle_W @ middle_W) > y_sq_K.mean():  # what all have in common only costs precision
@@ -75,11 +76,11 @@ class Euclidean:
             y_sq_K = _sq_lengths(y_KW)
         x_sq_N = _sq_lengths(x_NW)
         if kind is np.float32:
-            return _pairwise(x_NW, y_KW), _slack(x_NW.shape[1], _unit_roundoff(), x_sq_N, y_sq_K)
+            return _pairwise(x_NW, y_KW), _error_bound(x_NW.shape[1], _unit_roundoff(), x_sq_N, y_sq_K)
         sq_NK = x_NW @ (-2 * y_KW).T
         sq_NK += x_sq_N[:, None]
         sq_NK += y_sq_K
-        return sq_NK, _slack(x_NW.shape[1], 2.0**-53, x_sq_N, y_sq_K)
+        return sq_NK, _error_bound(x_NW.shape[1], 2.0**-53, x_sq_N, y_sq_K)
 
     def exact(self, x_PW: np.ndarray, y_PW: np.ndarray) -> np.ndarray:
         work = np.subtract(x_PW, y_PW, dtype=np.float64, order="C")
@@ -107,7 +108,7 @@ class Gradients:
         assert rows.features is not None
         return np.concatenate([rows.probs[where], rows.features[where]], axis=1, dtype=np.float32)
 
-    def near(self, x_NW: np.ndarray, y_KW: np.ndarray, kind: type = np.float32) -> tuple[np.ndarray, np.ndarray]:
+    def approximate(self, x_NW: np.ndarray, y_KW: np.ndarray, kind: type = np.float32) -> tuple[np.ndarray, np.ndarray]:
         (a, x), (b, y) = self._factors(x_NW, kind), self._factors(y_KW, kind)
         x_sq_N, y_sq_K = _sq_lengths(a) * _sq_lengths(x), _sq_lengths(b) * _sq_lengths(y)
         sq_NK = a @ (-2 * b).T
@@ -115,7 +116,7 @@ class Gradients:
         sq_NK += x_sq_N[:, None]
         sq_NK += y_sq_K
         # both inner products are off by their share, so their product by twice that of one
-        return sq_NK, 2 * _slack(x_NW.shape[1], float(np.finfo(kind).eps) / 2, x_sq_N, y_sq_K)
+        return sq_NK, 2 * _error_bound(x_NW.shape[1], float(np.finfo(kind).eps) / 2, x_sq_N, y_sq_K)
 
     def exact(self, x_PW: np.ndarray, y_PW: np.ndarray) -> np.ndarray:
         (a, x), (b, y) = self._factors(x_PW, np.float64), self._factors(y_PW, np.float64)
@@ -147,7 +148,7 @@ def unit(rows_NW: np.ndarray) -> np.ndarray:
 # ---------------------------------------------------------------- exact, where it matters
 
 
-def meetings(
+def pairs_that_matter(
     space: Space, x_NW: np.ndarray, sq_N: np.ndarray, y_KW: np.ndarray, in_turn: bool = False
 ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
     """Exact distances of all pairs that may lower a row's ``sq_N``: rows, centers, float64 squared distances.
@@ -168,19 +169,19 @@ def meetings(
         for centers in blocks(len(y_KW), 1, BATCH_CENTERS):
             x, y, sq = x_NW[rows], y_KW[centers], sq_N[rows]
             kind: type = np.float32
-            if len(x) * y.size > PROBE_PRODUCTS:  # where float32 can hardly tell them apart, why try
-                i, _ = _contenders(*space.near(x[::PROBE], y), sq[::PROBE], in_turn)
+            if len(x) * y.size > PROBE_PRODUCTS:
+                i, _ = _undecided(*space.approximate(x[::PROBE], y), sq[::PROBE], in_turn)
                 kind = np.float64 if len(i) * PROBE > MANY_PAIRS * len(x) else np.float32
-            i, j = _contenders(*space.near(x, y, kind), sq, in_turn)
+            i, j = _undecided(*space.approximate(x, y, kind), sq, in_turn)
             if kind is np.float32 and len(i) > MANY_PAIRS * len(x):
                 some = np.unique(i)
-                i, j = _contenders(*space.near(x[some], y, np.float64), sq[some], in_turn)
+                i, j = _undecided(*space.approximate(x[some], y, np.float64), sq[some], in_turn)
                 i = some[i]
             if len(i):
-                yield i + rows.start, j + centers.start, exact(space, x, i, y, j)
+                yield i + rows.start, j + centers.start, exact_pairs(space, x, i, y, j)
 
 
-def exact(space: Space, x_NW: np.ndarray, i_P: np.ndarray, y_KW: np.ndarray, j_P: np.ndarray) -> np.ndarray:
+def exact_pairs(space: Space, x_NW: np.ndarray, i_P: np.ndarray, y_KW: np.ndarray, j_P: np.ndarray) -> np.ndarray:
     """Exact squared distances of row ``i`` and center ``j``, pair by pair, float64 [P]."""
     sq_P = np.empty(len(i_P))
     for part in blocks(len(i_P), x_NW.shape[1], EXACT_VALUES):
@@ -188,22 +189,30 @@ def exact(space: Space, x_NW: np.ndarray, i_P: np.ndarray, y_KW: np.ndarray, j_P
     return sq_P
 
 
-def _contenders(
-    sq_NK: np.ndarray, slack_N: np.ndarray, known_N: np.ndarray, in_turn: bool
+def _undecided(
+    sq_NK: np.ndarray, error_N: np.ndarray, known_N: np.ndarray, in_turn: bool
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Pairs whose distance may be below what the row has without it; ``sq_NK`` is off by at most ``slack_N``."""
+    """Rows and centers of the pairs whose distance may be below what the row has without it.
+
+    Args:
+        sq_NK: Approximate squared distances.
+        error_N: How far they may be off.
+        known_N: What the row has already, exact or an upper bound; at 0 nothing can be lower.
+        in_turn: Centers come one after the other, and each that lowers a row counts.
+    """
     nearest_N = sq_NK.min(axis=1)
-    some = np.flatnonzero((nearest_N <= known_N + slack_N) & (known_N > 0))
+    some = np.flatnonzero((nearest_N <= known_N + error_N) & (known_N > 0))
     if not len(some):
         return some, some
     sq_NK = sq_NK if len(some) == len(sq_NK) else sq_NK[some]
-    slack_N, known_N = slack_N[some, None], known_N[some, None]
-    if in_turn:
-        earlier_NK = np.concatenate([known_N, np.minimum.accumulate(sq_NK, axis=1)[:, :-1] + slack_N], axis=1)
-        i, j = np.nonzero(sq_NK <= np.minimum(earlier_NK, known_N) + slack_N)
-    else:
-        limit_N = np.minimum(known_N, nearest_N[some, None] + slack_N) + slack_N
+    nearest_N, error_N, known_N = nearest_N[some, None], error_N[some, None], known_N[some, None]
+    if not in_turn:  # only the nearest counts: both distances are off by the error at most
+        limit_N = np.minimum(known_N, nearest_N + error_N) + error_N
         i, j = np.divmod(np.flatnonzero(sq_NK <= limit_N.astype(sq_NK.dtype)), sq_NK.shape[1])
+    else:  # ... nearest so far, which is any distance before it
+        so_far_NK = np.minimum.accumulate(sq_NK, axis=1) + error_N
+        before_NK = np.concatenate([known_N, so_far_NK[:, :-1]], axis=1)
+        i, j = np.nonzero(sq_NK <= np.minimum(before_NK, known_N) + error_N)
     return some[i], j
 
 
@@ -211,10 +220,10 @@ def within(space: Space, x_NW: np.ndarray, y_KW: np.ndarray, sq: float) -> np.nd
     """Which pairs are no farther apart than this squared distance, bool [N, K]: exactly."""
     within_NK = np.empty((len(x_NW), len(y_KW)), bool)
     for part in blocks(len(x_NW), len(y_KW), BATCH_VALUES):
-        near_NK, slack_N = space.near(x_NW[part], y_KW)
-        within_NK[part] = near_NK <= sq
-        i, j = np.nonzero(np.abs(near_NK - sq) <= slack_N[:, None])
-        within_NK[part][i, j] = exact(space, x_NW[part], i, y_KW, j) <= sq
+        approx_NK, error_N = space.approximate(x_NW[part], y_KW)
+        within_NK[part] = approx_NK <= sq
+        i, j = np.nonzero(np.abs(approx_NK - sq) <= error_N[:, None])
+        within_NK[part][i, j] = exact_pairs(space, x_NW[part], i, y_KW, j) <= sq
     return within_NK
 
 
@@ -231,13 +240,13 @@ def first_bounds(space: Space, rows: Rows, outline: Outline | None, base_KW: np.
     some = base_KW[np.unique(np.linspace(0, len(base_KW) - 1, min(len(base_KW), 2 * FEW_CENTERS)).astype(int))]
     bounds_N = np.empty(len(rows))
     for part in blocks(len(rows), some.shape[1], GATHER_VALUES):
-        sq_NK, slack_N = space.near(space.vectors(rows, part), some)
-        bounds_N[part] = sq_NK.min(axis=1) + slack_N
+        sq_NK, error_N = space.approximate(space.vectors(rows, part), some)
+        bounds_N[part] = sq_NK.min(axis=1) + error_N
     return np.maximum(bounds_N, 0.0, out=bounds_N)
 
 
 def peak_bounds(outline: Outline, base_KC: np.ndarray) -> np.ndarray:
-    """The bound from centers with the same most probable class k, without a look at the rows, float64 [N].
+    """The bound from centers with the same most probable class k, without reading the rows, float64 [N].
 
     No probability is negative, so ``x·c >= x_k c_k`` and ``‖x − c‖² <= ‖x‖² + ‖c‖² − 2 x_k c_k``: for peaked rows not
     far from the truth. For each class and each step of x_k, the center that makes the right side least at the step's
@@ -257,7 +266,7 @@ def peak_bounds(outline: Outline, base_KC: np.ndarray) -> np.ndarray:
     center_N = chosen[outline.top_N, np.minimum(outline.peak_N * PEAK_STEPS, PEAK_STEPS - 1).astype(np.int32)]
     same_class_N = np.where(center_N < 0, np.inf, sq_K[center_N] - 2 * peak_K[center_N] * outline.peak_N)
     bounds_N = outline.sq_N + np.minimum(same_class_N, sq_K.min())
-    return np.maximum(bounds_N, 0.0) + _slack(num_classes, 2.0**-24, outline.sq_N, sq_K)
+    return np.maximum(bounds_N, 0.0) + _error_bound(num_classes, 2.0**-24, outline.sq_N, sq_K)
 
 
 # ---------------------------------------------------------------- float32 and its errors
@@ -284,7 +293,7 @@ def _unit_roundoff() -> float:
     return 2.0**-24 if _gpu() is None else 2.0**-11
 
 
-def _slack(width: int, unit_roundoff: float, x_sq_N: np.ndarray, y_sq_K: np.ndarray) -> np.ndarray:
+def _error_bound(width: int, unit_roundoff: float, x_sq_N: np.ndarray, y_sq_K: np.ndarray) -> np.ndarray:
     """How far ``‖x‖² + ‖y‖² − 2 x·y`` may be off for any of the centers, float64 [N].
 
     That is Higham's gamma times ``(‖x‖ + ‖y‖)²``, which holds for any order of the sums, and a little for values that

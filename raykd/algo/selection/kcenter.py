@@ -1,9 +1,12 @@
 """Picks by the distance to the nearest center so far: farthest-first (k-center) and D² sampling (k-means++).
 
-Exact, and yet most rows are never looked at. Each shard answers with its first rows, exact, and a bound on all others;
-among all of these the driver picks, one after the other, lowering what is left by each pick, for as long as the best of
-them is before every bound: no other row could have been next. Then the shards hear of the picks and are asked again. A
-round always yields a pick, as the first of all rows is among the candidates.
+The plain algorithms are in ``reference.py``, ten lines each; here are the same picks, and yet most rows are hardly
+looked at. It is lazy greedy (see ``priorities.py``) with speculation over shards: each shard proposes its first rows,
+exact, and a bound on all others; among all of these the driver picks, one after the other, lowering what is left by
+each pick, for as long as the best of them is before every bound: no other row could have been next. Then the shards
+hear of the picks and are asked again. A round always yields a pick, as the first of all rows is among the candidates.
+
+A small pool is no work for shards: all its rows are candidates, in one round.
 
 K shards, M candidates, L centers in the beginning, B budget, S numbers of state, W the width of a space's vectors.
 """
@@ -16,37 +19,55 @@ from typing import NamedTuple
 
 import numpy as np
 
-from raykd.algo.selection.distances import Euclidean, Space
-from raykd.algo.selection.priorities import Farthest, Race, Rule
-from raykd.algo.selection.rows import Rows
-from raykd.algo.selection.shard import Answer, News, Shards, Top, lowest
+from raykd.algo.selection.distances import BATCH_VALUES, Euclidean, Space
+from raykd.algo.selection.priorities import ExponentialRace, Farthest, Priority
+from raykd.algo.selection.rows import Rows, blocks
+from raykd.algo.selection.shard import Candidates, Order, Proposal, Shard, Shards, Update, lowest_positions
 
-CANDIDATES = 4  # asked for at first, for each pick that is wanted
+SMALL_VALUES = 2**20  # vectors of so many numbers in all are gathered in the driver
+CANDIDATES_PER_PICK = 4  # asked for at first
 MOST_VALUES = 2**26  # in all candidates' vectors: 256 MiB
-FEWEST = 1000  # candidates are always asked for
+FEWEST_CANDIDATES = 1000  # always asked for
 SPARE = 16  # rows asked of each shard beyond its share
-TOO_FEW = 32  # a first round that gives less than this part of the picks is no guide to the next
-GONE = -np.inf  # the key of a row that is picked
-LAST = (np.inf, "")  # the order (minus the key, then the id) of what comes after all rows
+GUIDE_SHARE = 1 / 32  # of the picks: a first round that gives less is no guide to the next
 WINDOW = 512  # candidates among which distances are all known at a time
+GONE = -np.inf  # the key of a row that is picked
+AFTER_ALL: Order = (np.inf, "")
 
 
-class Picks(NamedTuple):
+class SelectionRound(NamedTuple):
+    """What a round of questions came to."""
+
+    candidates: int  # exact rows that the shards proposed
+    refreshed: int  # rows that were brought up to date for it
+    picked: int
+
+
+class Picked(NamedTuple):
     """What to label, in the order picked.
 
-    ``distances`` (float64 [B]): to the nearest center at the time of the pick; NaN where that means nothing. What it
-    took: ``rounds`` of questions, ``refreshed`` rows that were brought up to date (some more than once).
+    ``distances`` (float64 [B]): to the nearest center at the time of the pick; NaN where that means nothing.
+    ``history``: the rounds of questions that it took; none where every row was scored once.
     """
 
     ids: list[str]
     distances: np.ndarray
-    rounds: int = 0
-    refreshed: int = 0
+    history: tuple[SelectionRound, ...] = ()
+
+    @property
+    def rounds(self) -> int:
+        """How many rounds of questions."""
+        return len(self.history)
+
+    @property
+    def refreshed(self) -> int:
+        """Rows that were brought up to date, some more than once."""
+        return sum(each.refreshed for each in self.history)
 
 
 def farthest_first(
     shards: Shards, space: Space, base_KW: np.ndarray, budget: int, base_ids: list[str] | None = None
-) -> Picks:
+) -> Picked:
     """Greedy k-center (Gonzalez 1985): again and again the row that is farthest from its nearest center.
 
     Exact: the picks are those of computing all distances in float64, to the last bit the same for any shards; ties go
@@ -62,18 +83,19 @@ def farthest_first(
     Cost: rows refreshed * (L + B) * W; the worst case, on data without structure, is a running minimum's N * (L + B) *
     W. Memory of the driver: the centers and M candidates, M about 4 B.
     """
-    return _Selection(shards, space, Farthest(), base_KW, base_ids or []).pick(budget)
+    return _Driver(shards, space, Farthest(), base_KW, base_ids or []).pick(budget)
 
 
 def sample_by_distance(
     shards: Shards, space: Space, base_KW: np.ndarray, budget: int, base_ids: list[str], *key: int | str
-) -> Picks:
+) -> Picked:
     """k-means++ seeding (Arthur and Vassilvitskii 2007): draw rows with probability D² / sum D².
 
-    D is the distance to the nearest center at that time. The draws are keyed by id (see ``rules.Race``). Arguments as
-    for :func:`farthest_first`. Cost: a look at all rows, and then as there; about (L + B) * B * W.
+    D is the distance to the nearest center at that time. The draws are keyed by id (see
+    :class:`raykd.algo.selection.priorities.ExponentialRace`). Arguments as for :func:`farthest_first`. Cost: a pass
+    over all rows, and then as there; about (L + B) * B * W.
     """
-    return _Selection(shards, space, Race(key), base_KW, base_ids).pick(budget)
+    return _Driver(shards, space, ExponentialRace(key), base_KW, base_ids).pick(budget)
 
 
 def coverage_radius(shards: Shards, labeled: Rows) -> float:
@@ -81,42 +103,74 @@ def coverage_radius(shards: Shards, labeled: Rows) -> float:
 
     What farthest-first makes small: the distance of its first pick. NaN when nothing is labeled or the pool is empty.
     """
-    if not len(labeled) or not sum(shards.map("__len__")):
+    if not len(labeled) or not sum(shards.map(Shard.__len__)):
         return math.nan
     space = Euclidean("probs", peaked=True)
     return float(farthest_first(shards, space, space.vectors(labeled, slice(None)), 1).distances[0])
 
 
-class _Selection:
-    """One selection: what is picked so far, and the rounds of questions and answers."""
+class _Driver:
+    """One selection, on the driver's side: what is picked so far, and the rounds of questions and answers."""
 
-    def __init__(self, shards: Shards, space: Space, rule: Rule, base_KW: np.ndarray, base_ids: list[str]) -> None:
-        self.shards, self.space, self.rule, self.base_ids = shards, space, rule, base_ids
+    def __init__(
+        self, shards: Shards, space: Space, priority: Priority, base_KW: np.ndarray, base_ids: list[str]
+    ) -> None:
+        self.shards, self.space, self.priority, self.base_ids = shards, space, priority, base_ids
         base_KW = np.asarray(base_KW, np.float32)
         different = {vector_W.tobytes(): row for row, vector_W in enumerate(base_KW)}
         assert different, "no center to be far from"
         self.base_KW = base_KW[list(different.values())]
+        self.width = base_KW.shape[1]
         self.run = uuid.uuid4().hex
         self.ids: list[str] = []
         self.sq: list[float] = []
         self.keys: list[float] = []
         self.centers: list[np.ndarray] = []  # of the picks, up to the first at distance 0: from there on none matters
         self.times: list[float] = []
-        self.known = -1  # picks that every shard knows of, unless it was restarted since
-        self.rounds = self.refreshed = 0
+        self.num_known = -1  # picks that every shard knows of, unless it was restarted since
+        self.history: list[SelectionRound] = []
 
-    def pick(self, budget: int) -> Picks:
-        wanted, floor = max(CANDIDATES * budget, FEWEST), GONE
+    def pick(self, budget: int) -> Picked:
+        if sum(self.shards.map(Shard.__len__)) * self.width <= SMALL_VALUES:
+            self._pick_among_all(budget)
+        else:
+            self._pick_by_rounds(budget)
+        return Picked(self.ids, np.sqrt(np.array(self.sq, np.float64)), tuple(self.history))
+
+    # ------------------------------------------------------------ small pools
+
+    def _pick_among_all(self, budget: int) -> None:
+        """Gather the pool, and let all of its rows be candidates: none is exact, and none is left out."""
+        answers = [answer for answer in self.shards.map(Shard.all_vectors, self.space, self.base_ids) if len(answer[0])]
+        if not answers:
+            return
+        ids_N, hashes_N, x_NW = (_joined(list(parts)) for parts in zip(*answers, strict=True))
+        sq_N = np.empty(len(ids_N))
+        for part in blocks(len(ids_N), len(self.base_KW), BATCH_VALUES):
+            approx_NK, error_N = self.space.approximate(x_NW[part], self.base_KW)
+            sq_N[part] = np.maximum(approx_NK.min(axis=1) + error_N, 0.0)
+        bounds_N = self.priority.key_bounds(hashes_N, sq_N)
+        state_NS = self.priority.initial_state(hashes_N)
+        candidates = Candidates(ids_N, x_NW, state_NS, None)
+        refreshed = self._pick_among(candidates, bounds_N, np.full(len(ids_N), -1), AFTER_ALL, budget)
+        self.history.append(SelectionRound(len(ids_N), refreshed, len(self.ids)))
+
+    # ------------------------------------------------------------ rounds of questions
+
+    def _pick_by_rounds(self, budget: int) -> None:
+        wanted, floor = max(CANDIDATES_PER_PICK * budget, FEWEST_CANDIDATES), GONE
         while (left := budget - len(self.ids)) > 0:
-            candidates, horizon = self._ask(min(wanted, MOST_VALUES // self.base_KW.shape[1]), floor)
-            self._pick_among(candidates, horizon, budget)
-            if self.rounds == 1 and len(self.ids) < budget // TOO_FEW:
-                continue  # the first outliers cover many candidates at once: nothing to go by yet
+            candidates, refreshed = self._ask(min(wanted, MOST_VALUES // self.width), floor)
+            num_met = np.full(len(candidates.ids), len(self.centers))
+            keys_M = self.priority.keys(candidates.state_NS)
+            self._pick_among(candidates, keys_M, num_met, candidates.rest or AFTER_ALL, budget)
             num_picked = left - (budget - len(self.ids))
+            self.history.append(SelectionRound(len(candidates.ids), refreshed, num_picked))
+            if len(self.history) == 1 and len(self.ids) < int(budget * GUIDE_SHARE):
+                continue  # the first outliers cover many candidates at once: nothing to go by yet
             at_this_rate = 1.5 * len(candidates.ids) / num_picked * (left - num_picked)
-            wanted = int(min(max(at_this_rate, wanted / 4, FEWEST), wanted * 4))
+            wanted = int(min(max(at_this_rate, wanted / 4, FEWEST_CANDIDATES), wanted * 4))
             floor = self._floor(budget)
-        return Picks(self.ids, np.sqrt(np.array(self.sq, np.float64)), self.rounds, self.refreshed)
 
     def _floor(self, budget: int) -> float:
         """A guess at the last pick's key, from how keys went over the last quarter of the picks.
@@ -133,63 +187,85 @@ class _Selection:
         by_power = math.log(budget / num_picks) / math.log(num_picks / earlier)
         steps = by_power + num_picks / budget * (straight - by_power)  # of falling by that ratio
         with np.errstate(over="ignore"):
-            return float(self.keys[-1] * ratio ** (steps * (1 + (self.rounds - 1) / 4)))
+            return float(self.keys[-1] * ratio ** (steps * (1 + (len(self.history) - 1) / 4)))
 
-    def _ask(self, wanted: int, floor: float) -> tuple[Top, tuple[float, str]]:
-        """All shards' first rows; and the order of the first of all others.
+    def _ask(self, wanted: int, floor: float) -> tuple[Candidates, int]:
+        """All shards' candidates with the order of the first of all other rows; and how many rows were refreshed.
 
-        About ``wanted`` rows; fewer where their keys are below ``floor``.
+        About ``wanted`` rows; fewer where their keys are below ``floor``. Shards that lost what they knew are told.
         """
-        count, known = wanted // self.shards.num_shards + SPARE, self.known
+        count, num_known, refreshed = wanted // self.shards.num_shards + SPARE, self.num_known, 0
         while True:
-            base_KW, start = (None, known) if known >= 0 else (self.base_KW, 0)
-            vectors_KW, times_K = self._since(start)
-            news = News(
-                self.run, self.space, self.rule, self.base_ids, base_KW, start, self.ids[start:], vectors_KW, times_K
-            )
-            answers: list[Answer] = self.shards.map("best", news, count, floor)
-            self.refreshed += sum(answer.refreshed for answer in answers)
-            known = min(answer.known for answer in answers)
-            assert known <= len(self.ids), "a shard knows picks of another selection"
-            if known == len(self.ids):
+            base_KW, start = (None, num_known) if num_known >= 0 else (self.base_KW, 0)
+            decided = (base_KW, start, self.ids[start:], *self._centers_from(start))
+            update = Update(self.run, self.space, self.priority, self.base_ids, *decided)
+            answers: list[Proposal] = self.shards.map(Shard.propose, update, count, floor)
+            refreshed += sum(answer.refreshed for answer in answers)
+            num_known = min(answer.num_known for answer in answers)
+            assert num_known <= len(self.ids), "a shard knows picks of another selection"
+            if num_known == len(self.ids):
                 break
-        self.known, self.rounds = known, self.rounds + 1
-        tops = [answer.top for answer in answers if answer.top is not None and len(answer.top.ids)]
-        horizon = min((top.rest for top in tops if top.rest is not None), default=LAST)
-        ids_M, states_MS = np.concatenate([top.ids for top in tops]), np.concatenate([top.state_NS for top in tops])
-        return Top(ids_M, _joined([top.vectors_NW for top in tops]), states_MS, horizon), horizon
+        self.num_known = num_known
+        found = [each.candidates for each in answers if each.candidates is not None and len(each.candidates.ids)]
+        vectors_MW = _joined([each.vectors_NW for each in found])
+        ids_M, states_MS = (np.concatenate(parts) for parts in zip(*((e.ids, e.state_NS) for e in found), strict=True))
+        rest = min((each.rest for each in found if each.rest is not None), default=None)
+        return Candidates(ids_M, vectors_MW, states_MS, rest), refreshed
 
-    def _since(self, start: int) -> tuple[np.ndarray, np.ndarray]:
-        """Centers from this number on, and when they came."""
-        vectors_KW = np.array(self.centers[start:], np.float32).reshape(-1, self.base_KW.shape[1])
-        return vectors_KW, np.array(self.times[start:], np.float64)
+    def _centers_from(self, start: int) -> tuple[np.ndarray, np.ndarray]:
+        """Picks from this number on that are centers, and when they were picked."""
+        centers_KW = np.array(self.centers[start:], np.float32).reshape(-1, self.width)
+        return centers_KW, np.array(self.times[start:], np.float64)
 
-    def _pick_among(self, candidates: Top, horizon: tuple[float, str], budget: int) -> None:
+    # ------------------------------------------------------------ picking
+
+    def _pick_among(
+        self, candidates: Candidates, bounds_M: np.ndarray, num_met_M: np.ndarray, limit: Order, budget: int
+    ) -> int:
         """Pick for as long as the first candidate goes before all rows that are no candidates.
 
-        Only a window of candidates is kept up to date at a time, as there the same holds: it is good until another
-        candidate's bound goes before it.
+        Lazy greedy by blocks: only a window of candidates, those with the largest bounds, is exact and kept so at a
+        time. It is good until the bound of a candidate outside goes before all in it.
+
+        Args:
+            candidates: Their states are exact as of the centers that they met; changed in place.
+            bounds_M: Of their keys; changed in place.
+            num_met_M: How many picks' centers each has met, -1: not even those in the beginning; changed in place.
+            limit: The order of the first of all other rows.
+            budget: Of the whole selection.
+
+        Returns:
+            How many candidates were brought up to date, some more than once.
         """
         ids, x_MW, state_MS, _ = candidates
-        keys_M, rank_M = self.rule.keys(state_MS), np.empty(len(ids), np.int64)
+        rank_M, refreshed = np.empty(len(ids), np.int64), 0
         rank_M[np.argsort(ids, kind="stable")] = np.arange(len(ids))
-        met_M = np.full(len(ids), len(self.centers))
-        while len(self.ids) < budget and len(left := np.flatnonzero(keys_M > GONE)):
-            front = left[lowest(-keys_M[left], rank_M[left], min(WINDOW + 1, len(left)))]
-            window, others = front[:WINDOW], front[WINDOW:]
+        while len(self.ids) < budget and len(left := np.flatnonzero(bounds_M > GONE)):
+            first = left[lowest_positions(-bounds_M[left], rank_M[left], min(WINDOW + 1, len(left)))]
+            window, others = first[:WINDOW], first[WINDOW:]
             window = window[np.argsort(rank_M[window])]  # so the first of equals has the smaller id
-            limit = min([horizon, *((-keys_M[row], ids[row]) for row in others)])
-            stale = window[met_M[window] < len(self.centers)]
-            for met in set(met_M[stale].tolist()):
-                rows = stale[met_M[stale] == met]
-                state = state_MS[rows]
-                self.rule.follow(self.space, x_MW[rows], state, *self._since(met))
-                state_MS[rows], keys_M[rows] = state, self.rule.keys(state)
-            state, keys = state_MS[window], keys_M[window]
-            some_picked = self._pick_in(ids[window], x_MW[window], state, keys, limit, budget)
-            state_MS[window], keys_M[window], met_M[window] = state, keys, len(self.centers)
+            stale = window[num_met_M[window] < len(self.centers)]
+            for num_met in set(num_met_M[stale].tolist()):
+                rows = stale[num_met_M[stale] == num_met]
+                state_MS[rows] = state_NS = self._met(x_MW[rows], state_MS[rows], num_met)
+                bounds_M[rows] = self.priority.keys(state_NS)
+            refreshed += len(stale)
+            window_limit = min([limit, *((-bounds_M[row], ids[row]) for row in others)])
+            state_NS, keys_N = state_MS[window], bounds_M[window]
+            some_picked = self._pick_in(ids[window], x_MW[window], state_NS, keys_N, window_limit, budget)
+            state_MS[window], bounds_M[window], num_met_M[window] = state_NS, keys_N, len(self.centers)
             if not some_picked and not len(stale):
                 break
+        return refreshed
+
+    def _met(self, x_NW: np.ndarray, state_NS: np.ndarray, num_met: int) -> np.ndarray:
+        """The states of rows when they have met all centers from number ``num_met`` on."""
+        if num_met < 0:
+            self.priority.add_centers(self.space, x_NW, state_NS, self.base_KW, np.zeros(len(self.base_KW)))
+        centers_KW, times_K = self._centers_from(max(num_met, 0))
+        if len(centers_KW):
+            self.priority.add_centers(self.space, x_NW, state_NS, centers_KW, times_K)
+        return state_NS
 
     def _pick_in(
         self,
@@ -197,11 +273,11 @@ class _Selection:
         x_NW: np.ndarray,
         state_NS: np.ndarray,
         keys_N: np.ndarray,
-        limit: tuple[float, str],
+        limit: Order,
         budget: int,
     ) -> bool:
         """Pick among rows that are up to date, and keep them so, until one is not before ``limit``. Was any picked?"""
-        near_NN = slack_N = None
+        approx_NN = error_N = None
         before = len(self.ids)
         while len(self.ids) < budget:
             row = int(keys_N.argmax())
@@ -215,13 +291,13 @@ class _Selection:
             if sq <= 0:
                 continue
             self.centers.append(x_NW[row])
-            self.times.append(time := self.rule.time(key))
-            if near_NN is None or slack_N is None:
-                near_NN, slack_N = self.space.near(x_NW, x_NW)
-            met = np.flatnonzero(near_NN[row] <= state_NS[:, 0] + slack_N[row])
-            if len(met):
-                self.rule.meet(state_NS, met, self.space.exact(x_NW[met], x_NW[row : row + 1]), time)
-                keys_N[met] = self.rule.keys(state_NS[met])
+            self.times.append(time := self.priority.time(key))
+            if approx_NN is None or error_N is None:
+                approx_NN, error_N = self.space.approximate(x_NW, x_NW)
+            near = np.flatnonzero(approx_NN[row] <= state_NS[:, 0] + error_N[row])
+            if len(near):
+                self.priority.lower(state_NS, near, self.space.exact(x_NW[near], x_NW[row : row + 1]), time)
+                keys_N[near] = self.priority.keys(state_NS[near])
         return len(self.ids) > before
 
 

@@ -7,14 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Concatenate
 
 import numpy as np
 
 from raykd.algo.errors import UserError
 from raykd.algo.selection.distances import Euclidean, within
-from raykd.algo.selection.kcenter import Picks
-from raykd.algo.selection.shard import Shards
+from raykd.algo.selection.kcenter import Picked
+from raykd.algo.selection.shard import Params, Reply, Shard, Shards
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,7 +25,7 @@ class Cap:
         limit: A row is passed over if this many picks before it are near-duplicates of it; at least 1.
         cosine: Rows are near-duplicates from this cosine of their vectors on, above 0 to 1; None: if their vectors are
             equal in every bit.
-        column: The vectors that are compared: "features" or "probs".
+        column: The vectors that are compared: "features", "probs" or "vectors".
 
     Raises:
         ValueError: A value out of range.
@@ -40,8 +40,8 @@ class Cap:
             raise UserError(f"at most {self.limit} picks of near-duplicates; expected at least 1")
         if self.cosine is not None and not 0 < self.cosine <= 1:
             raise UserError(f"near-duplicates from cosine {self.cosine} on; expected above 0, to 1")
-        if self.column not in ("features", "probs"):
-            raise UserError(f"near-duplicates by {self.column!r}; expected 'features' or 'probs'")
+        if self.column not in ("features", "probs", "vectors"):
+            raise UserError(f"near-duplicates by {self.column!r}; expected 'features', 'probs' or 'vectors'")
 
     @property
     def space(self) -> Euclidean:
@@ -53,7 +53,7 @@ class Cap:
         return 0.0 if self.cosine is None else 2 - 2 * self.cosine
 
 
-class Without:
+class ShardsWithout:
     """Shards as if some of their rows were not there."""
 
     def __init__(self, shards: Shards, ids: list[str]) -> None:
@@ -63,11 +63,13 @@ class Without:
     def num_shards(self) -> int:
         return self.shards.num_shards
 
-    def map(self, method: str, *args: Any) -> list[Any]:
-        return self.shards.map("without", self.ids, method, *args)
+    def map(
+        self, question: Callable[Concatenate[Shard, Params], Reply], /, *args: Params.args, **kwargs: Params.kwargs
+    ) -> list[Reply]:
+        return self.shards.map(Shard.excluding, self.ids, question, *args, **kwargs)
 
 
-def capped(pick: Callable[[Shards, int], Picks], shards: Shards, budget: int, num_rows: int, cap: Cap) -> Picks:
+def capped(pick: Callable[[Shards, int], Picked], shards: Shards, budget: int, num_rows: int, cap: Cap) -> Picked:
     """Pick until no pick has more than ``cap.limit`` near-duplicates among those before it.
 
     Where some have, they and all rows that are crowded in the same way are set aside for this selection, which then
@@ -86,14 +88,14 @@ def capped(pick: Callable[[Shards, int], Picks], shards: Shards, budget: int, nu
     """
     aside: list[str] = []
     while True:
-        picks = pick(Without(shards, aside) if aside else shards, budget)
-        found = {name: x for some in shards.map("vectors", cap.space, picks.ids) for name, x in some.items()}
-        x_BW = np.array([found[name] for name in picks.ids])
+        picked = pick(ShardsWithout(shards, aside) if aside else shards, budget)
+        found = {name: x for some in shards.map(Shard.vectors_by_id, cap.space, picked.ids) for name, x in some.items()}
+        x_BW = np.array([found[name] for name in picked.ids])
         kept: list[int] = []
         over: list[str] = []
         crowding: set[int] = set()
         same_BB = within(cap.space, x_BW, x_BW, cap.sq)
-        for number, name in enumerate(picks.ids):
+        for number, name in enumerate(picked.ids):
             near = [other for other in kept if same_BB[number, other]]
             if len(near) < cap.limit:
                 kept.append(number)
@@ -101,10 +103,10 @@ def capped(pick: Callable[[Shards, int], Picks], shards: Shards, budget: int, nu
                 over.append(name)
                 crowding.update(near)
         if not over:
-            return picks
-        crowded = shards.map("crowded", cap.space, x_BW[sorted(crowding)], cap.sq, cap.limit)
+            return picked
+        crowded = shards.map(Shard.crowded, cap.space, x_BW[sorted(crowding)], cap.sq, cap.limit)
         aside = sorted(
-            {*aside, *over, *(name for names in crowded for name in names)} - {picks.ids[row] for row in kept}
+            {*aside, *over, *(name for names in crowded for name in names)} - {picked.ids[row] for row in kept}
         )
         if num_rows - len(aside) < budget:
             raise UserError(

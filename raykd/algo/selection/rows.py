@@ -1,11 +1,11 @@
-"""Rows: ids and their vectors, and one look at them that checks and outlines.
+"""Rows: ids and their vectors, and one pass over them that checks and outlines.
 
 N rows, C classes, D feature width, W the width of whichever vectors are meant.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -15,7 +15,7 @@ import numpy as np
 
 MOST_LENGTH = 1e18  # of a vector: its square is still a float32
 SUM_TOLERANCE = 1e-3  # how far from 1 the probabilities of a row may sum
-BLOCK_VALUES = 2**18  # float32 values looked at at a time: they stay in a core's cache
+BLOCK_VALUES = 2**18  # float32 values worked on at a time: they stay in a core's cache
 QUIET = np.errstate(invalid="ignore", over="ignore")  # around what a thread runs: the state is a thread's own
 
 
@@ -30,6 +30,7 @@ class Rows:
         ids: N different strings, kept as an object array. They are compared as strings, by code point: "10" < "9".
         probs: float [N, C], class probabilities; kept as float32 unless given as float16.
         features: float [N, D]; likewise.
+        vectors: float [N, W], of any kind; likewise.
         labels: int [N], class indices; of labeled rows.
     """
 
@@ -37,10 +38,11 @@ class Rows:
     probs: np.ndarray | None = None
     features: np.ndarray | None = None
     labels: np.ndarray | None = None
+    vectors: np.ndarray | None = None
 
     def __post_init__(self) -> None:
         self.ids = np.array(list(self.ids), object)
-        for name in ("probs", "features"):
+        for name in ("probs", "features", "vectors"):
             if (given := getattr(self, name)) is not None:
                 kind = np.float16 if getattr(given, "dtype", None) == np.float16 else np.float32
                 vectors = np.ascontiguousarray(given, kind)
@@ -59,12 +61,13 @@ class Rows:
 
     def take(self, where: np.ndarray) -> Rows:
         """Some of the rows, by position or mask, in that order (a copy)."""
-        parts = (None if part is None else part[where] for part in (self.probs, self.features, self.labels))
+        given = (self.probs, self.features, self.labels, self.vectors)
+        parts = (None if part is None else part[where] for part in given)
         return Rows(self.ids[where], *parts)
 
 
 class Outline(NamedTuple):
-    """What one look at probabilities leaves behind, 12 bytes a row: enough for a first bound on any distance."""
+    """What one pass over probabilities leaves behind, 12 bytes a row: enough for a first bound on any distance."""
 
     top_N: np.ndarray  # int32, the most probable class; ties to the smaller one
     peak_N: np.ndarray  # float32, its probability
@@ -72,13 +75,42 @@ class Outline(NamedTuple):
 
 
 class Report(NamedTuple):
-    """What a look at some rows found."""
+    """What a check of some rows found."""
 
     num_rows: int
     widths: dict[str, int]  # of the needed vectors that are there
     num_bad: int
     first_bad: list[str]  # id and what is wrong with it, of the first three
     hashes_N: np.ndarray
+
+
+def inspect_rows(rows: Rows, needs: Sequence[str], hashes_N: np.ndarray) -> tuple[Report, Outline | None]:
+    """Check the vectors that a strategy needs: probabilities are probabilities, others are finite.
+
+    Args:
+        rows: The rows; vectors that they lack are left out of the report.
+        needs: "probs", "features", "vectors".
+        hashes_N: Of the ids; they go into the report.
+
+    Returns:
+        What was found, and the outline of the probabilities, if these are among the needed vectors. Cost: one pass.
+    """
+    widths: dict[str, int] = {}
+    bad: list[tuple[str, str]] = []
+    outlined = None
+    for name in needs:
+        vectors_NW: np.ndarray | None = getattr(rows, name)
+        if vectors_NW is None:
+            continue
+        widths[name] = vectors_NW.shape[1]
+        if name == "probs" and len(rows):
+            outlined, suspect_N = outline(vectors_NW)
+        else:
+            suspect_N = suspects(vectors_NW)
+        found = faults(name, vectors_NW, np.flatnonzero(suspect_N))
+        bad += [(rows.ids[row], what) for row, what in found.items()]
+    first = [f"{name!r}: {what}" for name, what in sorted(bad)[:3]]
+    return Report(len(rows), widths, len(bad), first, hashes_N), outlined
 
 
 def outline(probs_NC: np.ndarray) -> tuple[Outline, np.ndarray]:
@@ -92,7 +124,7 @@ def outline(probs_NC: np.ndarray) -> tuple[Outline, np.ndarray]:
     ones = np.ones(width, np.float32)
 
     @QUIET
-    def look(part: slice) -> None:
+    def check(part: slice) -> None:
         block = np.asarray(probs_NC[part], np.float32)
         top_N[part] = block.argmax(axis=1)
         peak_N[part] = block[np.arange(len(block)), top_N[part]]
@@ -101,7 +133,7 @@ def outline(probs_NC: np.ndarray) -> tuple[Outline, np.ndarray]:
         if not block.min(initial=0) >= 0:
             suspect_N[part] |= ~(block.min(axis=1) >= 0)
 
-    in_parallel(look, num_rows, width)
+    in_parallel(check, num_rows, width)
     return Outline(top_N, peak_N, sq_N), suspect_N
 
 
@@ -110,22 +142,21 @@ def suspects(vectors_NW: np.ndarray) -> np.ndarray:
     suspect_N = np.empty(len(vectors_NW), bool)
 
     @QUIET
-    def look(part: slice) -> None:
+    def check(part: slice) -> None:
         block = np.asarray(vectors_NW[part], np.float32)
         suspect_N[part] = ~(np.einsum("nw,nw->n", block, block) < MOST_LENGTH**2)
 
-    in_parallel(look, *vectors_NW.shape)
+    in_parallel(check, *vectors_NW.shape)
     return suspect_N
 
 
-def faults(name: str, vectors_NW: np.ndarray, where: np.ndarray, any_numbers: bool) -> dict[int, str]:
+def faults(name: str, vectors_NW: np.ndarray, where: np.ndarray) -> dict[int, str]:
     """What is wrong with these rows, by position; rows with nothing wrong are left out.
 
     Args:
-        name: "probs" or "features".
+        name: "probs", which must be probabilities, or other vectors, which must be finite and not too long.
         vectors_NW: float [N, W].
-        where: Positions to look at.
-        any_numbers: Probabilities need not be any; it is enough that they are finite.
+        where: Positions to check.
     """
     found = {}
     for row in where.tolist():
@@ -134,7 +165,7 @@ def faults(name: str, vectors_NW: np.ndarray, where: np.ndarray, any_numbers: bo
             found[row] = f"{name} hold NaN or infinity"
         elif not np.linalg.norm(vector_W) < MOST_LENGTH:
             found[row] = f"{name} have length {np.linalg.norm(vector_W):.4g}"
-        elif name == "features" or any_numbers:
+        elif name != "probs":
             continue
         elif (vector_W < 0).any():
             found[row] = f"{name} hold the negative value {vector_W.min():.4g}"
@@ -150,13 +181,13 @@ def blocks(num_rows: int, width: int, values: int = BLOCK_VALUES) -> Iterator[sl
         yield slice(start, min(start + step, num_rows))
 
 
-def in_parallel(look: Callable[[slice], None], num_rows: int, width: int) -> None:
+def in_parallel(work: Callable[[slice], None], num_rows: int, width: int) -> None:
     """Go over all rows in blocks, on as many threads as FAISS has (OMP_NUM_THREADS, else all cores)."""
     parts = list(blocks(num_rows, width))
     if len(parts) < 2:
         for part in parts:
-            look(part)
+            work(part)
         return
     with ThreadPoolExecutor(faiss.omp_get_max_threads()) as pool:
-        for _ in pool.map(look, parts):
+        for _ in pool.map(work, parts):
             pass

@@ -33,7 +33,7 @@ def negative_entropy(shard: Shard) -> np.ndarray:
     return out_N
 
 
-def margin(shard: Shard) -> np.ndarray:
+def lead_of_first_class(shard: Shard) -> np.ndarray:
     """The most probable class's lead over the next."""
     probs_NC = shard.probs()
     out_N = np.empty(len(probs_NC))

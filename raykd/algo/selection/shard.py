@@ -1,63 +1,40 @@
 """A shard: some of the pool's rows, and small answers about them. The same class in process and inside a Ray actor.
 
-A strategy sees the pool only through :class:`Shards`: one question, one small answer from each shard. A shard may be
-lost and rebuilt from storage at any moment, and a question may be asked twice or out of order. So every method either
-keeps nothing, or (:class:`News`) says how much it knows and is told the rest again.
+A strategy sees the pool only through :class:`Shards`: one question, which is a function of the shard, and one small
+answer from each. A shard may be lost and rebuilt from storage at any moment, and a question may be asked twice or out
+of order. So a question either keeps nothing that matters, or (:class:`Update`) says how much it builds on and is told
+the rest again.
 
 Memory: the rows with their ids, and 16 bytes a row to find an id (its hash, its place in their order); while a
-selection runs, 16 bytes a row more (bound, picks it knows of, rank of its id) and the rows of an answer. The outline of
-probabilities, 12 bytes a row, is there only between the look at them and the first bounds.
+selection runs, 17 bytes a row more (bound, which centers it knows of, rank of its id) and the rows of an answer. The
+outline of probabilities, 12 bytes a row, is there only between the check and the first bounds.
 
-N rows, C classes, D feature width, K centers, S numbers of a rule's state, W the width of a space's vectors.
+N rows, C classes, D feature width, K centers, S numbers of a priority's state, W the width of a space's vectors.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Concatenate, NamedTuple, ParamSpec, Protocol, TypeVar
 
 import numpy as np
 
 from raykd.algo import keyed
 from raykd.algo.selection.distances import GATHER_VALUES, Euclidean, Space, first_bounds, within
-from raykd.algo.selection.priorities import Rule
-from raykd.algo.selection.rows import Outline, Report, Rows, blocks, faults, outline, suspects
+from raykd.algo.selection.priorities import Priority
+from raykd.algo.selection.rows import Outline, Report, Rows, blocks, inspect_rows, outline
 
 Score = Callable[..., np.ndarray]  # of a shard and further arguments, see scores.py
+Order = tuple[float, str]  # minus a key, and the id: the smaller goes first
+Params = ParamSpec("Params")
+Reply = TypeVar("Reply")
 
-FEWEST = 256  # rows refreshed at a time, at least
-READY = 0.9  # share of the wanted rows, all exact, that is enough: the last ones take many looks
-FRONT = 4  # times as many rows as are wanted are kept at hand
-
-
-def inspect(rows: Rows, needs: Sequence[str], hashes_N: np.ndarray, any_numbers: bool = False) -> Report:
-    """Check the vectors that a strategy needs: probabilities are probabilities, features are finite.
-
-    ``any_numbers``: probabilities need only be finite.
-    """
-    return _look(rows, needs, hashes_N, any_numbers)[0]
+FEWEST_REFRESHED = 256  # rows at a time; fewer take as long
+ENOUGH_READY = 0.9  # of the wanted rows: the last ones take more passes than all before
+SHORTLIST = 4  # times as many rows as are wanted are kept at hand
 
 
-def _look(rows: Rows, needs: Sequence[str], hashes_N: np.ndarray, any_numbers: bool) -> tuple[Report, Outline | None]:
-    widths: dict[str, int] = {}
-    bad: list[tuple[str, str]] = []
-    seen = None
-    for name in needs:
-        vectors_NW: np.ndarray | None = getattr(rows, name)
-        if vectors_NW is None:
-            continue
-        widths[name] = vectors_NW.shape[1]
-        if name == "probs" and not any_numbers and len(rows):
-            seen, suspect_N = outline(vectors_NW)
-        else:
-            suspect_N = suspects(vectors_NW)
-        found = faults(name, vectors_NW, np.flatnonzero(suspect_N), any_numbers)
-        bad += [(rows.ids[row], what) for row, what in found.items()]
-    first = [f"{name!r}: {what}" for name, what in sorted(bad)[:3]]
-    return Report(len(rows), widths, len(bad), first, hashes_N), seen
-
-
-class News(NamedTuple):
+class Update(NamedTuple):
     """What a selection has decided: the centers it began with, and picks number ``start``, ``start + 1``, ...
 
     Enough for a shard that knows what came before. Centers that it began with travel only with the first question, and
@@ -66,7 +43,7 @@ class News(NamedTuple):
 
     run: str  # names the selection; a shard that meets another one starts anew
     space: Space
-    rule: Rule
+    priority: Priority
     base_ids: list[str]  # pool rows among the centers it began with
     base_KW: np.ndarray | None
     start: int
@@ -75,38 +52,41 @@ class News(NamedTuple):
     times_K: np.ndarray
 
 
-class Top(NamedTuple):
-    """A shard's first rows, exact, and the order of the first of all others: minus its bound, and its id.
-
-    Smaller orders go first. None: there are no others.
-    """
+class Candidates(NamedTuple):
+    """A shard's first rows, exact, and the order of the first of all others by its bound; None: there are no others."""
 
     ids: np.ndarray
     vectors_NW: np.ndarray
     state_NS: np.ndarray
-    rest: tuple[float, str] | None
+    rest: Order | None
 
 
-class Answer(NamedTuple):
-    """What a shard knows, picks counted (-1: not even what the selection began with), and its top if it knows all."""
+class Proposal(NamedTuple):
+    """How many picks a shard knows of (-1: not even the centers in the beginning); if of all, its candidates."""
 
-    known: int
-    top: Top | None = None
+    num_known: int
+    candidates: Candidates | None = None
     refreshed: int = 0  # rows brought up to date for this answer
 
 
 class Shard:
-    """Some unlabeled rows. Their order does not matter; ties go to the smaller id."""
+    """Some unlabeled rows. Their order does not matter; ties go to the smaller id.
+
+    Attributes:
+        rows: The rows.
+        hashes_N: Of their ids, uint64 [N].
+        rank_N: Place of each id among the shard's sorted ids, int32 [N].
+    """
 
     def __init__(self, rows: Rows) -> None:
         self.rows = rows
         self.hashes_N = keyed.hash_ids(rows.ids)
         self._by_id = np.argsort(rows.ids, kind="stable")
-        self._rank_N = np.empty(len(rows), np.int32)
-        self._rank_N[self._by_id] = np.arange(len(rows), dtype=np.int32)
-        self._aside = np.empty(0, np.int64)
+        self.rank_N = np.empty(len(rows), np.int32)
+        self.rank_N[self._by_id] = np.arange(len(rows), dtype=np.int32)
+        self._excluded = np.empty(0, np.int64)
         self._outline: Outline | None = None
-        self._selection: _Selection | None = None
+        self._selection: ShardSelection | None = None
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -116,42 +96,52 @@ class Shard:
         assert self.rows.probs is not None
         return self.rows.probs
 
-    # ------------------------------------------------------------ questions that leave nothing behind
+    # ------------------------------------------------------------ questions whose answers hang on nothing before them
+    # (an outline of the probabilities may be kept, to save another pass)
 
-    def inspect(self, needs: Sequence[str], any_numbers: bool = False) -> Report:
-        report, self._outline = _look(self.rows, needs, self.hashes_N, any_numbers)
+    def inspect(self, needs: Sequence[str]) -> Report:
+        """Check the vectors that a strategy needs, see :func:`raykd.algo.selection.rows.inspect_rows`."""
+        report, self._outline = inspect_rows(self.rows, needs, self.hashes_N)
         return report
 
-    def named(self, hashes: np.ndarray) -> list[str]:
+    def ids_of_hashes(self, hashes: np.ndarray) -> list[str]:
         """The ids here whose hash is among ``hashes``."""
         return self.rows.ids[np.isin(self.hashes_N, hashes)].tolist()
 
     def lowest(self, score: Score, count: int, *key: int | str) -> tuple[np.ndarray, np.ndarray]:
         """The ``count`` rows with the lowest score (see ``scores``): scores and ids, rising, ties by id."""
-        return self._lowest(score(self, *key), self._here(), count)
+        return self._lowest(score(self, *key), self._included(), count)
 
     def predicted(self) -> np.ndarray:
         """How many rows have each class as their most probable one, int64 [C]; [0] when the shard has no rows."""
-        return np.bincount(self._top()[self._here()], minlength=self.probs().shape[1])
+        return np.bincount(self._top_classes()[self._included()], minlength=self.probs().shape[1])
 
     def lowest_in_classes(
         self, counts: dict[int, int], score: Score, *key: int | str
     ) -> dict[int, tuple[np.ndarray, np.ndarray]]:
         """As :meth:`lowest`, for each class among the rows predicted as it; classes without rows are left out."""
-        here, scores_N = self._here(), score(self, *key)
-        here = here[np.argsort(self._top()[here], kind="stable")]
-        starts = np.flatnonzero(np.diff(self._top()[here], prepend=-1))
-        members = {int(self._top()[rows[0]]): rows for rows in np.split(here, starts[1:]) if len(rows)}
+        rows, scores_N, top_N = self._included(), score(self, *key), self._top_classes()
+        rows = rows[np.argsort(top_N[rows], kind="stable")]
+        starts = np.flatnonzero(np.diff(top_N[rows], prepend=-1))
+        members = {int(top_N[some[0]]): some for some in np.split(rows, starts[1:]) if len(some)}
         return {
             number: self._lowest(scores_N, members[number], count)
             for number, count in counts.items()
             if number in members
         }
 
-    def vectors(self, space: Space, ids: Sequence[str]) -> dict[str, np.ndarray]:
+    def vectors_by_id(self, space: Space, ids: Sequence[str]) -> dict[str, np.ndarray]:
         """The vectors of those of ``ids`` that are here."""
-        at = self._positions(ids)
+        at = self.positions(ids)
         return dict(zip(self.rows.ids[at], space.vectors(self.rows, at), strict=True)) if len(at) else {}
+
+    def all_vectors(self, space: Space, without: Sequence[str]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """The ids, their hashes and the vectors of all rows but those ``without``: for small pools only."""
+        included = self._included()
+        if len(without):
+            included = np.setdiff1d(included, self.positions(without))
+        where = slice(None) if len(included) == len(self) else included
+        return self.rows.ids[where], self.hashes_N[where], space.vectors(self.rows, where)
 
     def crowded(self, space: Space, y_KW: np.ndarray, sq: float, limit: int) -> list[str]:
         """The ids of rows that have ``limit`` or more of these vectors within that squared distance."""
@@ -161,37 +151,7 @@ class Shard:
             found += self.rows.ids[part][crowd_N >= limit].tolist()
         return found
 
-    def without(self, ids: Sequence[str], method: str, *args: Any) -> Any:
-        """Another question's answer as if these rows were not there."""
-        self._aside = self._positions(ids)
-        try:
-            return getattr(self, method)(*args)
-        finally:
-            self._aside = np.empty(0, np.int64)
-
-    # ------------------------------------------------------------ the question of a selection
-
-    def best(self, news: News, count: int, floor: float = -np.inf) -> Answer:
-        """The first rows by the selection's rule, exactly, and a bound on all others.
-
-        At most ``count``, and after the first none with a key below ``floor``.
-
-        Only rows whose bound is among the largest are refreshed: bounds start cheap (see ``spaces.first_bounds``) and
-        only fall. Cost: rows refreshed * (K + picks) * W, and a sort of N numbers now and then.
-        """
-        here = self._selection
-        if here is None or here.run != news.run:
-            if news.base_KW is None:
-                return Answer(-1)
-            here = self._selection = _Selection(self, news)
-        if news.start > here.num_gone:
-            return Answer(here.num_gone)
-        here.learn(news)
-        return here.answer(count, floor)
-
-    # ------------------------------------------------------------ inside
-
-    def _positions(self, ids: Sequence[str]) -> np.ndarray:
+    def positions(self, ids: Sequence[str]) -> np.ndarray:
         """Where those of ``ids`` stand that are here."""
         names = np.array(list(ids), object)
         if not len(self.rows):
@@ -200,134 +160,209 @@ class Shard:
         rows = self._by_id[np.minimum(places, len(self.rows) - 1)]
         return rows[self.rows.ids[rows] == names]
 
+    # ------------------------------------------------------------ questions of a selection
+
+    def propose(self, update: Update, count: int, floor: float = -np.inf) -> Proposal:
+        """The first rows by the selection's priority, exactly, and a bound on all others.
+
+        Kept until another selection begins: what :class:`ShardSelection` remembers. Asked again, the answer is the
+        same; a question that is older than what is known is answered by what is known.
+
+        Args:
+            update: What was decided since.
+            count: At most so many rows.
+            floor: After the first none with a key below this.
+        """
+        if self._selection is None or self._selection.run != update.run:
+            if update.base_KW is None:
+                return Proposal(-1)
+            gone = np.concatenate([self.positions(update.base_ids), self._excluded])
+            self._selection = ShardSelection(self, update, self._first_bounds(update.space, update.base_KW), gone)
+        selection = self._selection
+        if update.start > selection.num_known:
+            return Proposal(selection.num_known)
+        selection.add_picks(update, self.positions(update.ids[selection.num_known - update.start :]))
+        return selection.propose(count, floor)
+
+    def excluding(
+        self, ids: Sequence[str], question: Callable[Concatenate[Shard, Params], Reply], *args: Params.args,
+        **kwargs: Params.kwargs,
+    ) -> Reply:  # fmt: skip
+        """Another question's answer as if these rows were not there; of a selection: from its first question on."""
+        self._excluded = self.positions(ids)
+        try:
+            return question(self, *args, **kwargs)
+        finally:
+            self._excluded = np.empty(0, np.int64)
+
+    # ------------------------------------------------------------ inside
+
     def _lowest(self, scores_N: np.ndarray, where: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
-        first = where[lowest(scores_N[where], self._rank_N[where], count)]
+        first = where[lowest_positions(scores_N[where], self.rank_N[where], count)]
         return scores_N[first], self.rows.ids[first]
 
-    def _here(self) -> np.ndarray:
-        """The rows that are there (see :meth:`without`), int64 [N]."""
-        here = np.ones(len(self.rows), bool)
-        here[self._aside] = False
-        return np.flatnonzero(here)
+    def _included(self) -> np.ndarray:
+        """The rows that count (see :meth:`excluding`), int64 [N]."""
+        included = np.ones(len(self.rows), bool)
+        included[self._excluded] = False
+        return np.flatnonzero(included)
 
-    def _top(self) -> np.ndarray:
+    def _top_classes(self) -> np.ndarray:
         if self._outline is None:
             self._outline = outline(self.probs())[0]
         return self._outline.top_N
 
+    def _first_bounds(self, space: Space, base_KW: np.ndarray) -> np.ndarray:
+        """Of the squared distance to the nearest center; the outline, if there is one, is used up."""
+        outlined, self._outline = self._outline, None
+        if not (isinstance(space, Euclidean) and space.peaked):
+            outlined = None
+        elif outlined is None and len(self):
+            outlined = outline(self.probs())[0]
+        return first_bounds(space, self.rows, outlined, base_KW)
 
-class _Selection:
-    """What a shard remembers of the selection that runs: a bound and a number for each row.
 
-    ``seen``: how many picks the bound knows of; then it is the row's exact key as of then. Of rows whose bound is not
-    exact even as to the centers in the beginning, it is the complement of that (-1: of none).
+class ShardSelection:
+    """What a shard remembers of the selection that runs: for each row a bound on its key, and what that knows of.
+
+    ``bounds_N`` never rise. ``num_met_N`` counts the picks that a bound knows of. ``met_base_N`` says whether it is the
+    row's exact key as of then; otherwise it is not exact as to the centers that the selection began with. Rows that are
+    picked, or never were to be, have the bound minus infinity.
+
+    Args:
+        shard: Whose rows; read, never changed.
+        update: The first one, with the centers that the selection began with.
+        sq_N: Upper bounds on the squared distances to the nearest of these.
+        gone: Positions of rows that are not to be picked.
     """
 
-    def __init__(self, shard: Shard, news: News) -> None:
-        assert news.base_KW is not None
-        self.shard, self.run, self.space, self.rule = shard, news.run, news.space, news.rule
-        self.base_KW = np.ascontiguousarray(news.base_KW)
+    def __init__(self, shard: Shard, update: Update, sq_N: np.ndarray, gone: np.ndarray) -> None:
+        assert update.base_KW is not None
+        self.rows, self.hashes_N, self.rank_N = shard.rows, shard.hashes_N, shard.rank_N
+        self.run, self.space, self.priority = update.run, update.space, update.priority
+        self.base_KW = np.ascontiguousarray(update.base_KW)
         self.picks_KW = np.empty((0, self.base_KW.shape[1]), np.float32)
         self.times_K = np.empty(0)
-        outlined, shard._outline = shard._outline, None
-        if not (isinstance(self.space, Euclidean) and self.space.peaked):
-            outlined = None
-        elif outlined is None and len(shard.rows):
-            outlined = outline(shard.probs())[0]
-        sq_N = first_bounds(self.space, shard.rows, outlined, self.base_KW)
-        self.bounds_N = self.rule.bounds(shard.hashes_N, sq_N)
-        self.seen_N = np.full(len(shard), -1, np.int32)
-        self.bounds_N[shard._positions(news.base_ids)] = -np.inf
-        self.bounds_N[shard._aside] = -np.inf
-        self.front, self.behind = np.empty(0, np.int64), np.inf  # rows outside the front have bounds below this
-        self.num_gone = 0
+        self.num_known = 0  # picks, also those that change nothing and so are no centers
+        self.bounds_N = self.priority.key_bounds(self.hashes_N, sq_N)
+        self.bounds_N[gone] = -np.inf
+        self.met_base_N = np.zeros(len(shard), bool)
+        self.num_met_N = np.zeros(len(shard), np.int32)
         self.num_left = int((self.bounds_N > -np.inf).sum())
+        self.shortlist, self.shortlist_from = np.empty(0, np.int64), np.inf  # others have bounds below this
 
     @property
-    def num_picks(self) -> int:
+    def num_centers(self) -> int:
+        """Picks that are centers."""
         return len(self.times_K)
 
-    def learn(self, news: News) -> None:
-        new = self.num_gone - news.start
-        if new < len(news.ids):
-            at = self.shard._positions(news.ids[new:])
-            self.bounds_N[at] = -np.inf
-            self.num_left -= len(at)
-            self.picks_KW = np.concatenate([self.picks_KW, news.vectors_KW[new:]])
-            self.times_K = np.concatenate([self.times_K, news.times_K[new:]])
-            self.num_gone += len(news.ids) - new
+    def add_picks(self, update: Update, gone: np.ndarray) -> None:
+        """Hear of picks; those known already are skipped. ``gone``: where the others stand, if they are here."""
+        new = self.num_known - update.start
+        if new < len(update.ids):
+            self.bounds_N[gone] = -np.inf
+            self.num_left -= len(gone)
+            self.picks_KW = np.concatenate([self.picks_KW, update.vectors_KW[new:]])
+            self.times_K = np.concatenate([self.times_K, update.times_K[new:]])
+            self.num_known += len(update.ids) - new
 
-    def answer(self, count: int, floor: float) -> Answer:
+    def propose(self, count: int, floor: float) -> Proposal:
+        """Refresh rows until the first ones are exact.
+
+        Invariant: ``first`` are the rows with the largest bounds, falling. Of these ``first[:ready]`` are exact, and
+        the bound of the row after them bounds all others, so the exact ones go before any other row of this shard.
+        Each pass refreshes at least one row that is stale, and none twice (once by the picks and once by the base, see
+        :meth:`_refresh`), so there is an end.
+
+        Args:
+            count: How many are wanted.
+            floor: Rows with a key below are not wanted, but for the first row.
+
+        Cost: rows refreshed * (K + picks) * W, and a sort of some multiple of ``count`` numbers a pass.
+        """
         count = min(count, self.num_left)
-        refreshed, stretch = 0, 1
+        refreshed, reach = 0, 1
         while True:
             first = self._first(count + 1)
-            above = int((self.bounds_N[first] >= floor).sum())
-            count = min(count, max(1, above))
+            num_above = int((self.bounds_N[first] >= floor).sum())
+            floor_decides = 0 < num_above <= count
+            count = min(count, max(1, num_above))
             stale = self._stale(first[:count])
             ready = int((first[:count] == stale[0]).argmax()) if len(stale) else count
-            if ready >= max(min(count, 1), READY * count):
+            if ready >= max(min(count, 1), ENOUGH_READY * count):
                 break
-            if above > count or not above:
-                # With some exact, others may no longer be among the first: so half of them at a time. Where that
-                # changes little, bounds say little: then more rows are gone through at a time.
-                stretch = 2 * stretch if refreshed and len(stale) > count / 2 else 1
-                if stretch > 1:
-                    more = self._first(stretch * count)
-                    stale = self._stale(more if not above else more[self.bounds_N[more] >= floor])
-                stale = stale[: max(FEWEST, len(stale) // 2)]
+            if not floor_decides:  # else all of them are needed
+                reach = 2 * reach if refreshed and len(stale) > count / 2 else 1
+                stale = self._some_stale(stale, reach * count if reach > 1 else 0, floor if num_above else -np.inf)
             self._refresh(stale)
             refreshed += len(stale)
         sent, rest = first[:ready], first[ready : ready + 1]
-        ids_N, x_NW = self.shard.rows.ids, self.space.vectors(self.shard.rows, sent)
-        limit = (-float(self.bounds_N[rest[0]]), ids_N[rest[0]]) if len(rest) else None
-        return Answer(self.num_gone, Top(ids_N[sent], x_NW, self._states(sent, x_NW, self.num_picks), limit), refreshed)
+        x_NW = self.space.vectors(self.rows, sent)
+        state_NS = self._states(sent, x_NW, True, self.num_centers)
+        limit = (-float(self.bounds_N[rest[0]]), self.rows.ids[rest[0]]) if len(rest) else None
+        return Proposal(self.num_known, Candidates(self.rows.ids[sent], x_NW, state_NS, limit), refreshed)
+
+    def _some_stale(self, stale: np.ndarray, reach: int, floor: float) -> np.ndarray:
+        """The stale rows to refresh in this pass, when only a number of rows is wanted.
+
+        Half of them at a time: with some exact, others may no longer be among the first. But where a pass changes
+        little, bounds say little, and rows will have to be gone through anyhow: then from a ``reach`` that doubles, as
+        large blocks are faster.
+        """
+        if reach:
+            more = self._first(reach)
+            stale = self._stale(more[self.bounds_N[more] >= floor])
+        return stale[: max(FEWEST_REFRESHED, len(stale) // 2)]
 
     def _first(self, count: int) -> np.ndarray:
         """The rows with the largest bounds, falling, ties by id; rows that are gone are not among them.
 
-        Bounds only fall, so for a while it is enough to look among those that were large: the front.
+        Bounds only fall, so for a while it is enough to search those that were large: the shortlist.
         """
         count = min(count, self.num_left)
         while True:
-            if len(self.front) >= count:
-                first = self.front[lowest(-self.bounds_N[self.front], self.shard._rank_N[self.front], count)]
-                if not count or self.bounds_N[first[-1]] >= self.behind:
+            if len(self.shortlist) >= count:
+                listed = self.shortlist
+                first = listed[lowest_positions(-self.bounds_N[listed], self.rank_N[listed], count)]
+                if not count or self.bounds_N[first[-1]] >= self.shortlist_from:
                     return first
-            place = max(0, len(self.bounds_N) - FRONT * count)
-            self.behind = np.partition(self.bounds_N, place)[place]
-            self.front = np.flatnonzero(self.bounds_N >= self.behind)
+            place = max(0, len(self.bounds_N) - SHORTLIST * count)
+            self.shortlist_from = np.partition(self.bounds_N, place)[place]
+            self.shortlist = np.flatnonzero(self.bounds_N >= self.shortlist_from)
 
     def _stale(self, where: np.ndarray) -> np.ndarray:
-        return where[(self.seen_N[where] != self.num_picks) & (self.bounds_N[where] > self.rule.least)]
+        """Those that are not exact, and might fall."""
+        exact = self.met_base_N[where] & (self.num_met_N[where] == self.num_centers)
+        return where[~exact & (self.bounds_N[where] > self.priority.lowest_key)]
 
     def _refresh(self, where: np.ndarray) -> None:
         """Bring rows up to date, or at least lower their bounds: by the picks first, as they are few and near."""
-        seen = self.seen_N[where]
-        for known in set(seen.tolist()):
-            rows = np.sort(where[seen == known])
+        met_base_N, num_met_N = self.met_base_N[where], self.num_met_N[where]
+        for met_base, num_met in set(zip(met_base_N.tolist(), num_met_N.tolist(), strict=True)):
+            rows = np.sort(where[(met_base_N == met_base) & (num_met_N == num_met)])
             for part in blocks(len(rows), self.base_KW.shape[1], GATHER_VALUES):
-                x_NW = self.space.vectors(self.shard.rows, rows[part])
-                self.bounds_N[rows[part]] = self.rule.keys(self._states(rows[part], x_NW, known))
-            only_lower = self.rule.restarts and known < 0 and ~known < self.num_picks
-            self.seen_N[rows] = ~self.num_picks if only_lower else self.num_picks
+                x_NW = self.space.vectors(self.rows, rows[part])
+                self.bounds_N[rows[part]] = self.priority.keys(self._states(rows[part], x_NW, met_base, num_met))
+            self.met_base_N[rows] = not (self.priority.resumable and not met_base and num_met < self.num_centers)
+            self.num_met_N[rows] = self.num_centers
 
-    def _states(self, rows: np.ndarray, x_NW: np.ndarray, known: int) -> np.ndarray:
-        """The states of rows whose bounds know of so many picks (see ``seen``)."""
-        hashes_N = self.shard.hashes_N[rows]
-        if not self.rule.restarts:
-            state_NS, met = self.rule.fresh(hashes_N), 0
-            self.rule.follow(self.space, x_NW, state_NS, self.base_KW, np.zeros(len(self.base_KW)))
+    def _states(self, rows: np.ndarray, x_NW: np.ndarray, met_base: bool, num_met: int) -> np.ndarray:
+        """The states of rows whose bounds know of this: exact, or, by the picks alone, lower than they were."""
+        hashes_N = self.hashes_N[rows]
+        if self.priority.resumable:
+            state_NS = self.priority.initial_state(hashes_N, self.bounds_N[rows])
+            add_base = not met_base and num_met == self.num_centers
         else:
-            state_NS, met = self.rule.fresh(hashes_N, self.bounds_N[rows]), known if known >= 0 else ~known
-            if known < 0 and met == self.num_picks:
-                self.rule.follow(self.space, x_NW, state_NS, self.base_KW, np.zeros(len(self.base_KW)))
-        if met < self.num_picks:
-            self.rule.follow(self.space, x_NW, state_NS, self.picks_KW[met:], self.times_K[met:])
+            state_NS, add_base, num_met = self.priority.initial_state(hashes_N), True, 0
+        if add_base:
+            self.priority.add_centers(self.space, x_NW, state_NS, self.base_KW, np.zeros(len(self.base_KW)))
+        if num_met < self.num_centers:
+            picks_KW, times_K = self.picks_KW[num_met:], self.times_K[num_met:]
+            self.priority.add_centers(self.space, x_NW, state_NS, picks_KW, times_K)
         return state_NS
 
 
-def lowest(scores_N: np.ndarray, rank_N: np.ndarray, count: int) -> np.ndarray:
+def lowest_positions(scores_N: np.ndarray, rank_N: np.ndarray, count: int) -> np.ndarray:
     """Positions of the ``count`` lowest scores, rising; among equals the smaller rank comes first."""
     where = np.arange(len(scores_N))
     if count < len(scores_N):
@@ -349,10 +384,15 @@ class Shards(Protocol):
     @property
     def num_shards(self) -> int: ...
 
-    def map(self, method: str, *args: Any) -> list[Any]:
-        """Ask every shard the same question (a public method of :class:`Shard`); one answer of each, in order.
+    def map(
+        self, question: Callable[Concatenate[Shard, Params], Reply], /, *args: Params.args, **kwargs: Params.kwargs
+    ) -> list[Reply]:
+        """Ask every shard the same question, such as ``Shard.predicted``; one answer of each, in order.
 
         When it returns, no call of it runs or will be retried; while it waits, a shard may be lost and rebuilt.
+
+        Args:
+            question: A function of a shard and the arguments, from a module that the workers can import.
         """
         ...
 
@@ -361,9 +401,9 @@ class LocalShards:
     """Shards in this process.
 
     Example:
-        >>> from raykd.algo import scores
+        >>> from raykd.algo.selection import scores
         >>> pool = Rows(["a", "b", "c"], probs=[[1, 0], [0, 1], [0.5, 0.5]])
-        >>> LocalShards.split(pool, 2).map("lowest", scores.margin, 1)[0][1].tolist()
+        >>> LocalShards.split(pool, 2).map(Shard.lowest, scores.lead_of_first_class, 1)[0][1].tolist()
         ['a']
     """
 
@@ -379,5 +419,7 @@ class LocalShards:
     def num_shards(self) -> int:
         return len(self.shards)
 
-    def map(self, method: str, *args: Any) -> list[Any]:
-        return [getattr(shard, method)(*args) for shard in self.shards]
+    def map(
+        self, question: Callable[Concatenate[Shard, Params], Reply], /, *args: Params.args, **kwargs: Params.kwargs
+    ) -> list[Reply]:
+        return [question(shard, *args, **kwargs) for shard in self.shards]
