@@ -7,31 +7,45 @@
 Run it again to go on: what is done is skipped. With labels from people it ends where they are needed.
 """
 
+from typing import Any
+
 from raykd import cli
 from raykd.config import Config
 
 
-def run(config: Config) -> None:
-    """A whole campaign, from wherever it stands."""
-    from raykd.stages import evaluate, label, mix, pool, predict, report, select, teacher, train
-    from raykd.stages.campaign import Round, open_campaign
+def run(config: Config) -> list[dict[str, Any]]:
+    """A whole campaign, from wherever it stands; the figures of its rounds."""
+    from raykd.stages.campaign import open_campaign
+    from raykd.stages.encode import encode
+    from raykd.stages.evaluate import measure
+    from raykd.stages.label import ask, gather, settle
+    from raykd.stages.mix import mix
+    from raykd.stages.pool import list_pool
+    from raykd.stages.predict import predict
+    from raykd.stages.report import print_summary, write_report
+    from raykd.stages.select import select
+    from raykd.stages.teacher import teach
+    from raykd.stages.train import train
+    from raykd.store.outputs import Round
 
     with open_campaign(config) as campaign:
-        images = pool.build(campaign)
-        scores = teacher.score(campaign, images)
+        pool = list_pool(campaign)
+        encoded = encode(campaign, pool)
+        teacher = teach(campaign, pool, encoded)
         before = None
-        for round in campaign.rounds:
-            picks = select.pick(campaign, round, images, scores, before)
-            label.ask(campaign, round, images, scores, picks, before)
-            report.write(campaign, images, scores)
-            labels = label.collect(campaign, round, images, picks)
-            trained = train.fit(campaign, round, images, scores, labels)
-            predictions = predict.score(campaign, round, images, scores, trained)
-            student = mix.mix(campaign, round, images, trained, predictions)
-            before = Round(picks, labels, trained, predictions, student)
-            evaluate.measure(campaign, round, images, scores, before)
-        report.write(campaign, images, scores)
-        report.summary(campaign)
+        for number in campaign.rounds:
+            picks = select(campaign, number, pool, encoded, teacher, before)
+            ask(campaign, number, pool, teacher, picks, before)
+            gather(campaign, number, pool, picks)
+            write_report(campaign, pool, encoded, teacher)
+            labels = settle(campaign, number, pool, picks)
+            trained = train(campaign, number, pool, encoded, teacher, labels)
+            predictions = predict(campaign, number, pool, encoded, trained)
+            deployed = mix(campaign, number, pool, trained, predictions)
+            before = Round(number, picks, labels, trained, predictions, deployed)
+            measure(campaign, pool, teacher, before)
+        write_report(campaign, pool, encoded, teacher)
+        return print_summary(campaign)
 
 
 main = cli.campaign_job(run, __doc__)

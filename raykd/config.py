@@ -166,12 +166,17 @@ class Teacher(Section):
 
 
 class Student(Section):
-    """The compact dual-head model and its training (DHO)."""
+    """The compact model and its training (DHO)."""
 
     depends: ClassVar[JsonDict] = until("train")
 
     backbone: str = Field(description="timm model name")
     pretrained: bool | str = Field(True, description="true: timm's weights; a path: that file; false: random weights")
+    heads: Literal["dual", "ce", "kd", "ce+kd"] = Field(
+        "dual",
+        description="dual: one head learns from labels, one from the teacher; baselines with one head: ce (labels), kd "
+        "(teacher), ce+kd (both)",
+    )
     image_size: Count = Field(224, description="Side of the square the student sees, pixels")
     batch_labeled: Count = Field(64, description="Labeled images a step, all workers together")
     batch_unlabeled: Count = Field(64, description="Unlabeled images a step, all workers together")

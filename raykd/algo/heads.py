@@ -1,4 +1,4 @@
-"""The two heads' mixture at inference, and the search for its two numbers: numpy alone, no training.
+"""Logits to probabilities, whatever the number of heads, and the search for the mixture's two numbers: numpy alone.
 
 N images, C classes, G grid points (rows ``ce_weight, temperature``). alpha means opposite things in the two reference
 codes, so it is ``ce_weight`` here, and beta is ``temperature``.
@@ -6,32 +6,73 @@ codes, so it is ``ce_weight`` here, and beta is ``temperature``.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
 import numpy as np
+
+from raykd.algo.errors import UserError
+
+HEADS: dict[str, tuple[str, ...]] = {
+    "dual": ("ce_logits", "kd_logits"),  # DHO: one head learns from labels, the other from the teacher
+    "ce": ("ce_logits",),  # labels alone
+    "kd": ("kd_logits",),  # the teacher alone
+    "ce+kd": ("logits",),  # one head that learns from both: ordinary distillation
+}
+"""The columns of logits that a student of each kind writes. A teacher writes ``("logits",)``."""
 
 CE_WEIGHTS = tuple(np.round(np.arange(21) * 0.05, 2).tolist())
 TEMPERATURES = (0.5, 0.75, 1.0, 1.25, 1.5, 2.0, 4.0)
 
 
-def mixture(ce_logits_NC: np.ndarray, kd_logits_NC: np.ndarray, ce_weight: float, temperature: float) -> np.ndarray:
-    """Student probabilities: the two heads' softmaxes, averaged (DHO Eq. 8).
-
-    Computed in float64, row by row, so that a row's bits do not depend on its neighbours.
+@dataclass(frozen=True)
+class Mixture:
+    """How two heads become one probability (DHO Eq. 8); one head has nothing to mix.
 
     Args:
-        ce_logits_NC: float [N, C], head trained on labels.
-        kd_logits_NC: float [N, C], head trained to match the teacher.
         ce_weight: Share of the CE head, 0 to 1. alpha in DHO; 1 - alpha in PCoreSet.
-        temperature: Divides the KD logits before its softmax, > 0. beta in both papers.
+        temperature: Divides the KD logits before their softmax, > 0. beta in both papers.
+
+    Raises:
+        UserError: A number is out of its range.
+    """
+
+    ce_weight: float = 0.5
+    temperature: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.ce_weight <= 1:
+            raise UserError(f"ce_weight {self.ce_weight!r}; expected a share, 0 to 1")
+        if not (self.temperature > 0 and math.isfinite(self.temperature)):
+            raise UserError(f"temperature {self.temperature!r}; expected a number above 0")
+
+
+def probabilities(logits: Mapping[str, np.ndarray], mixture: Mixture = Mixture()) -> np.ndarray:
+    """Class probabilities of a student's or a teacher's logits; the one place where they are made.
+
+    With both columns of a dual student the mixture of their softmaxes, with any one column its softmax. Computed in
+    float64, row by row, so that a row's bits do not depend on its neighbours.
+
+    Args:
+        logits: float [N, C] by column, as :data:`HEADS` names them.
+        mixture: Of the two heads; a single head does not look at it.
 
     Returns:
         float32 [N, C], rows sum to 1.
 
     Example:
-        >>> mixture(np.array([[0.0, 0.0]]), np.array([[0.0, np.log(3.0)]]), 0.5, 1.0)
+        >>> probabilities({"logits": np.array([[0.0, np.log(3.0)]])})
+        array([[0.25, 0.75]], dtype=float32)
+        >>> probabilities({"ce_logits": np.array([[0.0, 0.0]]), "kd_logits": np.array([[0.0, np.log(3.0)]])})
         array([[0.375, 0.625]], dtype=float32)
     """
-    kd_NC = np.asarray(kd_logits_NC, np.float64) / temperature
-    return (ce_weight * softmax(ce_logits_NC) + (1 - ce_weight) * softmax(kd_NC)).astype(np.float32)
+    if len(logits) == 1:
+        (logits_NC,) = logits.values()
+        return softmax(logits_NC).astype(np.float32)
+    ce_NC, kd_NC = _both(logits)
+    kd_NC = np.asarray(kd_NC, np.float64) / mixture.temperature
+    return (mixture.ce_weight * softmax(ce_NC) + (1 - mixture.ce_weight) * softmax(kd_NC)).astype(np.float32)
 
 
 def softmax(logits_NC: np.ndarray) -> np.ndarray:
@@ -41,24 +82,39 @@ def softmax(logits_NC: np.ndarray) -> np.ndarray:
     return powers_NC / powers_NC.sum(axis=1, keepdims=True)
 
 
+def _both(logits: Mapping[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    assert set(logits) == set(HEADS["dual"]), f"columns {sorted(logits)}; expected one, or {HEADS['dual']}"
+    return logits["ce_logits"], logits["kd_logits"]
+
+
 # ---------------------------------------------------------------- the search: a grid of 21 x 7, as in DHO's code
 
 
-def grid(default: tuple[float, float]) -> np.ndarray:
-    """The papers' grid, ce_weight 0 to 1 step 0.05 by temperature .5 to 4 (papers.md 1.5), and the default.
+def grid(default: Mixture) -> np.ndarray:
+    """The papers' grid, ce_weight 0 to 1 step 0.05 by temperature .5 to 4 (PAPERS.md 1.5), and the default.
 
     Returns:
         float64 [G, 2], G = 147, or 148 when the default is not among them; nearest to the default first, so that the
         first maximum is the tie to keep.
     """
+    start = (default.ce_weight, default.temperature)
     points_G2 = np.array([(w, t) for t in TEMPERATURES for w in CE_WEIGHTS])
-    points_G2 = np.unique(np.vstack([points_G2, default]), axis=0)
-    far_G = np.abs(points_G2[:, 0] - default[0]) + np.abs(np.log(points_G2[:, 1] / default[1]))
+    points_G2 = np.unique(np.vstack([points_G2, start]), axis=0)
+    far_G = np.abs(points_G2[:, 0] - start[0]) + np.abs(np.log(points_G2[:, 1] / start[1]))
     return points_G2[np.lexsort((points_G2[:, 1], points_G2[:, 0], np.round(far_G, 9)))]
 
 
-def hits(ce_logits_NC: np.ndarray, kd_logits_NC: np.ndarray, labels_N: np.ndarray, points_G2: np.ndarray) -> np.ndarray:
-    """Whether each mixture is right on each image, bool [G, N]. Cost: G * N * C, softmaxes once per temperature."""
+def hits(logits: Mapping[str, np.ndarray], labels_N: np.ndarray, points_G2: np.ndarray) -> np.ndarray:
+    """Whether each mixture of a dual student is right on each image, bool [G, N].
+
+    Cost: G * N * C, softmaxes once per temperature.
+
+    Args:
+        logits: float [N, C] of both heads.
+        labels_N: int [N], class indices.
+        points_G2: float [G, 2], as :func:`grid` gives them.
+    """
+    ce_logits_NC, kd_logits_NC = _both(logits)
     ce_NC = softmax(ce_logits_NC)
     right_GN = np.empty((len(points_G2), len(labels_N)), bool)
     for temperature in np.unique(points_G2[:, 1]):

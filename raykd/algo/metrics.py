@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TypedDict
+
 import numpy as np
 
 
@@ -33,3 +35,24 @@ def calibration_error(probs_NC: np.ndarray, labels_N: np.ndarray, num_bins: int 
     bins_N = np.clip(np.ceil(confidence_N * num_bins).astype(int) - 1, 0, num_bins - 1)
     gaps = np.bincount(bins_N, weights=confidence_N - correct_N, minlength=num_bins)
     return float(np.abs(gaps).sum() / len(labels_N))
+
+
+class Scores(TypedDict):
+    """How good predictions are, in plain numbers; None where there is nothing to measure on."""
+
+    accuracy: float | None
+    macro_accuracy: float | None
+    ece: float | None
+    recall_C: list[float | None] | None  # None in it: no row of that class
+
+
+def scores(probs_NC: np.ndarray, labels_N: np.ndarray) -> Scores:
+    """All of these; of no rows at all, None each."""
+    if not len(labels_N):
+        return {"accuracy": None, "macro_accuracy": None, "ece": None, "recall_C": None}
+    return {
+        "accuracy": accuracy(probs_NC, labels_N),
+        "macro_accuracy": macro_accuracy(probs_NC, labels_N),
+        "ece": calibration_error(probs_NC, labels_N),
+        "recall_C": [None if np.isnan(value) else float(value) for value in recall(probs_NC, labels_N)],
+    }

@@ -1,1 +1,1 @@
-"""What people and oracles say: the ledger, and the files it comes in. Knows no Ray."""
+"""What people say of images: the files they write, and the ledger of all they ever said. Knows no Ray."""

@@ -1,4 +1,4 @@
-"""Labels from people and oracles: an append-only ledger, and the files that people send. Knows no Ray.
+"""Every answer that people and oracles ever gave: an append-only ledger, and what its labels mean today.
 
 An *answer* is a row of :data:`raykd.store.tables.LEDGER`. Its outcome is ``label`` (with a class) or, without one,
 ``unsure``, ``cannot_label`` or ``none_of_the_classes``. Two rows with the same sample_id, annotator, outcome, label
@@ -8,54 +8,31 @@ The current answer of a sample is the one that was appended last, whoever gave i
 best) and decides nothing, it only tells answers apart. So A, then B, then A again is, without a time, a repeat of the
 first A: B stays, and the import says so. To go back to A, give its row a ``time`` that the first A did not have.
 
-What a written label means, in this order:
-
-1. *Text* is a class name, exactly; then without surrounding blanks and regardless of case and of Unicode composition,
-   when only one class fits; then an outcome word (``Cannot label``, ``none_of_the_classes``, ...); then, if it is all
-   digits and no class at all is named by a number, a class index. Every text of a CSV is text.
-2. A *number* (JSONL, Parquet; whole floats too, as pandas writes them where rows are missing) is a class index. If some
-   class is named by a number other than its index, numbers could mean either and are refused: write names as text.
-3. Empty, null or NaN, with no outcome: not answered yet.
+A label stays on disk as it was given, under the name that its class had then. A ledger that is told what old names
+mean now (``renamed``) reads all of them as today's: a file that is imported again after a class was renamed is known.
 """
 
 from __future__ import annotations
 
-import csv
-import difflib
-import io
-import json
-import math
 import re
-import unicodedata
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, NamedTuple, TypeAlias
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.dataset as pads
-import pyarrow.types as pt
 
-from raykd.errors import LabelFileError, UserError
+from raykd.errors import UserError, did_you_mean
+from raykd.store.outputs import renamed_labels
 from raykd.store.place import Place
 from raykd.store.stage_folder import fingerprint
-from raykd.store.tables import LEDGER
+from raykd.store.tables import LABELS, LEDGER, ROLES
 
 OUTCOMES = ("label", "unsure", "cannot_label", "none_of_the_classes")
 KEY = ("sample_id", "annotator", "outcome", "label", "time")
-COLUMNS = ("sample_id", "label", "outcome", "annotator", "time")  # what is read of a label file; others are ignored
-MAX_SHOWN = 20  # problems of one file that its error lists
-MAX_NEAR = 2_000  # ids among which a nearest one is looked for
 _FILE = re.compile(r"(\d{6,})-[0-9a-f]{16}\.parquet")
-_FORMULA = "=+-@\uff1d\uff0b\uff0d\uff20"  # begins a formula in a spreadsheet; the wide forms in some
-
-Problem = tuple[int, str]  # line (0: the whole file), message
-Row = tuple[int, dict[str, Any]]  # line, cells by column name
-Ids: TypeAlias = "pa.Array | pa.ChunkedArray | Collection[str]"
-
-
-# ---------------------------------------------------------------- the ledger
 
 
 class Appended(NamedTuple):
@@ -76,6 +53,7 @@ class Ledger:
 
     Args:
         place: The folder; made by the first append.
+        renamed: What old class names mean now, in any number of steps (:func:`resolve_renamed`).
 
     Example:
         >>> ledger = Ledger(Place.of("runs/demo") / "ledger")                    # doctest: +SKIP
@@ -83,6 +61,7 @@ class Ledger:
     """
 
     place: Place
+    renamed: Mapping[str, str] = field(default_factory=dict)
 
     def _files(self) -> list[tuple[int, str]]:
         """Sequence and path of each file, in the order appended."""
@@ -90,11 +69,16 @@ class Ledger:
         return sorted((int(match[1]), path) for match, path in infos if match)
 
     def read(self) -> pa.Table:
-        """All answers, schema LEDGER, in the order appended; each once, where it came first."""
+        """All answers, schema LEDGER, in the order appended; each once, where it came first. Labels by today's names.
+
+        Raises:
+            UserError: ``renamed`` leads in a circle.
+        """
         if not (files := self._files()):
             return LEDGER.empty_table()
         paths = [path for _, path in files]
         table = pads.dataset(paths, filesystem=self.place.fs, format="parquet", schema=LEDGER).to_table()
+        table = self._named(table)
         return table.take(np.sort(_firsts(_codes(table, KEY))))
 
     def current(self) -> pa.Table:
@@ -103,20 +87,27 @@ class Ledger:
         samples = _codes(table, ["sample_id"])
         return table.take(len(samples) - 1 - _firsts(samples[::-1])).sort_by("sample_id")
 
+    def _named(self, table: pa.Table) -> pa.Table:
+        """The same rows, their labels by today's names."""
+        labels = renamed_labels(table["label"], resolve_renamed(self.renamed))
+        return table.set_column(LEDGER.get_field_index("label"), "label", labels)
+
     def append(self, rows: pa.Table) -> Appended:
         """Add the answers that are not there yet, all or none of them; costs one read of the ledger.
 
         Args:
-            rows: The columns of LEDGER, others are ignored; empty text counts as null. Their order is kept.
+            rows: The columns of LEDGER, others are ignored; empty text counts as null. Their order is kept. ``role``
+                and ``probability`` may be missing; a role that is null or missing is ``train``.
 
         Returns:
             How many were new and known. A known one is reported in ``superseded`` when it has no time, the sample's
             current answer is another one, and that one is not among ``rows`` too.
 
         Raises:
-            ValueError: A row without sample_id, of unknown outcome, or with a class where none belongs or without one.
+            UserError: A row without sample_id, of unknown outcome or role, with a class where none belongs or without
+                one, or drawn with a probability that is not above 0 and at most 1.
         """
-        rows = _checked(rows)
+        rows = self._named(_checked(rows))
         before = self.read()
         both, start = pa.concat_tables([before, rows]), len(before)
         keys, samples, answers = (_codes(both, names) for names in (KEY, ["sample_id"], ["outcome", "label"]))
@@ -154,18 +145,27 @@ def _firsts(codes: np.ndarray) -> np.ndarray:
 
 
 def _checked(rows: pa.Table) -> pa.Table:
+    for name in ("role", "probability"):
+        if name not in rows.column_names:
+            rows = rows.append_column(name, pa.nulls(len(rows), LEDGER.field(name).type))
     rows = rows.select(LEDGER.names).cast(LEDGER)
-    for index, name in enumerate(LEDGER.names):
-        if name != "round":
-            filled = pc.if_else(pc.equal(rows[name], ""), pa.scalar(None, pa.string()), rows[name])
-            rows = rows.set_column(index, LEDGER.field(name), filled)
+    for index, column in enumerate(LEDGER):
+        if column.type == pa.string():
+            missing = pa.scalar(ROLES[0] if column.name == "role" else None, pa.string())
+            empty = pc.equal(pc.fill_null(rows[column.name], ""), "")
+            rows = rows.set_column(index, column, pc.if_else(empty, missing, rows[column.name]))
     known = pc.is_in(rows["outcome"], value_set=pa.array(OUTCOMES))
     fits = pc.equal(pc.equal(rows["outcome"], "label"), pc.is_valid(rows["label"]))
-    good = pc.and_(pc.is_valid(rows["sample_id"]), pc.and_(known, pc.fill_null(fits, False)))
+    drawn = pc.and_(pc.greater(rows["probability"], 0), pc.less_equal(rows["probability"], 1))
+    good = pc.is_valid(rows["sample_id"])
+    for also in (known, pc.fill_null(fits, False), pc.is_in(rows["role"], value_set=pa.array(ROLES))):
+        good = pc.and_(good, also)
+    good = pc.and_(good, pc.fill_null(drawn, True))
     if len(bad := rows.filter(pc.invert(good))):
         raise UserError(
             f"{len(bad)} of {len(rows)} answers are not valid, first: {bad.slice(0, 1).to_pylist()[0]}; expected a "
-            f"sample_id, an outcome ({', '.join(OUTCOMES)}), and a label with the outcome 'label' only"
+            f"sample_id, an outcome ({', '.join(OUTCOMES)}), a label with the outcome 'label' only, a role "
+            f"({', '.join(ROLES)}) and, of an image that was drawn at random, a probability above 0 and at most 1"
         )
     return rows
 
@@ -177,418 +177,48 @@ def _superseded(old: Mapping[str, Any], now: Mapping[str, Any]) -> str:
     return f"{old['sample_id']}: {who} {said} again, but the current answer is {current}{by}; give a time to go back"
 
 
-# ---------------------------------------------------------------- what a label means
+# ---------------------------------------------------------------- what its labels mean today
 
 
-class _Meanings:
-    """Which class or outcome a written label means; the rules stand at the top of this file."""
-
-    def __init__(self, classes: Sequence[str]) -> None:
-        self.classes = list(classes)
-        self.exact = set(classes)
-        self.loose: dict[str, list[str]] = {}
-        for name in classes:
-            self.loose.setdefault(_loose(name), []).append(name)
-        numbered = [(index, name) for index, name in enumerate(classes) if name.strip().isdecimal()]
-        self.has_numbers = bool(numbered)
-        self.misnumbered = [name for index, name in numbered if name.strip() != str(index)]
-
-    def of(self, label: Any, outcome: str, hint: bool = True) -> tuple[str, str | None] | None:
-        """Outcome and class name; None when not answered yet.
-
-        Raises:
-            ValueError: It means nothing, or more than one thing; with the nearest class if ``hint`` (milliseconds).
-        """
-        if outcome and (outcome := _word(outcome)) not in OUTCOMES:
-            near = difflib.get_close_matches(outcome, OUTCOMES, n=1)
-            more = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(OUTCOMES)}"
-            raise UserError(f"unknown outcome {outcome!r}; {more}")
-        if _is_empty(label):
-            if outcome == "label":
-                raise UserError("the outcome is 'label', but the label is empty")
-            return (outcome, None) if outcome else None
-        if outcome not in ("", "label"):
-            if isinstance(label, str) and _word(label) == outcome:
-                return outcome, None
-            raise UserError(f"the outcome is {outcome!r}, yet there is a label, {label!r}; keep one of the two")
-        if not isinstance(label, str):
-            return "label", self._by_number(label)
-        if (name := self._by_name(label)) is not None:
-            return "label", name
-        if not outcome and (word := _word(label)) in OUTCOMES[1:]:
-            return word, None
-        if not self.has_numbers and label.strip().isdecimal():
-            return "label", self._by_number(int(label))
-        raise UserError(f"unknown label {label!r}" + (self._hint(label) if hint else ""))
-
-    def _by_name(self, text: str) -> str | None:
-        for form in (text, text[1:] if text.startswith("'") else text):  # an apostrophe: see write_tasks
-            if form in self.exact:
-                return form
-            fits = self.loose.get(_loose(form), [])
-            if len(fits) > 1:
-                raise UserError(f"label {text!r} could be {' or '.join(map(repr, fits))}; write it exactly")
-            if fits:
-                return fits[0]
-        return None
-
-    def _by_number(self, value: Any) -> str:
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or value != value // 1:
-            raise UserError(f"label {value!r} ({type(value).__name__}); expected a class name or a class index")
-        if self.misnumbered:
-            raise UserError(
-                f"label {value!r} could be a class index or a name such as {self.misnumbered[0]!r}; write names as text"
-            )
-        if not 0 <= value < len(self.classes):
-            raise UserError(f"no class has index {value!r}; there are {len(self.classes)}, from 0")
-        return self.classes[int(value)]
-
-    def _hint(self, text: str) -> str:
-        wanted = _loose(re.sub(r"\(\d\.\d+\)\s*$", "", text))  # the guess's cell, copied with its probability
-        if near := difflib.get_close_matches(wanted, self.loose, n=1, cutoff=0.5):
-            return f"; did you mean {self.loose[near[0]][0]!r}?"
-        more = f", ... ({len(self.classes)} in all)" if len(self.classes) > 10 else ""
-        return f"; classes: {', '.join(map(repr, self.classes[:10]))}{more}; or {', '.join(OUTCOMES[1:])}"
-
-
-def _loose(name: str) -> str:
-    return unicodedata.normalize("NFC", name).strip().casefold()
-
-
-def _word(text: str) -> str:
-    return re.sub(r"[\s_-]+", "_", text.strip().lower())
-
-
-def _is_empty(value: Any) -> bool:
-    if isinstance(value, float):
-        return math.isnan(value)
-    return value is None or (isinstance(value, str) and not value.strip())
-
-
-def _text(value: Any) -> str:
-    return "" if _is_empty(value) else str(value).strip()
-
-
-# ---------------------------------------------------------------- label files
-
-
-class Answers(NamedTuple):
-    """The answers of one file, schema LEDGER, and how many of its rows have none yet."""
-
-    rows: pa.Table
-    unanswered: int
-
-
-def read_answers(
-    place: Place,
-    classes: Sequence[str],
-    known_ids: Ids,
-    forbidden_ids: Ids | Mapping[str, str] = (),
-    source: str | None = None,
-    round: int | None = None,
-) -> Answers:
-    """The answers in one CSV, JSONL or Parquet file, all checked; nothing is written.
-
-    Columns ``sample_id`` and ``label`` or ``outcome`` are needed, ``annotator`` and ``time`` are read, any others
-    (those of tasks.csv) ignored; names regardless of case. CSV: UTF-8 with or without BOM, any line ends, the
-    delimiter (comma, semicolon, tab) with which the header line has most of these names. An empty file has no answers.
-    Ids are taken as :func:`write_tasks` wrote them, else verbatim, else without surrounding blanks: the first known.
-
-    Args:
-        place: The file; its ending names the format.
-        classes: Class names, in the order of their indices.
-        known_ids: Samples that may be labeled; an Arrow column is quickest.
-        forbidden_ids: Samples of test and validation, or a mapping from each to its split; goes before ``known_ids``.
-        source: For the column of that name; None: the file's name.
-        round: For the column of that name.
+def resolve_renamed(renamed: Mapping[str, str]) -> dict[str, str]:
+    """What each old name is called in the end: where a became b and b became c, both are c.
 
     Raises:
-        LabelFileError: Anything is wrong; lists the first 20 problems, each with its line (of a CSV row over several
-            lines, the first; of Parquet, the row from 1), with the nearest class or id where there is one.
+        UserError: Names lead back to themselves.
 
-    Cost: about 1.5 s for 100,000 rows against 1,000,000 ids, on 2 cores.
+    Example:
+        >>> resolve_renamed({"puppy": "dog", "whelp": "puppy"})
+        {'puppy': 'dog', 'whelp': 'dog'}
     """
-    problems: list[Problem] = []
-    reader = READERS.get(_ending(place.name))
-    if reader is None:
-        raise _error(place, [(0, f"unknown kind of file; expected {', '.join(READERS)}")])
-    if not place.exists():
-        raise _error(place, [(0, "no such file")])
-    try:
-        written = list(reader(place, problems))
-    except UnicodeDecodeError as error:
-        line, byte = error.object.count(b"\n", 0, error.start) + 1, error.object[error.start]
-        message = f"not UTF-8 (byte {byte:#04x}); save it as UTF-8 ('CSV UTF-8' in Excel)"
-        raise _error(place, [(line, message)]) from None
-
-    meanings = _Meanings(classes)
-    known, forbidden = _strings(known_ids), _strings(forbidden_ids)
-    ids = _match_ids([_sample_id(cells.get("sample_id")) for _, cells in written], pa.concat_arrays([known, forbidden]))
-    is_forbidden = pc.is_in(pa.array(ids, pa.string()), value_set=forbidden).to_pylist()
-    is_known = pc.is_in(pa.array(ids, pa.string()), value_set=known).to_pylist()
-    rows, unanswered = [], 0
-    wrong: list[Problem] = []  # of rows, in order: hints cost, so only those that may be shown get one
-    seen: dict[tuple[str, str], tuple[int, tuple[str, str | None]]] = {}
-    for index, (line, cells) in enumerate(written):
-        sample_id, annotator = ids[index], _text(cells.get("annotator"))
-        try:
-            meaning = meanings.of(cells.get("label"), _text(cells.get("outcome")), len(wrong) < MAX_SHOWN)
-        except ValueError as error:
-            wrong.append((line, str(error)))
-            continue
-        if meaning is None:
-            unanswered += bool(sample_id.strip())
-            continue
-        first, before = seen.setdefault((sample_id, annotator), (line, meaning))
-        if not sample_id.strip():
-            wrong.append((line, f"sample_id is {cells.get('sample_id')!r}; expected the id of a sample"))
-        elif is_forbidden[index]:
-            split = forbidden_ids[sample_id] if isinstance(forbidden_ids, Mapping) else "test or validation"
-            wrong.append((line, f"sample {sample_id!r} is a {split} image: measured on, never learned from"))
-        elif not is_known[index]:
-            hint = _near_id(sample_id, known) if len(wrong) < MAX_SHOWN else ""
-            wrong.append((line, f"unknown sample_id {sample_id!r}{hint}"))
-        elif before != meaning:
-            one, two = (label or outcome for outcome, label in (before, meaning))
-            who = f" by {annotator}" if annotator else ""
-            wrong.append((line, f"sample {sample_id!r} is {two!r} here, but {one!r}{who} in line {first}; keep one"))
-        values = (sample_id, *meaning, annotator or None, _text(cells.get("time")) or None, source or place.name, round)
-        rows.append(dict(zip(LEDGER.names, values, strict=True)))
-    if problems or wrong:
-        raise _error(place, problems + wrong)
-    return Answers(pa.Table.from_pylist(rows, LEDGER), unanswered)
+    ends = {}
+    for old in renamed:
+        path = [old]
+        while path[-1] in renamed:
+            path.append(renamed[path[-1]])
+            if path[-1] in path[:-1]:
+                raise UserError(
+                    f"labels.renamed leads in a circle: {' -> '.join(map(repr, path))}; expected old names on the left "
+                    "and, in the end, a class of today on the right"
+                )
+        ends[old] = path[-1]
+    return ends
 
 
-def _error(place: Place, problems: list[Problem]) -> LabelFileError:
-    unit = "row" if _ending(place.name) == ".parquet" else "line"
-    count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
-    text = [f"{place}: {count}, so nothing of this file was imported"]
-    for line, message in sorted(problems)[:MAX_SHOWN]:
-        text.append(f"{place}, {unit} {line}: {message}" if line else f"{place}: {message}")
-    if len(problems) > MAX_SHOWN:
-        text.append(f"... and {len(problems) - MAX_SHOWN} more")
-    return LabelFileError("\n".join(text))
-
-
-def _ending(name: str) -> str:
-    return "." + name.lower().rsplit(".", 1)[-1]
-
-
-def _read_csv(place: Place, problems: list[Problem]) -> Iterator[Row]:
-    text = place.read_bytes().decode("utf-8-sig")
-    if not text.strip():
-        return
-    first = io.StringIO(text.lstrip(), newline="").readline()
-    names = {mark: _names(next(csv.reader([first], delimiter=mark))) for mark in ",;\t"}
-    mark = max(names, key=lambda mark: len(set(names[mark]) & set(COLUMNS)))
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=mark, strict=True)  # else an open quote eats the file
-    header: list[str] = []
-    line = 1
-    try:
-        for cells in reader:
-            if any(cell.strip() for cell in cells[len(header) :]) and header:
-                message = f"{len(cells)} cells under a header of {len(header)}; put quotes around a cell with {mark!r}"
-                problems.append((line, message))
-            elif any(cell.strip() for cell in cells):
-                if header:
-                    yield line, dict(zip(header, cells, strict=False))
-                elif not _has_columns(header := _names(cells), line, problems):
-                    return
-            line = reader.line_num + 1
-    except csv.Error as error:
-        problems.append((line, f"the row that begins here is not CSV ({error}); is a quote missing or never closed?"))
-
-
-def _read_jsonl(place: Place, problems: list[Problem]) -> Iterator[Row]:
-    found: set[str] = set()
-    for line, text in enumerate(place.read_bytes().decode("utf-8-sig").split("\n"), 1):
-        if not text.strip():
-            continue
-        try:
-            value = json.loads(text)
-        except ValueError as error:
-            problems.append((line, f"not JSON: {error}"))
-            continue
-        if not isinstance(value, dict):
-            example = '{"sample_id": "a.jpg", "label": "cat"}'
-            problems.append((line, f"{text.strip()[:40]!r}; expected an object such as {example}"))
-            continue
-        cells = dict(zip(_names(value), value.values(), strict=True))
-        found |= cells.keys()
-        yield line, cells
-    if found:
-        _has_columns(sorted(found), 0, problems)
-
-
-def _read_parquet(place: Place, problems: list[Problem]) -> Iterator[Row]:
-    try:
-        dataset = place.parquet()
-        names = _names(dataset.schema.names)
-        if not _has_columns(names, 0, problems):
-            return
-        wanted = {name: pads.field(dataset.schema.names[names.index(name)]) for name in COLUMNS if name in names}
-        table = dataset.to_table(columns=wanted)
-    except (pa.ArrowException, OSError) as error:
-        problems.append((0, f"not a Parquet file that can be read: {error}"))
-        return
-    columns = table.columns
-    if "time" in wanted and pt.is_temporal(table["time"].type):
-        columns[-1] = table["time"].cast(pa.string())  # Python's datetime has no nanoseconds
-    for row, cells in enumerate(zip(*(column.to_pylist() for column in columns), strict=True), 1):
-        yield row, dict(zip(wanted, cells, strict=True))
-
-
-READERS = {".csv": _read_csv, ".jsonl": _read_jsonl, ".parquet": _read_parquet}
-
-
-def _names(header: Iterable[str]) -> list[str]:
-    return [name.strip().lower() for name in header]
-
-
-def _has_columns(names: list[str], line: int, problems: list[Problem]) -> bool:
-    if repeated := [name for name in COLUMNS if names.count(name) > 1]:
-        problems.append((line, f"there is more than one column {repeated[0]!r}"))
-    elif "sample_id" not in names or not {"label", "outcome"} & set(names):
-        shown = ", ".join(map(repr, names[:12]))
-        problems.append((line, f"the columns are {shown}; expected 'sample_id' and 'label' (or 'outcome')"))
-    else:
-        return True
-    return False
-
-
-def _strings(ids: Ids | Mapping[str, str]) -> pa.Array:
-    if isinstance(ids, pa.ChunkedArray):
-        ids = ids.combine_chunks()
-    return ids.cast(pa.string()) if isinstance(ids, pa.Array) else pa.array(list(ids), pa.string())
-
-
-def _sample_id(value: Any) -> str:
-    """A JSON or Parquet id as text; empty for what is no id (a float has lost digits)."""
-    if isinstance(value, int) and not isinstance(value, bool):
-        return str(value)
-    return value if isinstance(value, str) else ""
-
-
-def _match_ids(written: list[str], known: pa.Array) -> list[str]:
-    """Each id as write_tasks escaped it, verbatim, or stripped: the first that is known, else verbatim."""
-    forms = [[_unescaped(text) for text in written], written, [text.strip() for text in written]]
-    flat = pa.array([text for form in forms for text in form], pa.string())
-    found = pc.is_in(flat, value_set=known).to_numpy(zero_copy_only=False).reshape(len(forms), len(written))
-    choice = np.where(found.any(axis=0), found.argmax(axis=0), 1)
-    return [forms[form][index] for index, form in enumerate(choice.tolist())]
-
-
-def _near_id(given: str, known: pa.Array) -> str:
-    """A hint for an unknown id: the nearest that contains its file name; only in a small pool any near one."""
-    name = re.split(r"[/\\]", given.strip())[-1]
-    near = known.filter(pc.match_substring(known, name, ignore_case=True))
-    if not len(near) and len(known) <= MAX_NEAR:
-        near = known
-    if match := difflib.get_close_matches(given, near[:MAX_NEAR].to_pylist(), n=1):
-        return f"; did you mean {match[0]!r}?"
-    return f"; ids look like {known[0].as_py()!r}" if len(known) else "; there is no sample to label"
-
-
-# ---------------------------------------------------------------- tasks for people
-
-
-def write_tasks(place: Place, table: pa.Table) -> bool:
-    """Write tasks.csv, what people are to label, in the order of ``rank``; a file that exists is left as it is.
-
-    Comma, UTF-8, line feeds; with a BOM only when something is not ASCII, as Excel needs it then and others do not.
-    Opened in a spreadsheet, no cell is a formula, as one would be that begins with ``= + - @``: such an id, and one
-    that begins with an apostrophe, gets an apostrophe before it, which :func:`read_answers` takes off again, so every
-    id comes back as it was. Uris and guesses are for looking at: they get theirs also after a separator inside the
-    cell, where a spreadsheet that is set to another separator would begin a new one.
-
-    Args:
-        place: The file.
-        table: ``sample_id``, ``uri``, ``rank`` and the columns ``guess_1``, ``guess_2``, ... that there are.
-
-    Returns:
-        True when the file was written, False when there was one (people may have filled it).
-    """
-    if place.exists():
-        return False
-    names = ["sample_id", "uri", "rank", "guess_1", "guess_2", "guess_3", "label", "annotator"]
-    lines = [",".join(names)]
-    for row in table.sort_by("rank").to_pylist():
-        cells = [_escaped(row["sample_id"])] + [_defused(_text(row.get(name))) for name in names[1:]]
-        lines.append(",".join(_quoted(cell) for cell in cells))
-    text = "\n".join(lines) + "\n"
-    place.write_bytes(text.encode("utf-8" if text.isascii() else "utf-8-sig"))
-    return True
-
-
-def _escaped(sample_id: str) -> str:
-    return "'" + sample_id if sample_id.lstrip()[:1] in tuple(_FORMULA + "'") else sample_id
-
-
-def _unescaped(text: str) -> str:
-    return text[1:] if text.startswith("'") and _escaped(text[1:]) == text else text
-
-
-def _defused(text: str) -> str:
-    return re.sub(rf"(^|[,;\t\r\n])(\s*[{re.escape(_FORMULA)}])", r"\1'\2", text)
-
-
-def _quoted(cell: str) -> str:
-    return '"' + cell.replace('"', '""') + '"' if re.search(r'[",;\t\r\n]', cell) else cell
-
-
-# ---------------------------------------------------------------- a folder of label files
-
-
-@dataclass(frozen=True)
-class ImportSummary:
-    """What :func:`collect` found: files read, rows new, known and not yet answered; see :class:`Appended`."""
-
-    files: int
-    new: int
-    known: int
-    unanswered: int
-    superseded: tuple[str, ...]
-    ignored: tuple[str, ...]  # names of files of another kind, such as .xlsx
-
-    def __str__(self) -> str:
-        text = f"{self.files} label files: {self.new} new answers, {self.known} known, {self.unanswered} not given yet"
-        if self.superseded:
-            text += f"; {len(self.superseded)} repeat what was replaced since, such as {self.superseded[0]}"
-        return text + (f"; not read: {', '.join(self.ignored)}" if self.ignored else "")
-
-
-def collect(
-    folder: Place,
-    classes: Sequence[str],
-    known_ids: Ids,
-    forbidden_ids: Ids | Mapping[str, str],
-    ledger: Ledger,
-    round: int | None,
-) -> ImportSummary:
-    """Import every label file of a folder (not of folders in it), by name, each whole or not at all.
-
-    Hidden and temporary files (``.~lock.tasks.csv#``, ``~$tasks.csv``) are passed over; no folder is an empty folder.
-    Repeating it changes nothing, so it may be called whenever files may have come.
+def current_labels(ledger: Ledger, classes: Sequence[str]) -> pa.Table:
+    """The current answer of each sample, all labels among today's classes: tables.LABELS, by sample_id.
 
     Raises:
-        LabelFileError: A file is wrong; those before it are imported, it and those after it are not.
+        UserError: A label is neither a class nor renamed to one; says which, how many, and what to write.
     """
-    known_ids = _strings(known_ids)
-    files, unanswered, ignored, done = 0, 0, [], []
-    for info in folder.files():
-        if info.base_name.startswith((".", "~")):
-            continue
-        if _ending(info.base_name) not in READERS:
-            ignored.append(info.base_name)
-            continue
-        answers = read_answers(folder.sibling(info.path), classes, known_ids, forbidden_ids, info.base_name, round)
-        done.append(ledger.append(answers.rows))
-        files, unanswered = files + 1, unanswered + answers.unanswered
-    return ImportSummary(
-        files=files,
-        new=sum(one.new for one in done),
-        known=sum(one.known for one in done),
-        unanswered=unanswered,
-        superseded=tuple(line for one in done for line in one.superseded),
-        ignored=tuple(ignored),
-    )
+    table = ledger.current().select(LABELS.names).cast(LABELS)
+    strange = pc.and_(pc.is_valid(table["label"]), pc.invert(pc.is_in(table["label"], value_set=pa.array(classes))))
+    if len(names := table["label"].filter(strange)):
+        counts = [(one["values"], one["counts"]) for one in pc.value_counts(names).to_pylist()]
+        counted = ", ".join(f"{name!r} ({count} {'label' if count == 1 else 'labels'})" for name, count in counts[:5])
+        more = f" and {len(counts) - 5} more" if len(counts) > 5 else ""
+        name = counts[0][0]
+        raise UserError(
+            f"{ledger.place} has labels that are no class: {counted}{more}; say what they are called now "
+            f"(labels.renamed: {{{name}: ...}}), or put them back among the classes; {did_you_mean(name, classes)}"
+        )
+    return table

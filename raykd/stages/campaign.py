@@ -1,83 +1,137 @@
-"""A campaign under way: its config, its folder, and where each stage of it lies."""
+"""A campaign under way: its config, its folder and its history, and where each stage of it lies.
+
+::
+
+    <storage_path>/
+      campaign.json            every config it has had: what changed before which round, versions, commit
+      state.json               where it stands, for scripts: running, waiting or complete, and what it waits for
+      pool/part_000 ...        manifest of every image; a part more whenever the pool has grown
+      teacher_model/           the teacher's weights, fetched once
+      encode/ teacher/         its features and logits, by parts (encode/ under cache_path, when that is given)
+      student_model/           the student's pretrained backbone, fetched once
+      ledger/ answers/         every answer ever given, append-only; where people put their label files
+      round_000/
+        select/ ask/ label/ train/ predict/ student/ evaluate/      each complete or absent
+        tasks.csv              what to label
+      ray_train/ ray_tune/     of trainings and searches under way
+      metrics.jsonl report.html quarantine.parquet                  views, written anew
+      .lock or .lease.json     while a job is at work here (raykd/store/lock.py)
+"""
 
 from __future__ import annotations
 
-import hashlib
 import os
 import platform
 import subprocess
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import raykd
-from raykd.algo.prompts import templates
 from raykd.config import Config
-from raykd.errors import UserError
+from raykd.errors import UserError, WaitingForLabels
 from raykd.stages.progress import Progress
-from raykd.stages.resources import check_resources
 from raykd.stages.session import Session
 from raykd.store.lock import only_job
+from raykd.store.outputs import read_metrics
 from raykd.store.place import Place
-from raykd.store.stage_folder import MARKER, Stage, differences
+from raykd.store.stage_folder import Done, StageFolder, differences, read_done
 
 PACKAGES = ("ray", "torch", "open_clip_torch", "timm", "numpy", "pyarrow", "faiss-gpu", "faiss-cpu")
-PIECE_BYTES = 2**24
+CAMPAIGN_FILE, STATE_FILE = "campaign.json", "state.json"
 
 
-@dataclass(frozen=True)
+@dataclass
 class Campaign:
     """What every stage is given.
 
     Args:
-        config: The resolved configuration.
+        config: The configuration, as it is now.
         place: ``config.storage_path``.
         progress: Shows the stages as they run.
+        session: The Ray to work on; started by the first stage that needs it.
         still_ours: Raises when another job took over the folder; every stage asks it.
     """
 
     config: Config
     place: Place
     progress: Progress
+    session: Session
     still_ours: Callable[[], None] = lambda: None
+    open_shards: ExitStack = field(default_factory=ExitStack, repr=False)
+    space: Any = None  # the pool's shards, while they are open (probability_space.py)
 
     @property
     def rounds(self) -> range:
-        return range(self.config.rounds)
+        """All that are asked for; those that are done are looked at even when fewer are asked for now."""
+        return range(max(self.config.rounds, self.num_done))
 
-    def stage(self, name: str, inputs: dict[str, Any], round: int | None = None) -> Stage:
+    @property
+    def num_done(self) -> int:
+        number = 0
+        while read_done(self.round_place(number) / "evaluate"):
+            number += 1
+        return number
+
+    @property
+    def cache(self) -> Place:
+        """Where outputs that do not depend on a campaign are found by fingerprint."""
+        return Place.of(self.config.cache_path) if self.config.cache_path else self.place
+
+    def folder(
+        self,
+        name: str,
+        number: int | None = None,
+        *,
+        version: int,
+        made_from: dict[str, Any] | None = None,
+        settings: dict[str, Any] | None = None,
+        at: Place | None = None,
+    ) -> StageFolder:
         """The folder of a stage, of the whole campaign or of one round."""
-        place = self.round_place(round) / name if round is not None else self.place / name
-        return Stage(place, inputs, self.still_ours)
+        place = at or (self.place if number is None else self.round_place(number)) / name
+        said = name if number is None else f"round {number} {name}"
+        return StageFolder(place, said, version, made_from or {}, settings or {}, self.still_ours)
 
-    def round_place(self, round: int) -> Place:
-        return self.place / f"round_{round:03d}"
+    def done(self, folder: StageFolder, number: int) -> Done | None:
+        """What a round's folder holds when it is complete; it keeps the settings that it was made with, and that is said."""
+        found = folder.done()
+        if found and number >= self.num_done and (changed := folder.settings_changed(found)):
+            self.say(
+                folder.name, f"is done already, so it keeps its own: {'; '.join(changed)} (from the next round on)"
+            )
+        return found
+
+    def figures(self) -> list[dict[str, Any]]:
+        """Of every round that has been evaluated, in order."""
+        found = (read_metrics(self.round_place(number)) for number in range(self.num_done))
+        return [values for values in found if values is not None]
+
+    def round_place(self, number: int) -> Place:
+        return self.place / f"round_{number:03d}"
 
     def say(self, name: str, text: str) -> None:
         self.progress.say(name, text)
 
-
-class Round(NamedTuple):
-    """The stages of a finished round: what it is measured by, and what the next one picks from."""
-
-    picks: Stage
-    labels: Stage
-    trained: Stage
-    predictions: Stage
-    student: Stage
+    def write_state(self, state: str, **more: Any) -> None:
+        """``state.json``: for a script that wants to know whether people are waited for."""
+        self.still_ours()
+        (self.place / STATE_FILE).write_json(
+            {"state": state, "rounds": self.config.rounds, "rounds_done": self.num_done, **more}
+        )
 
 
 @contextmanager
 def open_campaign(config: Config) -> Iterator[Campaign]:
-    """Check what can be checked, hold the folder, write ``campaign.json``, and start or join a Ray.
+    """Hold the folder, check what can be checked, and note the config in the campaign's history.
 
     Raises:
-        ValueError: The storage path would be lost, another job is at work in the folder, it holds a campaign with
-            another config, or something the config names does not exist.
+        UserError: The storage path would be lost, another job is at work in the folder, something that can't change has
+            changed, or something the config names does not exist or cannot work.
     """
     in_job = "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
     if in_job and "://" not in config.storage_path and not os.path.isabs(config.storage_path):
@@ -85,50 +139,94 @@ def open_campaign(config: Config) -> Iterator[Campaign]:
             f"storage_path {config.storage_path!r} is relative, and a submitted job runs in a temporary copy of its "
             "working dir: give an absolute path that all nodes share, or s3://..., by --set storage_path=..."
         )
-    check_names(config)
     place = Place.of(config.storage_path)
-    with only_job(place) as still_ours:
-        begin(place, config)
-        progress = Progress(config.progress)
-        with Session(config.local_cpus, config.stall_s, progress) as session:
-            campaign = Campaign(config, place, progress, still_ours)
-            check_resources(config, session, campaign.say)
-            session.ensure()
-            if (place / "pool" / MARKER).exists():
-                done = sum((campaign.round_place(round) / "evaluate" / MARKER).exists() for round in campaign.rounds)
-                campaign.say("campaign", f"goes on in {place}: {done} of {config.rounds} rounds are done")
+    progress = Progress(config.progress)
+    before = read_history(place)
+    check_unchanged(place, config, before)
+    with ExitStack() as stack:
+        session = stack.enter_context(Session(config.local_cpus, config.stall_s, progress))
+        campaign = Campaign(config, place, progress, session, open_shards=stack.enter_context(ExitStack()))
+        if campaign.num_done < config.rounds:
+            from raykd.stages.checks import check_everything_cheap  # here: a finished campaign needs no torch
+
+            check_everything_cheap(campaign)
+        campaign.still_ours = stack.enter_context(only_job(place))
+        note_config(campaign, before)
+        if is_started(place):
+            campaign.say("campaign", f"goes on in {place}: {campaign.num_done} of {config.rounds} rounds are done")
+        campaign.write_state("running")
+        try:
             yield campaign
+        except WaitingForLabels as wait:
+            campaign.write_state("waiting", round=campaign.num_done, message=str(wait))
+            raise
+        except BaseException:
+            with suppress(UserError, OSError):  # another job's folder by now, or a full disk: the first error counts
+                campaign.write_state("stopped")
+            raise
+        campaign.write_state("complete")
 
 
-def begin(place: Place, config: Config) -> None:
-    """Write the resolved config, versions and commit, or check that they are of this campaign.
+# ---------------------------------------------------------------- the history of its configs
+
+
+def is_started(place: Place) -> bool:
+    """Whether the pool is listed: from then on what cannot change is fixed."""
+    return read_done(place / "pool" / "part_000") is not None
+
+
+def read_history(place: Place) -> list[dict[str, Any]]:
+    """Every config that a campaign has had, oldest first; empty where there is no campaign yet.
 
     Raises:
-        ValueError: The folder's campaign was started with another config; names the fields.
+        UserError: The folder holds something else.
     """
-    values = config.model_dump(mode="json")
-    record: dict[str, Any] = {
-        "identity": config.identity(),
-        "config": values,
+    file = place / CAMPAIGN_FILE
+    if file.exists():
+        try:
+            history: list[dict[str, Any]] = file.read_json()["history"]
+        except (KeyError, TypeError) as error:
+            raise UserError(f"{file} is not a campaign's history of raykd {raykd.__version__} or later") from error
+        return history
+    if place.is_local and any(Path(place.path).glob("[!.]*")):  # hidden: .lock, leftovers
+        raise UserError(f"storage_path {place} is not empty and holds no campaign; give a new folder")
+    return []
+
+
+def check_unchanged(place: Place, config: Config, history: list[dict[str, Any]]) -> None:
+    """Refuse a change of what the whole campaign stands on, once the pool is listed. Raises UserError with the fields."""
+    if not history or not is_started(place):
+        return  # nothing is done yet, so a config with a mistake may be mended
+    if changed := differences(history[-1]["fixed"], config.fixed()):
+        raise UserError(
+            f"{place} holds a campaign with another config: {'; '.join(changed)}. These say which images there are and "
+            "which are test, so all its figures hang on them: put them back, or begin anew and keep the labels: give "
+            f"another storage_path, and labels.start: given with labels.given: {place}"
+        )
+
+
+def note_config(campaign: Campaign, history: list[dict[str, Any]]) -> None:
+    """Add the config to the history, when it or the code has changed; and say what counts from now on."""
+    config = campaign.config
+    entry = {
+        "before_round": campaign.num_done,
+        "fixed": config.fixed(),
+        "config": config.model_dump(mode="json"),
         "raykd": raykd.__version__,
         "commit": commit(),
         "python": platform.python_version(),
         "versions": versions(),
-        "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }
-    first = place / "campaign.json"
-    if not first.exists() and place.is_local and any(Path(place.path).glob("[!.]*")):  # hidden: .lock, leftovers
-        raise UserError(f"storage_path {place} is not empty and holds no campaign; give a new folder")
-    if not (place / "pool" / MARKER).exists():  # nothing is done yet, so a config with a mistake may be mended
-        first.write_json(record)
-        return
-    if changed := differences(first.read_json()["identity"], record["identity"]):
-        raise UserError(
-            f"{place} holds a campaign with another config: "
-            + "; ".join(changed)
-            + ". Put these back, or give another storage_path"
-        )
-    (place / "starts" / f"{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}.json").write_json(record)
+    last = history[-1] if history and is_started(campaign.place) else None
+    history = history if last else []
+    if last:
+        if changed := differences(last["config"], entry["config"]):
+            campaign.say("campaign", f"config changed before round {campaign.num_done}: {'; '.join(changed)}")
+        elif all(last[key] == entry[key] for key in ("raykd", "commit", "python", "versions")):
+            return
+        entry["changed"] = changed
+    entry["started"] = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+    (campaign.place / CAMPAIGN_FILE).write_json({"history": [*history, entry]})
 
 
 def versions() -> dict[str, str]:
@@ -139,15 +237,6 @@ def versions() -> dict[str, str]:
         except PackageNotFoundError:
             continue
     return found
-
-
-def sha256_of(file: str | os.PathLike[str]) -> str:
-    """Names a file's content, local or remote; read in pieces. Weights of the same shape have the same size."""
-    place, digest = Place.of(file), hashlib.sha256()
-    with place.fs.open_input_stream(place.path) as stream:
-        while piece := stream.read(PIECE_BYTES):
-            digest.update(piece)
-    return digest.hexdigest()
 
 
 def commit() -> str | None:
@@ -161,17 +250,3 @@ def commit() -> str | None:
     except (OSError, subprocess.TimeoutExpired):
         return None
     return head.stdout.strip() + ("+" if dirty.stdout else "") if head.returncode == 0 else None
-
-
-def check_names(config: Config) -> None:
-    """Everything the config names that can be looked up without work. Raises ValueError."""
-    from raykd.models.student import check_backbone
-    from raykd.stages.teacher import check_teacher
-
-    check_backbone(config.student.backbone)
-    templates(config.teacher.templates)
-    check_teacher(config.teacher)
-    if isinstance(config.student.pretrained, str) and not Place.of(config.student.pretrained).exists():
-        raise UserError(f"student.pretrained: no file {config.student.pretrained!r}")
-    if config.labels.given and not Place.of(config.labels.given).exists():
-        raise UserError(f"labels.given: no file {config.labels.given!r}")

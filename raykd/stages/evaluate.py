@@ -3,109 +3,100 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 from typing import Any
 
 import numpy as np
-import pyarrow.compute as pc
-import pyarrow.dataset as pads
 
 from raykd.algo import metrics
-from raykd.algo.heads import mixture, softmax
-from raykd.stages.campaign import Campaign, Round
-from raykd.stages.label import read_labels
-from raykd.stages.mix import split_predictions, with_labels
-from raykd.stages.pool import read_classes
-from raykd.stages.select import covering_radius
-from raykd.store.stage_folder import Stage
-from raykd.store.tables import matrix
+from raykd.algo.heads import probabilities
+from raykd.algo.selection.kcenter import coverage_radius
+from raykd.stages.campaign import Campaign
+from raykd.stages.probability_space import close_space, open_space
+from raykd.store.outputs import METRICS_FILE, Pool, Round, Teacher
 
-TIMED = ("select", "label", "train", "predict", "tune")  # in the order of Round
+VERSION = 1
+FAR_BEHIND = 0.15  # of accuracy, between two heads
+HEADS = {"ce_head": "ce_logits", "kd_head": "kd_logits"}  # as the figures call them
 
 
-def measure(campaign: Campaign, round: int, pool: Stage, teacher: Stage, done: Round) -> Stage:
+def measure(campaign: Campaign, pool: Pool, teacher: Teacher, done: Round) -> None:
     """``metrics.json`` of the round, and its line in the campaign's ``metrics.jsonl``."""
-    stage = campaign.stage(
-        "evaluate", {"tune": done.student.fingerprint, "labels": done.labels.facts["content"]}, round
-    )
-    if not stage.is_done():
+    made_from = {"student": done.trained.fingerprint, "labels": done.labels.content}
+    folder = campaign.folder("evaluate", done.number, version=VERSION, made_from=made_from)
+    if folder.done() is None:
         started = time.perf_counter()
-        with stage.writing() as out:
-            values = figures(campaign, round, pool, teacher, done)
+        with folder.writing() as out:
+            values = figures(campaign, pool, teacher, done)
             values["seconds"]["evaluate"] = time.perf_counter() - started
-            (out.place / "metrics.json").write_json(values)
+            (out.place / METRICS_FILE).write_json(values)
+        campaign.say(folder.name, in_words(values))
+        if done.number + 1 >= campaign.config.rounds:
+            close_space(campaign)
     write_lines(campaign)  # again after a kill between the stage and its line
-    return stage
 
 
-def figures(campaign: Campaign, round: int, pool: Stage, teacher: Stage, done: Round) -> dict[str, Any]:
+def figures(campaign: Campaign, pool: Pool, teacher: Teacher, done: Round) -> dict[str, Any]:
     """All figures of one round (README.md lists them)."""
-    labels, classes = read_labels(done.labels), read_classes(pool)
-    given = labels.filter(pc.equal(labels["outcome"], "label"))
-    ce_weight, temperature = done.student.facts["ce_weight"], done.student.facts["temperature"]
-    ce_logits_NC, kd_logits_NC, labels_N = split_predictions(pool, done.predictions, "test")
+    classes = done.trained.classes
+    _, indices = done.labels.given(classes, pool.renamed)
+    mixture = done.deployed.mixture
+    logits, labels_N = done.predictions.split("test", pool)
     values: dict[str, Any] = {
-        "round": round,
-        "num_labeled": given.num_rows,
-        "num_unlabeled": pool.facts["pool"] - given.num_rows,
+        "round": done.number,
+        "num_labeled": len(indices),
+        "num_unlabeled": pool.counts["pool"] - len(indices),
         "num_test": len(labels_N),
-        "outcomes": done.labels.facts["outcomes"],
-        "labels_C": np.bincount(given["label"].to_numpy(), minlength=len(classes)).tolist(),
-        "coverage_radius": covering_radius(campaign, done),
-        "mixture": {key: done.student.facts[key] for key in ("ce_weight", "temperature", "reason")},
-        "loss": done.trained.facts["loss"],
-        "seconds": dict(zip(TIMED, (stage.facts["seconds"] for stage in done), strict=True)),
-        "accuracy": None,
-        "macro_accuracy": None,
-        "ece": None,
-        "recall_C": None,
+        "outcomes": done.labels.outcomes,
+        "labels_C": np.bincount(indices, minlength=len(classes)).tolist(),
+        "coverage_radius": covering_radius(campaign, pool, teacher, done),
+        "mixture": {"ce_weight": mixture.ce_weight, "temperature": mixture.temperature, "reason": done.deployed.reason},
+        "loss": done.trained.loss,
+        "seconds": done.seconds,
+        "classes": classes,
+        "teacher": teacher.scores,
+        **metrics.scores(probabilities(logits, mixture), labels_N),
     }
     if len(labels_N):
-        mixed_NC = mixture(ce_logits_NC, kd_logits_NC, ce_weight, temperature)
+        heads = {name: metrics.accuracy(logits[column], labels_N) for name, column in HEADS.items() if column in logits}
         values["accuracy"] = {
-            "mixture": metrics.accuracy(mixed_NC, labels_N),
-            "ce_head": metrics.accuracy(ce_logits_NC, labels_N),
-            "kd_head": metrics.accuracy(kd_logits_NC, labels_N),
-            "teacher": teacher_figures(pool, teacher)["accuracy"],
+            "mixture": values["accuracy"],
+            **dict.fromkeys(HEADS, None),
+            **heads,
+            "teacher": teacher.scores["accuracy"],
         }
-        values |= scores(mixed_NC, labels_N)
     return values
 
 
-def scores(probs_NC: np.ndarray, labels_N: np.ndarray) -> dict[str, Any]:
-    recall_C = metrics.recall(probs_NC, labels_N)
-    return {
-        "macro_accuracy": metrics.macro_accuracy(probs_NC, labels_N),
-        "ece": metrics.calibration_error(probs_NC, labels_N),
-        "recall_C": [None if np.isnan(value) else float(value) for value in recall_C],
-    }
+def covering_radius(campaign: Campaign, pool: Pool, teacher: Teacher, done: Round) -> float:
+    """How far the farthest unlabeled image is from its nearest labeled one, in the probabilities that are picked in.
+
+    0 to sqrt(2); 0 when everything is labeled. The first distance of the next PCoreSet selection.
+    """
+    space = open_space(campaign, pool, teacher, done)
+    radius = coverage_radius(space.shards, space.labeled)
+    return 0.0 if math.isnan(radius) else radius
 
 
-def teacher_figures(pool: Stage, teacher: Stage) -> dict[str, Any]:
-    """Accuracy, macro accuracy, calibration error and recall of the zero-shot teacher on the test split."""
-    table = (
-        (teacher.place / "data")
-        .parquet()
-        .to_table(
-            columns=["sample_id", "logits"], filter=(pads.field("split") == "test") & pads.field("error").is_null()
-        )
-    )
-    table, labels_N = with_labels(pool, table)
-    if not len(labels_N):
-        return {"accuracy": None, "macro_accuracy": None, "ece": None, "recall_C": None}
-    probs_NC = softmax(matrix(table["logits"]))
-    return {"accuracy": metrics.accuracy(probs_NC, labels_N), **scores(probs_NC, labels_N)}
-
-
-def read_figures(campaign: Campaign) -> list[dict[str, Any]]:
-    """The figures of every round that has been evaluated, in order."""
-    places = (campaign.round_place(round) / "evaluate" / "metrics.json" for round in campaign.rounds)
-    return [place.read_json() for place in places if place.exists()]
+def in_words(values: dict[str, Any]) -> str:
+    """The line that a round ends with; says it when a head is far behind the other, as the mixture hides that."""
+    radius = f"coverage radius {values['coverage_radius']:.3f}"
+    if (accuracy := values["accuracy"]) is None:
+        return f"{values['num_labeled']} labels, {radius}; no test images to measure on"
+    names = {"ce_head": "CE head", "kd_head": "KD head", "teacher": "teacher"}
+    parts = [f"{said} {accuracy[name]:.1%}" for name, said in names.items() if accuracy[name] is not None]
+    text = f"{accuracy['mixture']:.1%} with {values['num_labeled']} labels ({', '.join(parts)}), {radius}"
+    ce, kd = accuracy["ce_head"], accuracy["kd_head"]
+    if ce is not None and kd is not None and abs(ce - kd) > FAR_BEHIND:
+        behind = "CE head: few or lopsided labels" if ce < kd else "KD head: is the teacher any good here?"
+        text += f"; far behind is the {behind}"
+    return text
 
 
 def write_lines(campaign: Campaign) -> None:
     """Bring metrics.jsonl up to date with the rounds that are evaluated."""
     place = campaign.place / "metrics.jsonl"
-    text = "".join(json.dumps(values) + "\n" for values in read_figures(campaign)).encode()
+    text = "".join(json.dumps(values) + "\n" for values in campaign.figures()).encode()
     if not place.exists() or place.read_bytes() != text:
         place.write_bytes(text)

@@ -1,33 +1,69 @@
-"""Images through a model on Ray Data: manifest rows in, one Parquet row an image out.
+"""Images through a model on Ray Data, by parts: fixed runs of manifest rows, each complete or absent.
 
-The same rows always share a batch, whatever Ray does first and however many replicas there are: a network's last bits
-depend on the shape of a batch and the place in it, and picks can hang on a last bit.
+A kill costs the parts in flight, and rows that are added later are parts of their own. The same rows always share a
+batch, whatever Ray does first and however many replicas there are: a network's last bits depend on the shape of a batch
+and the place in it, and picks can hang on a last bit.
+
+Ray Data's tasks read and crop; the model runs in an actor pool, or, on a Ray of this machine with one replica, in this
+process, which has its libraries already.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import ray
+import ray.data
 from PIL import Image
 from ray.data import ActorPoolStrategy, DataContext
 
 from raykd.errors import StorageError, UserError
-from raykd.images.reading import ImageReader, load_many
+from raykd.images.reading import UNREACHABLE, ImageReader, load_many
+from raykd.stages.campaign import Campaign
+from raykd.stages.progress import Ticker
+from raykd.store.outputs import QUARANTINE_FILE
 from raykd.store.place import Place
+from raykd.store.stage_folder import Done, StageFolder, Writing, fingerprint
+from raykd.store.tables import QUARANTINE, SPLITS, checked
 
+PART_ROWS = 16_384  # of a part at most: what a kill may cost
 BLOCK_ROWS = 1024  # of a task at most: enough to read a row group of Parquet once
 BLOCKS_A_REPLICA = 8  # at least, when there are as many batches: so that all replicas end together
 FILLER = "filler"  # the error of rows that only make the last batch as large as the others
-
+ROWS = pa.schema([("sample_id", pa.string()), ("uri", pa.string()), ("split", pa.string())])
 
 READER = ImageReader()  # of this process: what it has read of a Parquet file serves the next batch too
+
+
+@dataclass(frozen=True)
+class Model:
+    """How to make the model, and what it runs on.
+
+    Args:
+        kind: Class; called with a batch of :class:`Fetch`'s columns, its objects return a table of the same rows, those
+            that cannot be read too.
+        arguments: Its constructor's keyword arguments.
+        schema: Of the table.
+        batch_size: Images in one forward pass.
+        replicas: Number of actors, or the least and the most.
+        num_cpus, num_gpus: Of each.
+    """
+
+    kind: type
+    arguments: dict[str, Any]
+    schema: pa.Schema
+    batch_size: int
+    replicas: int | tuple[int, int]
+    num_cpus: float
+    num_gpus: float
 
 
 class Fetch:
@@ -51,7 +87,271 @@ class Fetch:
             errors[i] = image if isinstance(image, str) else ""
             if not isinstance(image, str):
                 pixels[i] = image
-        return {"sample_id": batch["sample_id"], "split": batch["split"], "error": errors, "pixels": pixels}
+        kept = {name: batch[name] for name in ("part", "sample_id", "split")}
+        return {**kept, "error": errors, "pixels": pixels}
+
+
+# ---------------------------------------------------------------- parts
+
+
+def cut(rows: pa.Table) -> Iterator[pa.Table]:
+    """Fixed runs of manifest rows: by uri, as they are stored, so that what is read together lies together."""
+    rows = rows.select(ROWS.names).sort_by([("uri", "ascending"), ("sample_id", "ascending")]).combine_chunks()
+    for start in range(0, rows.num_rows, PART_ROWS):
+        yield rows.slice(start, PART_ROWS)
+
+
+def part_folders(
+    campaign: Campaign, place: Place, name: str, *, version: int, made_from: dict[str, Any], batch_size: int,
+    tables: Iterable[pa.Table],
+) -> list[tuple[StageFolder, pa.Table]]:  # fmt: skip
+    """A folder for each run of the tables' rows, named by what it is made from: so what is there already is found.
+
+    The batch size has a part in the last bits only: a part that was made with another one is as good.
+    """
+    parts = []
+    for run in (run for table in tables for run in cut(table)):
+        inputs = {**made_from, "rows": fingerprint([run["sample_id"].to_pylist(), run["uri"].to_pylist()])}
+        folder = StageFolder(place, name, version, inputs, {}, campaign.still_ours)
+        settings = {"batch_size": batch_size}
+        parts.append((replace(folder, place=place / folder.fingerprint, settings=settings), run))
+    return parts
+
+
+def num_missing(parts: Sequence[tuple[StageFolder, pa.Table]]) -> int:
+    """Rows of the parts that are still to be made."""
+    return sum(run.num_rows for folder, run in parts if folder.done() is None)
+
+
+def map_parts(
+    parts: Sequence[tuple[StageFolder, pa.Table]],
+    fetch: Fetch,
+    model: Callable[[], Model],
+    ticker: Ticker,
+    *,
+    here: bool,
+    check: Callable[[pa.Table], None],
+) -> list[Done]:
+    """The parts, complete; those that are not yet are made, whatever number of them was made before.
+
+    A part's folder holds ``block_*.parquet`` (the model's schema) with each row once, which is checked, and, when some
+    cannot be read, ``quarantine.parquet``. A part with images that are out of reach is only complete when ``check``
+    bears what is missing in all: they may be back at the next attempt. Broken ones stay broken.
+
+    Args:
+        parts: Folder and rows of each (see :func:`cut`).
+        fetch: Reads them.
+        model: Makes the model's description; called when there is something to do.
+        ticker: Told of rows done.
+        here: Run the model in this process instead of actors; then there is one.
+        check: Given the quarantined rows of this call, raises when they are too many.
+
+    Raises:
+        UserError: A row was lost, written more than once, or is none of those given; or what ``check`` raises.
+        StorageError: Images cannot be read because of the network, the credentials or a disk.
+    """
+    done = [folder.done() for folder, _ in parts]
+    missing = [number for number, found in enumerate(done) if found is None]
+    if not missing:
+        return [found for found in done if found]
+    description = model()
+    writings: dict[int, Writing] = {}
+    left: Counter[int] = Counter({number: parts[number][1].num_rows for number in missing})
+    bad: list[pa.Table] = []
+    held: dict[int, Writing] = {}
+    try:
+        for number in missing:
+            writings[number] = parts[number][0].begin()
+        places = {number: out.place for number, out in writings.items()}
+        runs = {number: parts[number][1] for number in missing}
+        for number, count in run(runs, places, fetch, description, ticker, here):
+            left[number] -= count
+            if left[number] > 0:
+                continue
+            out, rows = writings.pop(number), parts[number][1]
+            held[number] = out
+            table = out.place.read_table(["sample_id", "error"])
+            check_ids(rows["sample_id"], table["sample_id"])
+            broken = quarantined(table, rows)
+            out.facts |= {"rows": rows.num_rows, "unreadable": broken.num_rows}
+            if broken.num_rows:
+                (out.place / QUARANTINE_FILE).write_table(checked(broken, QUARANTINE))
+                bad.append(broken)
+            if not pc.any(pc.starts_with(broken["reason"], UNREACHABLE)).as_py():
+                done[number] = held.pop(number).commit()
+        if writings:
+            number = min(writings)
+            raise UserError(
+                f"{parts[number][0].name}: {left[number]:,} images of it were not written; nothing of this part is kept: "
+                "run the same command again"
+            )
+        check(pa.concat_tables([QUARANTINE.empty_table(), *bad]))
+        for number in list(held):
+            done[number] = held.pop(number).commit()
+    finally:
+        for out in [*writings.values(), *held.values()]:
+            out.abandon()
+    return [found for found in done if found]
+
+
+def quarantined(table: pa.Table, rows: pa.Table) -> pa.Table:
+    bad = table.filter(pc.is_valid(table["error"]))
+    uris = pc.take(rows["uri"], pc.index_in(bad["sample_id"], value_set=rows["sample_id"]))
+    return pa.table([bad["sample_id"], uris, bad["error"]], schema=QUARANTINE).sort_by("sample_id")
+
+
+def check_ids(given: pa.ChunkedArray, written: pa.ChunkedArray) -> None:
+    """Whether what was written has each of the given ids once. Raises UserError with the first that it has not."""
+    counts = pc.value_counts(written)
+    for problem, ids in (
+        ("were not written", given.filter(pc.invert(pc.is_in(given, value_set=written)))),
+        ("were written more than once", counts.field("values").filter(pc.greater(counts.field("counts"), 1))),
+        ("were written, but never asked for", written.filter(pc.invert(pc.is_in(written, value_set=given)))),
+    ):
+        if len(ids):
+            raise UserError(
+                f"{len(ids):,} of {len(given):,} images {problem}, first {sorted(ids.to_pylist(), key=str)[0]!r}; "
+                "nothing of this part is kept: run the same command again"
+            )
+
+
+def check_splits(stage: str, rows: pa.Table, bad: pa.Table, max_bad_share: float) -> None:
+    """Whether enough of each split is within reach, to be asked before parts are complete.
+
+    Args:
+        stage: Its name, for the reader.
+        rows: The manifest rows that it was to read.
+        bad: tables.QUARANTINE of those that it could not; broken ones do not count, they stay so.
+
+    Raises:
+        UserError: Too much of a split is away; names the split and one image.
+    """
+    away = bad.filter(pc.starts_with(bad["reason"], UNREACHABLE))
+    missing = rows.filter(pc.is_in(rows["sample_id"], value_set=away["sample_id"]))
+    for split in SPLITS:
+        gone, count = (int(pc.sum(pc.equal(table["split"], split)).as_py() or 0) for table in (missing, rows))
+        if gone > max_bad_share * count:
+            first = missing.filter(pc.equal(missing["split"], split)).sort_by("sample_id").slice(0, 1).to_pylist()[0]
+            raise UserError(
+                f"{stage}: {gone} of {count} {split} images cannot be read now, more than max_bad_share="
+                f"{max_bad_share:g}; first {first['sample_id']!r}, expected at {first['uri']!r}. The parts that they are "
+                "in are not kept: put them back, let this user read them, and run again; or raise max_bad_share"
+            )
+
+
+# ---------------------------------------------------------------- the pipeline
+
+
+def run(
+    runs: dict[int, pa.Table], places: dict[int, Place], fetch: Fetch, model: Model, ticker: Ticker, here: bool
+) -> Iterator[tuple[int, int]]:
+    """Write the runs' blocks to their places as they come; yields the number of a run and how many rows were written."""
+    low, high = (model.replicas, model.replicas) if isinstance(model.replicas, int) else model.replicas
+    blocks = even_blocks(runs, model.batch_size, high)
+    write = WriteBlock(places, model.schema)
+    with data_context(3 * max(map(len, blocks)) * math.prod(fetch.size)), workers_words():
+        fetched = ray.data.from_arrow(blocks).map_batches(fetch, batch_size=None)
+        if here:
+            batches = fetched.iter_batches(batch_size=model.batch_size, batch_format="numpy", prefetch_batches=2)
+            yield from write_here(batches, model, write, ticker)
+            return
+        receipts = fetched.map_batches(
+            Counted,
+            fn_constructor_kwargs={"model": model, "ticker": ticker},
+            batch_size=model.batch_size,
+            num_cpus=model.num_cpus,
+            num_gpus=model.num_gpus or None,
+            compute=ActorPoolStrategy(min_size=low, max_size=high),
+        ).map_batches(write, batch_size=None, batch_format="pyarrow", num_cpus=0.1)
+        for row in receipts.iter_rows():
+            yield row["part"], row["rows"]
+
+
+def write_here(
+    batches: Iterable[dict[str, np.ndarray]], model: Model, write: WriteBlock, ticker: Ticker
+) -> Iterator[tuple[int, int]]:
+    """The model in this process: batches of one part are written together."""
+    replica = Counted(model, ticker)
+    waiting: list[pa.Table] = []
+    for batch in batches:
+        table = replica(batch)
+        if waiting and (waiting[0]["part"][0] != table["part"][0] or len(waiting) * model.batch_size >= BLOCK_ROWS):
+            yield from receipts_of(write(pa.concat_tables(waiting)))
+            waiting = []
+        waiting.append(table)
+    if waiting:
+        yield from receipts_of(write(pa.concat_tables(waiting)))
+
+
+def receipts_of(table: pa.Table) -> Iterator[tuple[int, int]]:
+    yield from zip(table["part"].to_pylist(), table["rows"].to_pylist(), strict=True)
+
+
+def even_blocks(runs: dict[int, pa.Table], batch_size: int, most_replicas: int) -> list[pa.Table]:
+    """Blocks of whole batches, none with rows of two runs; the last batch of a run is filled up.
+
+    So a row's batch is a matter of its run alone, and all replicas end at about the same time.
+    """
+    total = sum(math.ceil(rows.num_rows / batch_size) for rows in runs.values())
+    batches = max(1, min(total // (BLOCKS_A_REPLICA * most_replicas), BLOCK_ROWS // batch_size))
+    blocks = []
+    for number, rows in runs.items():
+        missing = -rows.num_rows % batch_size
+        filler = pa.table([pa.nulls(missing, pa.string())] * 3, schema=ROWS)
+        whole = pa.concat_tables([rows.cast(ROWS), filler]).combine_chunks()
+        whole = whole.append_column("part", pa.array(np.full(whole.num_rows, number, np.int64)))
+        step = batches * batch_size
+        blocks += [whole.slice(start, step) for start in range(0, whole.num_rows, step)]
+    return blocks
+
+
+class Counted:
+    """The model of an actor or of this process: its table without filler rows, with the number of the part."""
+
+    def __init__(self, model: Model, ticker: Ticker) -> None:
+        self.replica, self.ticker = model.kind(**model.arguments), ticker
+
+    def __call__(self, batch: dict[str, np.ndarray]) -> pa.Table:
+        table = self.replica(batch)
+        real_N = batch["error"] != FILLER
+        self.ticker.add(int(real_N.sum()))
+        return table.append_column("part", pa.array(batch["part"], pa.int64())).filter(pa.array(real_N))
+
+
+@dataclass(frozen=True)
+class WriteBlock:
+    """Writes a block of one part beside its others; the same rows again give the same file."""
+
+    places: dict[int, Place]
+    schema: pa.Schema
+
+    def __call__(self, block: pa.Table) -> pa.Table:
+        parts = block["part"].unique().to_pylist()
+        for number in parts:
+            rows = block.filter(pc.equal(block["part"], number)).drop_columns(["part"])
+            name = f"block_{fingerprint(rows['sample_id'].to_pylist())}.parquet"
+            (self.places[number] / name).write_table(checked(rows, self.schema))
+        counts = [int(pc.sum(pc.equal(block["part"], number)).as_py()) for number in parts]
+        return pa.table({"part": pa.array(parts, pa.int64()), "rows": pa.array(counts, pa.int64())})
+
+
+def error_column(errors: np.ndarray) -> tuple[np.ndarray, pa.Array]:
+    """Which rows of a batch of :class:`Fetch` have no pixels, bool [n], and the column that says why."""
+    bad_N = errors != ""
+    return bad_N, pa.array(errors, pa.string(), mask=~bad_N)
+
+
+@contextmanager
+def data_context(block_bytes: int) -> Iterator[None]:
+    """Ray Data as this pipeline needs it: blocks are never split, or batches would mix; errors are raised as they are."""
+    context = DataContext.get_current()
+    before = context.raise_original_map_exception, context.target_max_block_size
+    context.raise_original_map_exception = True  # or a StorageError arrives as its traceback's text
+    context.target_max_block_size = max(context.target_max_block_size or 0, 2 * block_bytes)
+    try:
+        yield
+    finally:
+        context.raise_original_map_exception, context.target_max_block_size = before
 
 
 @contextmanager
@@ -66,76 +366,3 @@ def workers_words() -> Iterator[None]:
         if isinstance(error, StorageError):
             raise StorageError(str(error.cause).partition("\n")[0]) from error
         raise RuntimeError(str(error)) from error
-
-
-@workers_words()
-def stream(
-    rows: pa.Table,
-    fetch: Fetch,
-    model: type,
-    model_arguments: dict[str, Any],
-    out: Place,
-    *,
-    batch_size: int,
-    replicas: int | tuple[int, int],
-    num_cpus: float,
-    num_gpus: float,
-) -> None:
-    """Run every row through an actor pool of ``model`` and write what it returns as Parquet under ``out``.
-
-    What is written then has each ``sample_id`` of ``rows`` once, and no other: that is read back and checked.
-
-    Args:
-        rows: Manifest rows (sample_id, uri, split), in any order.
-        model: Class of the actors; called with a batch of :class:`Fetch`'s columns, returns a ``pa.Table`` of the same
-            rows, those that cannot be read too, but without those whose error is FILLER.
-        model_arguments: Its constructor's keyword arguments.
-        replicas: Number of actors, or the least and the most.
-
-    Raises:
-        ValueError: A row was lost, written more than once, or is none of those given.
-        StorageError: Images cannot be read because of the network, the credentials or a disk.
-    """
-    low, high = (replicas, replicas) if isinstance(replicas, int) else replicas
-    keys = ("split", "uri", "sample_id")  # as they are stored; a split's rows lie together; an image may be there twice
-    order = [(key, "ascending") for key in keys]
-    table = rows.select(["sample_id", "uri", "split"]).sort_by(order)
-    missing = math.ceil(table.num_rows / batch_size) * batch_size - table.num_rows
-    filler = pa.table([pa.nulls(missing, pa.string())] * 3, schema=table.schema)
-    table = pa.concat_tables([table, filler]).combine_chunks()
-    batches = min(table.num_rows // (BLOCKS_A_REPLICA * high * batch_size), BLOCK_ROWS // batch_size)
-    block_rows = batch_size * max(1, batches)
-    blocks = [table.slice(start, block_rows) for start in range(0, table.num_rows, block_rows)]
-    context = DataContext.get_current()
-    context.raise_original_map_exception = True  # or a StorageError arrives as its traceback's text
-    block_bytes = 3 * block_rows * math.prod(fetch.size)  # Ray must not split a block, or batches would mix
-    context.target_max_block_size = max(context.target_max_block_size or 0, 2 * block_bytes)
-    (
-        ray.data.from_arrow(blocks)
-        .map_batches(fetch, batch_size=None)
-        .map_batches(
-            model,
-            fn_constructor_kwargs=model_arguments,
-            batch_size=batch_size,
-            num_cpus=num_cpus,
-            num_gpus=num_gpus or None,
-            compute=ActorPoolStrategy(min_size=low, max_size=high),
-        )
-        .write_parquet(out.path, filesystem=out.fs)
-    )
-    check_ids(rows["sample_id"], out.read_table(["sample_id"])["sample_id"])
-
-
-def check_ids(given: pa.ChunkedArray, written: pa.ChunkedArray) -> None:
-    """Whether what was written has each of the given ids once. Raises ValueError with the first that it has not."""
-    counts = pc.value_counts(written)
-    for problem, ids in (
-        ("were not written", given.filter(pc.invert(pc.is_in(given, value_set=written)))),
-        ("were written more than once", counts.field("values").filter(pc.greater(counts.field("counts"), 1))),
-        ("were written, but never asked for", written.filter(pc.invert(pc.is_in(written, value_set=given)))),
-    ):
-        if len(ids):
-            raise UserError(
-                f"{len(ids):,} of {len(given):,} images {problem}, first {sorted(ids.to_pylist(), key=str)[0]!r}; "
-                "nothing of this stage is kept: run the same command again"
-            )

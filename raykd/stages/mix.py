@@ -3,76 +3,58 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.dataset as pads
 from ray import tune
 
-from raykd.algo.heads import grid, hits, is_real_gain
+from raykd.algo.heads import Mixture, grid, hits, is_real_gain
+from raykd.models.saved import deploy
 from raykd.stages.campaign import Campaign
-from raykd.stages.pool import read_classes, read_manifest
-from raykd.store.stage_folder import Stage
-from raykd.store.tables import matrix, positions
+from raykd.store.outputs import Deployed, Pool, Predictions, Trained
+from raykd.store.stage_folder import complete
 
+VERSION = 1
 MAX_TRIALS = 16
 WORK_A_TRIAL = 5e9  # grid points x images x classes: a few seconds of one core
 
 
-def mix(campaign: Campaign, round: int, pool: Stage, trained: Stage, predictions: Stage) -> Stage:
+def mix(campaign: Campaign, number: int, pool: Pool, trained: Trained, predictions: Predictions) -> Deployed:
     """The student as it is deployed: its weights and the mixture (``Student.load`` reads the folder).
 
     Searched on the validation split: never on test, never on what the student was trained on. Without one, the
     configured mixture stays.
     """
     config = campaign.config.mixture
-    default = (config.ce_weight, config.temperature)
-    stage = campaign.stage(
-        "tune", {"predict": predictions.fingerprint, "mixture": config.model_dump(mode="json")}, round
+    default = Mixture(config.ce_weight, config.temperature)
+    folder = campaign.folder(
+        "student",
+        number,
+        version=VERSION,
+        made_from={"student": trained.fingerprint},
+        settings=campaign.config.part("mix"),
     )
-    if stage.is_done():
-        return stage
-    from raykd.models.student import Student  # here, as it loads torch, which the trials do not need
-
-    with stage.writing() as out:
-        ce_logits_NC, kd_logits_NC, labels_N = split_predictions(pool, predictions, "val")
-        if config.search and len(labels_N):
-            (ce_weight, temperature), reason = search(campaign, round, ce_logits_NC, kd_logits_NC, labels_N, default)
+    if done := campaign.done(folder, number):
+        return Deployed(done)
+    with folder.writing() as out:
+        logits, labels_N = predictions.split("val", pool)
+        if len(predictions.columns) < 2:
+            chosen, reason = default, "one head: nothing to mix"
+        elif config.search and len(labels_N):
+            chosen, reason = search(campaign, number, logits, labels_N, default)
         else:
             why = "mixture.search is off" if len(labels_N) else "there is no validation split to search on"
-            (ce_weight, temperature), reason = default, f"fixed: {why}"
-        student = Student.load(trained.place)
-        student.ce_weight, student.temperature = ce_weight, temperature
-        student.save(out.place)
-        out.facts |= {"ce_weight": ce_weight, "temperature": temperature, "reason": reason}
-    campaign.say(f"round {round} tune", f"ce_weight {ce_weight:g}, temperature {temperature:g} ({reason})")
-    return stage
-
-
-def split_predictions(pool: Stage, predictions: Stage, split: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Both heads' logits float [N, C] and labels int [N] of the labeled images of a split, by sample_id."""
-    table = (
-        (predictions.place / "data")
-        .parquet()
-        .to_table(
-            columns=["sample_id", "ce_logits", "kd_logits"],
-            filter=(pads.field("split") == split) & pads.field("error").is_null(),
-        )
+            chosen, reason = default, f"fixed: {why}"
+        deploy(trained.place, out.place, chosen)
+        out.facts |= {"ce_weight": chosen.ce_weight, "temperature": chosen.temperature, "reason": reason}
+    deployed = Deployed(complete(folder))
+    mixture = deployed.mixture
+    campaign.say(
+        f"round {number} mix",
+        f"ce_weight {mixture.ce_weight:g}, temperature {mixture.temperature:g} ({deployed.reason})",
     )
-    table, labels_N = with_labels(pool, table)
-    return matrix(table["ce_logits"]), matrix(table["kd_logits"]), labels_N
-
-
-def with_labels(pool: Stage, table: pa.Table) -> tuple[pa.Table, np.ndarray]:
-    """The rows that the manifest has a label for, sorted by sample_id, and the class indices."""
-    rows = read_manifest(pool)
-    table = table.sort_by("sample_id")
-    names = rows["label"].take(positions(table["sample_id"], rows["sample_id"], "the manifest"))
-    labels = pc.index_in(names, value_set=pa.array(read_classes(pool)), skip_nulls=True)
-    kept = pc.is_valid(labels)
-    return table.filter(kept), labels.filter(kept).to_numpy().astype(np.int64)
+    return deployed
 
 
 class Block(tune.Trainable):
@@ -87,8 +69,8 @@ class Block(tune.Trainable):
         return True
 
     def step(self) -> dict[str, Any]:
-        ce_logits_NC, kd_logits_NC, labels_N = self.logits
-        correct = hits(ce_logits_NC, kd_logits_NC, labels_N, self.block).sum(axis=1)
+        logits, labels_N = self.logits
+        correct = hits(logits, labels_N, self.block).sum(axis=1)
         return {"correct": correct.tolist(), "best": int(correct.max()), "done": True}
 
     def save_checkpoint(self, folder: str) -> None:
@@ -100,19 +82,20 @@ class Block(tune.Trainable):
 
 def search(
     campaign: Campaign,
-    round: int,
-    ce_logits_NC: np.ndarray,
-    kd_logits_NC: np.ndarray,
+    number: int,
+    logits: Mapping[str, np.ndarray],
     labels_N: np.ndarray,
-    default: tuple[float, float],
-) -> tuple[tuple[float, float], str]:
+    default: Mixture,
+) -> tuple[Mixture, str]:
     """The most accurate point of the papers' grid, if it beats the default by a standard error; and the reason."""
     points_G2 = grid(default)
-    blocks = int(np.clip(len(points_G2) * ce_logits_NC.size / WORK_A_TRIAL, 1, MAX_TRIALS))
+    size = next(iter(logits.values())).size
+    blocks = int(np.clip(len(points_G2) * size / WORK_A_TRIAL, 1, MAX_TRIALS))
+    campaign.session.ensure()
     scratch = campaign.place / "ray_tune"
-    name = f"round-{round:03d}-{time.time_ns()}"
+    name = f"round-{number:03d}-{time.time_ns()}"
     results = tune.Tuner(
-        tune.with_parameters(Block, logits=(ce_logits_NC, kd_logits_NC, labels_N), points_G2=points_G2),
+        tune.with_parameters(Block, logits=(logits, labels_N), points_G2=points_G2),
         param_space={"block": tune.grid_search(list(range(blocks))), "blocks": blocks},
         tune_config=tune.TuneConfig(metric="best", mode="max", reuse_actors=True),
         run_config=tune.RunConfig(
@@ -133,9 +116,10 @@ def search(
     scratch.fs.delete_dir((scratch / name).path)
     correct_G = np.concatenate([correct[block] for block in range(blocks)])
     best = points_G2[int(correct_G.argmax())]
-    right_best_N, right_default_N = hits(ce_logits_NC, kd_logits_NC, labels_N, np.array([best, default]))
+    both = np.array([best, (default.ce_weight, default.temperature)])
+    right_best_N, right_default_N = hits(logits, labels_N, both)
     real, gain = is_real_gain(right_best_N, right_default_N)
     searched = f"searched {len(points_G2)} mixtures on {len(labels_N)} validation images"
     if real:
-        return (float(best[0]), float(best[1])), f"{searched}: {gain} over the default"
+        return Mixture(float(best[0]), float(best[1])), f"{searched}: {gain} over the default"
     return default, f"{searched}: the best gains {gain}, within one standard error, so the default stays"

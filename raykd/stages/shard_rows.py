@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 import pyarrow.dataset as pads
 import pyarrow.parquet as pq
 
-from raykd.algo.heads import mixture, softmax
+from raykd.algo.heads import Mixture, probabilities
 from raykd.algo.selection.rows import Rows
 from raykd.errors import UserError
 from raykd.store.place import Place
@@ -34,8 +34,7 @@ class PoolSource:
         needs: The vectors to read, as a strategy names them: "probs", "features", "vectors".
         probs_from: Where probabilities come from: column ``probs``; or columns of logits, which become probabilities as
             ``raykd.algo.heads`` says. "vectors" are the same numbers, but need not be probabilities.
-        ce_weight: Share of the CE head in the mixture of two heads, 0 to 1.
-        temperature: Divides the KD logits in it, > 0.
+        mixture: Of two heads' logits.
         only_pool: Rows count only if their ``split`` is "pool" and their ``error`` is null, where there are such
             columns. False: all rows count, whatever columns there are.
         labeled: Ids of rows to be set aside as labeled (see :meth:`RayShards.labeled`).
@@ -49,8 +48,7 @@ class PoolSource:
     uris: tuple[str, ...]
     needs: tuple[str, ...] = ("probs",)
     probs_from: tuple[str, ...] = ("probs",)
-    ce_weight: float = 0.5
-    temperature: float = 1.0
+    mixture: Mixture = field(default_factory=Mixture)
     only_pool: bool = True
     labeled: tuple[str, ...] = ()
     excluded: tuple[str, ...] = ()
@@ -234,10 +232,7 @@ def _rows(source: PoolSource, batch: pa.RecordBatch, excluded: frozenset[str]) -
 def _probabilities(source: PoolSource, columns: Mapping[str, np.ndarray]) -> np.ndarray:
     if source.probs_from == ("probs",):
         return columns["probs"]
-    if len(source.probs_from) == 1:
-        return softmax(columns[source.probs_from[0]])
-    ce_logits, kd_logits = (columns[name] for name in source.probs_from)
-    return mixture(ce_logits, kd_logits, source.ce_weight, source.temperature)
+    return probabilities({name: columns[name] for name in source.probs_from}, source.mixture)
 
 
 def ids_of(column: pa.Array) -> np.ndarray:

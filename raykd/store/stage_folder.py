@@ -1,24 +1,13 @@
-"""Where a campaign keeps things, and what of it is already done.
+"""A folder that is complete or absent, and knows what it was made from.
 
-::
+On a local disk it is written aside, its marker ``_DONE.json`` last, and renamed. An object store cannot rename a folder:
+there it is written in place with the marker last, and a folder without a marker counts as absent. Nothing that is
+complete is ever overwritten or deleted.
 
-    <storage_path>/
-      campaign.json            resolved config, versions, commit: written before anything else
-      starts/<time>.json       the same for every later start
-      pool/                    manifest of every image
-      teacher_model/ teacher/  fetched weights; features and logits of every image
-      ledger/                  every answer ever given, append-only
-      answers/                 where people put their label files
-      round_000/
-        select/ label/ train/ predict/ tune/ evaluate/
-        tasks.csv              what to label
-      metrics.jsonl report.html
-      .lock or .lease.json     while a job is at work here (raykd/store/lock.py)
-
-A stage's folder is complete or absent. On a local disk it is written aside, its marker ``_DONE.json`` last, and
-renamed. An object store cannot rename a folder: there it is written in place with the marker last, and a
-folder without a marker counts as absent. The marker holds the stage's inputs: the same inputs mean *skip*,
-others mean *stop and say which*.
+The marker holds what the content depends on, in two kinds. What it was *made from* (the results of earlier stages, and
+the version of the stage's code) must be the same for ever: else two campaigns, or two versions of raykd, are mixed, and
+that stops with the names of what differs. The *settings* are the part of the config that went in. They are the user's
+to change until the folder is complete, and from then on they count for later rounds: a complete folder keeps its own.
 """
 
 from __future__ import annotations
@@ -35,7 +24,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from raykd.errors import UserError
+from raykd.errors import UserError, one_line
 from raykd.store.place import Place
 
 MARKER = "_DONE.json"
@@ -73,89 +62,169 @@ def shorten(value: Any, limit: int = 100) -> str:
     return text if len(text) <= limit else text[: limit - 3] + "..."
 
 
-@dataclass
-class Stage:
-    """One step of a campaign: a folder, and the inputs that its content depends on.
+@dataclass(frozen=True)
+class Done:
+    """A complete folder: what its marker says, read once.
 
     Args:
-        place: The stage's folder.
-        inputs: Plain data; everything that, when changed, would change the content.
+        place: The folder.
+        fingerprint: Names all that it was made from, by that everything upstream.
+        facts: What the stage noted about itself (rows, seconds, ...).
+        settings: The part of the config that went in.
+        made_from: The version of the stage's code, and what earlier stages left.
+    """
+
+    place: Place
+    fingerprint: str
+    facts: dict[str, Any] = field(default_factory=dict, compare=False, repr=False)
+    settings: dict[str, Any] = field(default_factory=dict, compare=False, repr=False)
+    made_from: dict[str, Any] = field(default_factory=dict, compare=False, repr=False)
+
+
+def read_done(place: Place) -> Done | None:
+    """What is complete at a place; None when nothing is.
+
+    Raises:
+        UserError: The marker is there, but no whole marker.
+    """
+    marker = place / MARKER
+    if not marker.exists():
+        return None
+    try:
+        said = marker.read_json()
+        return Done(place, said["fingerprint"], said["facts"], said["settings"], said["made_from"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"{marker} is damaged ({one_line(error)}): a copy that broke off, or another program's. If what is beside it "
+            f"is whole, put the marker back; else move {place} away and run again: it is made anew"
+        ) from error
+
+
+@dataclass(frozen=True)
+class StageFolder:
+    """A step's folder, complete or still to be made.
+
+    Args:
+        place: Where.
+        name: As messages say it, such as ``round 2 train``.
+        version: Of the stage's code: raised when the same inputs would give another content or format.
+        made_from: Plain data: fingerprints and contents of what earlier stages left.
+        settings: Plain data: the config's part.
         still_ours: Raises when another job took over the campaign's folder (:func:`raykd.store.lock.only_job`).
     """
 
     place: Place
-    inputs: dict[str, Any]
+    name: str
+    version: int
+    made_from: dict[str, Any] = field(default_factory=dict)
+    settings: dict[str, Any] = field(default_factory=dict)
     still_ours: Callable[[], None] = field(default=lambda: None, repr=False, compare=False)
 
     @property
-    def name(self) -> str:
-        parts = self.place.uri.split("?")[0].split("/")
-        return "/".join(parts[-2:]) if parts[-2].startswith("round_") else parts[-1]
-
-    @property
     def fingerprint(self) -> str:
-        """Names the inputs and, by them, everything upstream."""
-        return fingerprint(self.inputs)
+        """Names version, inputs and settings, and by them everything upstream."""
+        return fingerprint([self._made_from, self.settings])
 
-    @property
-    def facts(self) -> dict[str, Any]:
-        """What the stage noted about itself (rows, seconds, ...); only of a complete stage."""
-        return (self.place / MARKER).read_json()["facts"]
-
-    def is_done(self) -> bool:
-        """True when the folder is complete and was made from the same inputs.
+    def done(self) -> Done | None:
+        """What is complete here; None when it is still to be made.
 
         Raises:
-            ValueError: It is complete, but was made from others; names the fields.
+            UserError: It is complete, but was made from other inputs or by another version; names the fields.
         """
-        marker = self.place / MARKER
-        if not marker.exists():
-            return False
-        now = json.loads(json.dumps(self.inputs))  # as the marker has them: no tuples
-        if changed := differences(marker.read_json()["inputs"], now):
+        found = read_done(self.place)
+        if found is None:
+            return None
+        if changed := differences(found.made_from, _plain(self._made_from)):
             raise UserError(
-                f"{self.place} was made from other inputs: "
-                + "; ".join(changed)
-                + ". Put these back, or give another storage_path: nothing that is done is overwritten"
+                f"{self.name}: {self.place} was made from other inputs: {'; '.join(changed)}. It was copied from another "
+                "campaign, or made by another raykd (campaign.json says which): go on with that one, or give a new "
+                f"storage_path and labels.given: {str(self.place).rpartition('/round_')[0] or self.place}"
             )
-        return True
+        return found
+
+    def settings_changed(self, done: Done) -> list[str]:
+        """One line for every setting that differs from those that a complete folder was made with."""
+        return differences(done.settings, _plain(self.settings))
+
+    @property
+    def _made_from(self) -> dict[str, Any]:
+        return {"version": self.version, **self.made_from}
+
+    def begin(self) -> Writing:
+        """Start to make the folder; :meth:`Writing.commit` completes it.
+
+        Raises:
+            UserError: The folder holds files, but no marker.
+        """
+        self.still_ours()  # or what is deleted next may be that job's
+        place = self.place
+        if place.is_local:
+            if place.files(recursive=True):  # the rename would fail, when all the work is done
+                raise UserError(f"{place} holds files but no {MARKER}: not made by raykd, or half copied; move it away")
+            folder, name = os.path.split(place.path)
+            for leftover in Path(folder).glob(f".{name}.*.aside"):  # of an attempt that was killed
+                shutil.rmtree(leftover)
+            place = Place(f"{folder}/.{name}.{uuid.uuid4().hex[:8]}.aside")
+        else:  # what a killed attempt left behind was never complete, and would be read as part of this one
+            for info in place.files(recursive=True):
+                place.fs.delete_file(info.path)
+        place.fs.create_dir(place.path, recursive=True)
+        return Writing(place, self)
 
     @contextmanager
     def writing(self) -> Iterator[Writing]:
-        """Make the stage: write into ``.place``, note ``.facts``; complete when the block ends without an error."""
-        out = Writing(self.place)
-        self.still_ours()  # or what is deleted next may be that job's
-        if self.place.is_local:
-            if self.place.files(recursive=True):  # the rename would fail, when all the work is done
-                raise UserError(
-                    f"{self.place} holds files but no {MARKER}: not made by raykd, or half copied; move it away"
-                )
-            folder, name = os.path.split(self.place.path)
-            for leftover in Path(folder).glob(f".{name}.*.aside"):  # of an attempt that was killed
-                shutil.rmtree(leftover)
-            out.place = Place(f"{folder}/.{name}.{uuid.uuid4().hex[:8]}.aside")
-        else:  # what a killed attempt left behind was never complete, and would be read as part of this one
-            for info in self.place.files(recursive=True):
-                self.place.fs.delete_file(info.path)
-        self.place.fs.create_dir(out.place.path, recursive=True)
-        started = time.perf_counter()
+        """Make the folder: write into ``.place``, note ``.facts``; complete when the block ends without an error."""
+        out = self.begin()
         try:
             yield out
-            self.still_ours()
+            out.commit()
         except BaseException:
-            if out.place != self.place:
-                shutil.rmtree(out.place.path)
+            out.abandon()
             raise
-        out.facts.setdefault("seconds", round(time.perf_counter() - started, 3))
-        marker = {"stage": self.name, "fingerprint": self.fingerprint, "inputs": self.inputs, "facts": out.facts}
-        (out.place / MARKER).write_json(marker)
-        if out.place != self.place:
-            os.rename(out.place.path, self.place.path)
+
+
+def complete(folder: StageFolder) -> Done:
+    """What a folder holds that was just made."""
+    done = folder.done()
+    assert done is not None, folder
+    return done
 
 
 @dataclass
 class Writing:
-    """A stage in the making: where to write, and what to note."""
+    """A folder in the making: where to write, and what to note."""
 
     place: Place
+    folder: StageFolder
     facts: dict[str, Any] = field(default_factory=dict)
+    started: float = field(default_factory=time.perf_counter)
+
+    def commit(self) -> Done:
+        """Make it complete. Raises whatever ``still_ours`` does."""
+        folder = self.folder
+        folder.still_ours()
+        self.facts.setdefault("seconds", round(time.perf_counter() - self.started, 3))
+        marker = {
+            "stage": folder.name,
+            "fingerprint": folder.fingerprint,
+            "made_from": folder._made_from,
+            "settings": folder.settings,
+            "facts": self.facts,
+        }
+        (self.place / MARKER).write_json(marker)
+        if self.place != folder.place:
+            os.rename(self.place.path, folder.place.path)
+        return Done(
+            folder.place, folder.fingerprint, _plain(self.facts), _plain(folder.settings), _plain(folder._made_from)
+        )
+
+    def abandon(self) -> None:
+        """Leave nothing behind."""
+        if self.place != self.folder.place:
+            shutil.rmtree(self.place.path, ignore_errors=True)
+
+
+def _plain(value: dict[str, Any]) -> dict[str, Any]:
+    """As a marker gives it back: no tuples."""
+    plain: dict[str, Any] = json.loads(json.dumps(value))
+    return plain

@@ -1,19 +1,26 @@
 """The Arrow tables that stages meet in, and the few conversions between them and numpy. Knows no Ray.
 
 Every table is keyed by ``sample_id`` (string), never by row number. Vectors are FixedSizeList columns, which any
-Parquet reader knows. C is the number of classes, D a feature width.
+Parquet reader knows; in a schema a vector is a list, of whatever width. C is the number of classes, D a feature width.
+A table is checked against its schema when it is written (:func:`checked`).
 
 ========== ==================================================================================================
-manifest   sample_id, uri, size_bytes, label (class name or null), split (pool, val, test)
-teacher    sample_id, features f16[D], logits f32[C], error (null, or why it could not be read: then NaN)
-predict    sample_id, split, ce_logits f32[C], kd_logits f32[C], features f16[D]
-picks      sample_id, rank (0-based, in the order picked), distance (NaN where it means nothing)
-labels     sample_id, label (class index), outcome: the answers that a round trains on
-ledger     sample_id, outcome, label (class name or null), annotator, time, source, round
+MANIFEST   sample_id, uri, size_bytes, label (class name or null), split (pool, val, test)
+ENCODED    sample_id, error (null, or why it could not be read: then NaN), features f16[D]: the teacher's
+QUARANTINE sample_id, uri, reason
+TEACHER    sample_id, split, error, logits f32[C]
+PICKS      sample_id, rank (0-based, in the order picked), distance (NaN where it means nothing)
+CARDS      sample_id, rank, distance, uri, thumbnail (JPEG or PNG), teacher, student (the likeliest classes)
+LABELS     sample_id, label (class name), outcome: the answers that a round trains on
+PREDICTED  sample_id, split, error, features f16[D], and the student's columns of logits f32[C]
+LEDGER     sample_id, outcome, label (class name or null), annotator, time, source, round, role (train, audit),
+           probability (with which the image was drawn, where it was drawn at random)
 ========== ==================================================================================================
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import numpy as np
 import pyarrow as pa
@@ -22,18 +29,22 @@ import pyarrow.compute as pc
 from raykd.errors import UserError
 
 SPLITS = ("pool", "val", "test")
+ROLES = ("train", "audit")  # what a label is for: to learn from, or to measure and choose by
 
-MANIFEST = pa.schema(
-    [
-        ("sample_id", pa.string()),
-        ("uri", pa.string()),
-        ("size_bytes", pa.int64()),
-        ("label", pa.string()),
-        ("split", pa.string()),
-    ]
+_VECTOR_F16, _VECTOR_F32 = pa.list_(pa.float16()), pa.list_(pa.float32())
+_GUESSES = pa.list_(pa.struct([("label", pa.string()), ("p", pa.float32())]))
+_ID, _SPLIT, _ERROR = ("sample_id", pa.string()), ("split", pa.string()), ("error", pa.string())
+
+MANIFEST = pa.schema([_ID, ("uri", pa.string()), ("size_bytes", pa.int64()), ("label", pa.string()), _SPLIT])
+ENCODED = pa.schema([_ID, _ERROR, ("features", _VECTOR_F16)])
+QUARANTINE = pa.schema([_ID, ("uri", pa.string()), ("reason", pa.string())])
+TEACHER = pa.schema([_ID, _SPLIT, _ERROR, ("logits", _VECTOR_F32)])
+PICKS = pa.schema([_ID, ("rank", pa.int32()), ("distance", pa.float64())])
+CARDS = pa.schema(
+    [*PICKS, ("uri", pa.string()), ("thumbnail", pa.binary()), ("teacher", _GUESSES), ("student", _GUESSES)]
 )
-PICKS = pa.schema([("sample_id", pa.string()), ("rank", pa.int32()), ("distance", pa.float64())])
-LABELS = pa.schema([("sample_id", pa.string()), ("label", pa.int32()), ("outcome", pa.string())])
+LABELS = pa.schema([_ID, ("label", pa.string()), ("outcome", pa.string())])
+PREDICTED = pa.schema([_ID, _SPLIT, _ERROR, ("features", _VECTOR_F16)])
 LEDGER = pa.schema(
     [
         ("sample_id", pa.string()),
@@ -43,8 +54,26 @@ LEDGER = pa.schema(
         ("time", pa.string()),
         ("source", pa.string()),
         ("round", pa.int32()),
+        ("role", pa.string()),
+        ("probability", pa.float64()),
     ]
 )
+
+
+def predicted(columns: Sequence[str]) -> pa.Schema:
+    """PREDICTED with these columns of logits."""
+    return pa.schema([*PREDICTED, *((name, _VECTOR_F32) for name in columns)])
+
+
+def checked(table: pa.Table, schema: pa.Schema) -> pa.Table:
+    """The same table; an AssertionError when its columns are not the schema's, in order (a vector of any width fits)."""
+    found = [(field.name, _without_width(field.type)) for field in table.schema]
+    assert found == [(field.name, field.type) for field in schema], f"{table.schema} is not {schema}"
+    return table
+
+
+def _without_width(kind: pa.DataType) -> pa.DataType:
+    return pa.list_(kind.value_type) if pa.types.is_fixed_size_list(kind) else kind
 
 
 def vectors(rows: np.ndarray, mask: np.ndarray | None = None) -> pa.FixedSizeListArray:

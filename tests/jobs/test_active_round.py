@@ -8,7 +8,6 @@ import subprocess
 import sys
 import time
 import uuid
-from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +18,7 @@ import pytest
 import yaml
 from PIL import Image
 
-from raykd.algo.heads import mixture
+from raykd.algo.heads import Mixture, probabilities
 from raykd.algo.selection.rows import Rows
 from raykd.algo.selection.shard import LocalShards
 from raykd.algo.selection.strategies import STRATEGIES
@@ -28,30 +27,21 @@ from raykd.labels.ledger import Ledger
 from raykd.models.student import Student
 from raykd.store.lock import only_job
 from raykd.store.place import Place
-from raykd.store.stage_folder import MARKER, Stage
+from raykd.store.stage_folder import MARKER, Writing
+from tests.jobs.campaigns import Reached, fill, labels_of, lines_of, manifest_of, picks_of, table_of
 
 ROOT = Path(__file__).parents[2]
-ONCE = ["pool", "teacher_model", "teacher"]
-EACH = ["select", "ask", "label", "train", "predict", "tune", "evaluate"]
+EACH = ["select", "ask", "label", "train", "predict", "student", "evaluate"]
+FOLDERS = [
+    "pool/part_000", "teacher_model/*", "encode/*", "teacher/*/classes", "teacher/*/scores/*",
+    *(f"round_{number:03d}/{'predict/*' if name == 'predict' else name}" for number in range(2) for name in EACH),
+]  # fmt: skip
+STAGES = ["pool part_000", "teacher model", "encode", "teacher", "teacher", "teacher"]  # in the order they are made
 
 
 def stages_of(rounds: int = 2) -> list[str]:
-    """All stages in the order they are made."""
-    return [*ONCE, *(f"round_{number:03d}/{name}" for number in range(rounds) for name in EACH)]
-
-
-def picks_of(place: Path, number: int) -> list[str]:
-    table = pq.read_table(place / f"round_{number:03d}" / "select" / "picks.parquet").sort_by("rank")
-    return table["sample_id"].to_pylist()
-
-
-def labels_of(place: Path, number: int = 0) -> dict[str, tuple]:
-    rows = pq.read_table(place / f"round_{number:03d}" / "label" / "labels.parquet").to_pylist()
-    return {row["sample_id"]: (row["outcome"], row["label"]) for row in rows}
-
-
-def lines_of(place: Path) -> list[dict]:
-    return [json.loads(line) for line in (place / "metrics.jsonl").read_text().splitlines()]
+    """All folders in the order they are made, by the names that messages give them."""
+    return [*STAGES, *(f"round {number} {name}" for number in range(rounds) for name in EACH)]
 
 
 def outcome_of(place: Path, rounds: int) -> dict:
@@ -63,10 +53,10 @@ def outcome_of(place: Path, rounds: int) -> dict:
         folder = place / f"round_{number:03d}"
         found[f"picks {number}"] = pq.read_table(folder / "select" / "picks.parquet").to_pydict()["sample_id"]
         found[f"labels {number}"] = labels_of(place, number)
-        for name in ("train", "tune"):
+        for name in ("train", "student"):
             found[f"{name} {number}"] = [(folder / name / file).read_bytes() for file in
                                          ("model.safetensors", "student.json")]  # fmt: skip
-        found[f"predict {number}"] = pq.read_table(folder / "predict" / "data").sort_by("sample_id").to_pydict()
+        found[f"predict {number}"] = table_of(folder / "predict").to_pydict()
     lines = lines_of(place)[:rounds]
     found["metrics"] = [{key: value for key, value in line.items() if key != "seconds"} for line in lines]
     return found
@@ -88,31 +78,19 @@ def tree(place: Path) -> dict[str, tuple[int, int]]:
     return {str(file.relative_to(place)): (file.stat().st_mtime_ns, file.stat().st_size) for file in files}
 
 
-class Reached(BaseException):
-    """Stands for the training, where a test has seen enough."""
-
-
-@pytest.fixture
-def up_to_training(monkeypatch):
-    """Ends a job where its training would begin; gives the round that it was of."""
-    from raykd.stages import train
-
-    def stop(campaign, round, *stages):
-        raise Reached(round)
-
-    monkeypatch.setattr(train, "fit", stop)
-
-
 # ---------------------------------------------------------------- two rounds, end to end
 
 
 def test_every_stage_is_there_and_complete_and_nothing_else_is_left(finished):
-    for name in stages_of():
-        marker = json.loads((finished.place / name / MARKER).read_text())
-        assert marker["stage"] == name
+    for pattern in FOLDERS:
+        (folder,) = finished.place.glob(pattern)
+        marker = json.loads((folder / MARKER).read_text())
+        assert marker["stage"] in stages_of()
+        assert marker["made_from"]["version"] >= 1
         assert marker["facts"]["seconds"] >= 0
-    top = {"campaign.json", "pool", "teacher_model", "teacher", "ledger", "round_000", "round_001", "ray_train",
-           "ray_tune", "metrics.jsonl", "report.html"}  # fmt: skip
+    assert len(list(finished.place.rglob(MARKER))) == len(stages_of())
+    top = {"campaign.json", "state.json", "pool", "teacher_model", "encode", "teacher", "ledger", "round_000",
+           "round_001", "ray_train", "ray_tune", "metrics.jsonl", "report.html", "quarantine.parquet"}  # fmt: skip
     assert {path.name for path in finished.place.iterdir()} == top
     for number in range(2):
         assert sorted(path.name for path in (finished.place / f"round_{number:03d}").iterdir()) == sorted(EACH)
@@ -121,7 +99,8 @@ def test_every_stage_is_there_and_complete_and_nothing_else_is_left(finished):
 
 
 def test_the_campaigns_file_has_the_resolved_config_versions_and_commit(finished):
-    about = json.loads((finished.place / "campaign.json").read_text())
+    (about,) = json.loads((finished.place / "campaign.json").read_text())["history"]
+    assert about["before_round"] == 0
     assert about["config"]["selection"] == {
         "strategy": "pcoreset", "budget": 3, "mixture": "round", "shards": 2, "num_cpus": 0.1, "num_gpus": 0.0,
         "max_duplicates": None, "duplicate_cosine": None, "duplicate_column": "features", "precision": "fp32",
@@ -129,7 +108,12 @@ def test_the_campaigns_file_has_the_resolved_config_versions_and_commit(finished
     }  # fmt: skip
     assert about["versions"]["ray"]
     assert about["commit"] is None or len(about["commit"].rstrip("+")) == 40
-    assert "storage_path" not in about["identity"]
+    assert "storage_path" not in about["fixed"]
+
+
+def test_a_script_can_ask_how_it_ended(finished):
+    state = json.loads((finished.place / "state.json").read_text())
+    assert state == {"state": "complete", "rounds": 2, "rounds_done": 2}
 
 
 def test_metrics_has_a_line_a_round_with_what_was_learned(finished):
@@ -141,7 +125,7 @@ def test_metrics_has_a_line_a_round_with_what_was_learned(finished):
     for line in lines:
         assert line["num_test"] == 10
         assert set(line["accuracy"]) == {"mixture", "ce_head", "kd_head", "teacher"}
-        assert set(line["seconds"]) == {*EACH} - {"ask"} - {"ask"}
+        assert set(line["seconds"]) == {*EACH, "mix"} - {"ask", "student"}
         assert 0 <= line["ece"] <= 1
         assert 0 < line["coverage_radius"] < 1.5
         assert len(line["recall_C"]) == 3
@@ -149,10 +133,10 @@ def test_metrics_has_a_line_a_round_with_what_was_learned(finished):
 
 
 def test_the_deployed_student_predicts_and_scores_what_the_metrics_say(finished):
-    rows = pq.read_table(finished.place / "pool" / "manifest.parquet").to_pylist()
+    rows = manifest_of(finished.place).to_pylist()
     rows = [row for row in rows if row["split"] == "test"]
     for number, line in enumerate(lines_of(finished.place)):
-        student = Student.load(finished.place / f"round_{number:03d}" / "tune")
+        student = Student.load(finished.place / f"round_{number:03d}" / "student")
         probs = student.predict([Image.open(row["uri"]) for row in rows])
         assert probs.shape == (10, 3)
         np.testing.assert_allclose(probs.sum(axis=1), 1, atol=1e-5)
@@ -185,7 +169,7 @@ def test_the_ledger_has_each_pick_once_with_the_manifests_label(finished):
 
 def test_a_bad_image_is_neither_picked_nor_predicted(finished):
     for number in range(2):
-        ids = pq.read_table(finished.place / f"round_{number:03d}" / "predict" / "data")["sample_id"].to_pylist()
+        ids = table_of(finished.place / f"round_{number:03d}" / "predict")["sample_id"].to_pylist()
         assert len(ids) == len(set(ids)) == 48
         assert "red/broken.png" not in ids
         assert "red/broken.png" not in picks_of(finished.place, number)
@@ -200,13 +184,15 @@ def test_the_start_is_one_image_of_each_class(finished):
 
 def students_space(finished) -> tuple[Rows, Rows]:
     """The pool of the first student as rows in this process: unlabeled, labeled."""
-    table = pq.read_table(finished.place / "round_000" / "predict" / "data")
-    table = table.filter(pc.equal(table["split"], "pool")).sort_by("sample_id")
-    about = json.loads((finished.place / "round_000" / "tune" / "student.json").read_text())["mixture"]
-    probs = mixture(np.array(table["ce_logits"].to_pylist()), np.array(table["kd_logits"].to_pylist()), **about)
+    table = table_of(finished.place / "round_000" / "predict")
+    table = table.filter(pc.equal(table["split"], "pool"))
+    about = json.loads((finished.place / "round_000" / "student" / "student.json").read_text())["mixture"]
+    logits = {name: np.array(table[name].to_pylist()) for name in ("ce_logits", "kd_logits")}
+    probs = probabilities(logits, Mixture(**about))
     labels = labels_of(finished.place)
     ids = table["sample_id"].to_pylist()
-    classes = np.array([labels.get(name, (None, -1))[1] for name in ids])
+    names = ["blue", "green", "red"]
+    classes = np.array([names.index(labels[name][1]) if name in labels else -1 for name in ids])
     features = np.array(table["features"].to_pylist(), np.float16)
     rows = Rows(ids, probs, features, classes)
     return rows.take(np.flatnonzero(classes < 0)), rows.take(np.flatnonzero(classes >= 0))
@@ -217,8 +203,7 @@ def test_every_strategy_runs_a_round_and_picks_what_it_picks_without_ray(finishe
     from raykd.stages import select
 
     _, campaign = seeded(f"selection.strategy={strategy}", "selection.shards=3")
-    stage = select.pick(campaign, 1, finished.pool, finished.teacher, finished.rounds[0])
-    table = select.read_picks(stage)
+    table = select.select(campaign, 1, finished.pool, finished.encoded, finished.teacher, finished.rounds[0]).table
     unlabeled, labeled = students_space(finished)
     expected = pick_in_process(strategy, LocalShards.split(unlabeled, 1), labeled, 3, 0, 1)
     assert table["sample_id"].to_pylist() == list(expected.ids)
@@ -231,9 +216,9 @@ def test_one_two_and_three_shards_give_the_same_picks_and_may_change_during_a_ca
 
     for shards in (1, 3):
         _, campaign = seeded(f"selection.shards={shards}", name=f"shards_{shards}")
-        stage = select.pick(campaign, 1, finished.pool, finished.teacher, finished.rounds[0])
-        assert select.read_picks(stage).equals(select.read_picks(finished.rounds[1].picks))
-        assert stage.fingerprint == finished.rounds[1].picks.fingerprint
+        picks = select.select(campaign, 1, finished.pool, finished.encoded, finished.teacher, finished.rounds[0])
+        assert picks.table.equals(finished.rounds[1].picks.table)
+        assert picks.done.fingerprint == finished.rounds[1].picks.done.fingerprint
 
 
 @pytest.mark.parametrize("strategy", sorted(STRATEGIES))
@@ -241,8 +226,8 @@ def test_every_strategy_starts_cold_in_the_teachers_space(finished, seeded, stra
     from raykd.stages import select
 
     _, campaign = seeded("labels.start=none", f"selection.strategy={strategy}")
-    ids = select.read_picks(select.pick(campaign, 0, finished.pool, finished.teacher, None))["sample_id"].to_pylist()
-    manifest = pq.read_table(finished.place / "pool" / "manifest.parquet")
+    ids = select.select(campaign, 0, finished.pool, finished.encoded, finished.teacher, None).ids.to_pylist()
+    manifest = manifest_of(finished.place)
     allowed = manifest.filter(pc.equal(manifest["split"], "pool"))["sample_id"].to_pylist()
     assert len(set(ids)) == 3
     assert set(ids) <= set(allowed) - {"red/broken.png"}
@@ -252,9 +237,9 @@ def test_a_fixed_mixture_to_select_in_is_part_of_what_the_picks_come_from(finish
     from raykd.stages import select
 
     _, campaign = seeded("selection.mixture=[0.9,2.0]")
-    stage = select.pick(campaign, 1, finished.pool, finished.teacher, finished.rounds[0])
-    assert stage.inputs["mixture"] == [0.9, 2.0]
-    assert stage.fingerprint != finished.rounds[1].picks.fingerprint
+    picks = select.select(campaign, 1, finished.pool, finished.encoded, finished.teacher, finished.rounds[0])
+    assert picks.done.settings["mixture"] == [0.9, 2.0]
+    assert picks.done.fingerprint != finished.rounds[1].picks.done.fingerprint
 
 
 # ---------------------------------------------------------------- run again, stop, resume
@@ -267,7 +252,7 @@ def test_run_again_it_repeats_no_stage_and_doubles_nothing(finished, run_job):
     assert again.out == finished.ended.out
     after = tree(finished.place)
     changed = {name for name in before.keys() | after.keys() if before.get(name) != after.get(name)}
-    assert {name for name in changed if not name.startswith("starts/")} == {"report.html"}
+    assert changed == {"report.html", "state.json", "quarantine.parquet"}
     assert (finished.place / "report.html").read_text("utf-8").count("Round 1") == page.count("Round 1")
 
 
@@ -275,17 +260,17 @@ def test_run_again_it_repeats_no_stage_and_doubles_nothing(finished, run_job):
     ("override", "line"),
     [
         ("seed=1", "seed: was 0, now 1"),
-        ("selection.budget=4", "selection.budget: was 3, now 4"),
-        ("student.learning_rate=0.002", "student.learning_rate: was 0.001, now 0.002"),
-        ("teacher.templates=['the {}']", "teacher.templates: was 'simple', now ['the {}']"),
+        ("split_seed=3", "split_seed: was 0, now 3"),
+        ("test_share=0.1", "test_share: was 0.2, now 0.1"),
+        ("pool.limit=30", "pool.limit: was None, now 30"),
     ],
 )
-def test_a_changed_config_is_refused_naming_the_field_and_nothing_is_touched(finished, run_job, override, line):
+def test_what_all_figures_hang_on_is_refused_naming_the_field_and_nothing_is_touched(finished, run_job, override, line):
     before = tree(finished.place)
     ended = run_job(finished.settings, override)
     assert ended.code == 2
     assert ended.err.startswith(f"error: {finished.place} holds a campaign with another config: {line}. ")
-    assert "another storage_path" in ended.err
+    assert f"labels.given: {finished.place}" in ended.err
     assert tree(finished.place) == before
 
 
@@ -328,28 +313,28 @@ def test_stopped_in_and_after_every_stage_and_resumed_it_ends_where_an_undisturb
     """Every stage is stopped when it is complete, some also when they are all but; with one round, then two."""
     place = tmp_path / "run"
     settings = finished.settings | {"storage_path": str(place)}
-    in_the_middle = {"pool", "teacher", "round_000/select", "round_000/label", "round_000/train", "round_001/evaluate"}
-    original, made = Stage.writing, []
+    in_the_middle = {"pool part_000", "encode", "round 0 select", "round 0 label", "round 0 train", "round 0 predict",
+                     "round 1 evaluate"}  # fmt: skip
+    original, made = Writing.commit, []
 
-    @contextmanager
-    def writing(stage):
-        with original(stage) as out:
-            yield out
-            if stage.name in in_the_middle:
-                in_the_middle.remove(stage.name)
-                raise Killed(stage.name, "in the middle")
-        made.append(stage.name)
-        raise Killed(stage.name, "after")
+    def commit(out):
+        name, folder = out.folder.name, Path(out.folder.place.path)
+        if name in in_the_middle:
+            in_the_middle.remove(name)
+            raise Killed(folder, "in the middle")
+        original(out)
+        made.append(name)
+        raise Killed(folder, "after")
 
-    monkeypatch.setattr(Stage, "writing", writing)
+    monkeypatch.setattr(Writing, "commit", commit)
     for rounds in (1, 2):
         for _ in range(30):  # more than there are stops
             try:
                 ended = run_job(settings, f"rounds={rounds}")
             except Killed as stop:
-                name, when = stop.args
-                assert (place / name / MARKER).exists() == (when == "after")
-                assert (place / name).exists() == (when == "after")
+                folder, when = stop.args
+                assert (folder / MARKER).exists() == (when == "after")
+                assert folder.exists() == (when == "after")
                 continue
             break
         assert ended.code == 0, ended.err
@@ -395,7 +380,7 @@ def test_a_driver_killed_for_real_in_its_training_goes_on_to_the_same_picks_and_
 
     try:
         driver = start()
-        while not list(place.glob("ray_train/round-000-*/checkpoint_*")):
+        while not list(place.glob("ray_train/round-000-*/*/_DONE.json")):
             assert driver.poll() is None, driver.stdout.read()
             time.sleep(0.02)
         driver.kill()
@@ -412,16 +397,6 @@ def test_a_driver_killed_for_real_in_its_training_goes_on_to_the_same_picks_and_
 
 
 # ---------------------------------------------------------------- labels from people
-
-
-def fill(tasks: Path, answers: dict[str, str]) -> None:
-    """Write answers into the label column of tasks.csv, as people do."""
-    with open(tasks, newline="", encoding="utf-8-sig") as stream:
-        rows = list(csv.DictReader(stream))
-    with open(tasks, "w", newline="", encoding="utf-8") as stream:
-        writer = csv.DictWriter(stream, list(rows[0]))
-        writer.writeheader()
-        writer.writerows([row | {"label": answers.get(row["sample_id"], row["label"])} for row in rows])
 
 
 @pytest.fixture
@@ -467,7 +442,7 @@ def test_answers_given_in_part_are_kept_and_it_still_waits_for_the_rest(waiting,
     assert "Waiting for 1 label<" in (place / "report.html").read_text("utf-8")
     with pytest.raises(Reached):
         run_job(settings, "labels.min_answered=0.6")
-    assert labels_of(place) == {picks[0]: ("label", 2), picks[1]: ("label", 1)}
+    assert labels_of(place) == {picks[0]: ("label", "red"), picks[1]: ("label", "green")}
 
 
 def test_when_no_answer_names_a_class_it_waits_for_one_that_does(waiting, run_job, up_to_training):
@@ -477,12 +452,12 @@ def test_when_no_answer_names_a_class_it_waits_for_one_that_does(waiting, run_jo
     assert ended.code == 0
     assert ended.out.startswith("no answer names a class yet")
     (place / "answers").mkdir()
-    pool = pq.read_table(place / "pool" / "manifest.parquet").filter(pc.field("split") == "pool")
+    pool = manifest_of(place).filter(pc.field("split") == "pool")
     name = next(each for each in pool["sample_id"].to_pylist() if each not in picks)
     (place / "answers" / "more.csv").write_text(f"sample_id,label\n{name},red\n")
     with pytest.raises(Reached):
         run_job(settings)
-    assert labels_of(place)[name] == ("label", 2)
+    assert labels_of(place)[name] == ("label", "red")
 
 
 def test_answered_in_any_kind_of_file_it_goes_on_to_the_training(waiting, run_job, up_to_training):
@@ -495,7 +470,7 @@ def test_answered_in_any_kind_of_file_it_goes_on_to_the_training(waiting, run_jo
     for _ in range(2):
         with pytest.raises(Reached):
             run_job(settings)
-        expected = {picks[0]: ("label", 0), picks[1]: ("unsure", None), picks[2]: ("label", 1)}
+        expected = {picks[0]: ("label", "blue"), picks[1]: ("unsure", None), picks[2]: ("label", "green")}
         assert labels_of(place) == expected
         assert len(Ledger(Place.of(place) / "ledger").read()) == 3
     facts = json.loads((place / "round_000" / "label" / MARKER).read_text())["facts"]
@@ -521,7 +496,7 @@ def test_an_unknown_class_in_a_label_file_is_an_error_with_file_and_line_and_non
 
 def test_an_image_of_the_test_split_cannot_be_labeled(waiting, run_job):
     settings, place, _, _ = waiting
-    manifest = pq.read_table(place / "pool" / "manifest.parquet")
+    manifest = manifest_of(place)
     held_out = manifest.filter(pc.equal(manifest["split"], "test"))["sample_id"][0].as_py()
     (place / "answers").mkdir()
     (place / "answers" / "anna.csv").write_text(f"sample_id,label\n{held_out},red\n")
@@ -541,20 +516,19 @@ def test_a_cold_start_with_a_simulated_oracle_labels_what_pcoreset_picks_in_the_
     with pytest.raises(Reached):
         run_job(settings)
     place = Path(campaign.place.path)
-    table = pq.read_table(place / "teacher" / "data")
+    (file,) = place.glob("teacher/*/*/logits.parquet")
+    table = pq.read_table(file)
     table = table.filter(pc.and_(pc.equal(table["split"], "pool"), pc.is_null(table["error"]))).sort_by("sample_id")
-    logits = np.array(table["logits"].to_pylist())
-    probs = mixture(logits, logits, 1.0, 1.0)
+    probs = probabilities({"logits": np.array(table["logits"].to_pylist())})
     rows = Rows(table["sample_id"].to_pylist(), probs, None, np.full(len(probs), -1))
     expected = pick_in_process("pcoreset", LocalShards.split(rows, 1), rows.take(np.arange(0)), 3, 0, 0)
     assert picks_of(place, 0) == list(expected.ids)
     names = {name: name.split("/")[0] for name in expected.ids}
-    classes = ["blue", "green", "red"]
-    assert labels_of(place) == {key: ("label", classes.index(name)) for key, name in names.items()}
+    assert labels_of(place) == {key: ("label", name) for key, name in names.items()}
 
 
 def test_given_labels_are_the_start_and_nothing_is_asked(finished, seeded, run_job, up_to_training, tmp_path):
-    rows = pq.read_table(finished.place / "pool" / "manifest.parquet")
+    rows = manifest_of(finished.place)
     ids = rows.filter(pc.equal(rows["split"], "pool"))["sample_id"].to_pylist()[:4]
     file = tmp_path / "given.csv"
     file.write_text("sample_id,label\n" + "".join(f"{name},{name.split('/')[0]}\n" for name in ids))
@@ -563,8 +537,7 @@ def test_given_labels_are_the_start_and_nothing_is_asked(finished, seeded, run_j
         with pytest.raises(Reached):
             run_job(settings)
     place = Path(campaign.place.path)
-    classes = ["blue", "green", "red"]
-    assert labels_of(place) == {name: ("label", classes.index(name.split("/")[0])) for name in ids}
+    assert labels_of(place) == {name: ("label", name.split("/")[0]) for name in ids}
     assert picks_of(place, 0) == []
     assert not (place / "round_000" / "tasks.csv").exists()
     assert len(Ledger(Place.of(place) / "ledger").read()) == 4
@@ -586,10 +559,10 @@ def test_given_labels_of_an_unknown_class_are_an_error_with_file_and_line(finish
 @pytest.mark.parametrize(
     ("override", "words"),
     [
-        ("selection.strategy=pcorset", "unknown strategy 'pcorset'; known: badge,"),
-        ("student.backbone=resnet19", "unknown student.backbone 'resnet19'; timm has resnet1"),
-        ("teacher.model=ViT-B-23", "unknown teacher.model 'ViT-B-23'; open_clip has ViT-B"),
-        ("teacher.templates=simpel", "unknown template set 'simpel'; known:"),
+        ("selection.strategy=pcorset", "unknown strategy 'pcorset'; did you mean 'pcoreset'?"),
+        ("student.backbone=resnet19", "unknown student.backbone 'resnet19'; did you mean 'resnet1"),
+        ("teacher.model=ViT-B-23", "unknown teacher.model 'ViT-B-23'; did you mean 'ViT-B-32"),
+        ("teacher.templates=simpel", "unknown template set 'simpel'; did you mean 'simple'?"),
         ("selection.budgt=3", "selection.budgt: unknown key; did you mean 'budget'?"),
         ("student.pretrained=nowhere.pth", "student.pretrained: no file 'nowhere.pth'"),
     ],

@@ -1,48 +1,30 @@
-import contextlib
-import csv
-import io
-import json
+"""The append-only ledger: order, repeats, kills, concurrent writers; and what its labels mean after classes changed."""
+
 import os
-import pickle
 import re
 import tempfile
-import time
-from datetime import datetime
 
-import numpy as np
 import pyarrow as pa
-import pyarrow.fs as pafs
-import pyarrow.parquet as pq
 import pytest
-from hypothesis import HealthCheck, given, settings
+from fakes import object_store
+from hypothesis import HealthCheck, given
 from hypothesis import strategies as st
+from profiles import examples
 
-from raykd.labels import ledger as ledger_module
-from raykd.labels.ledger import (
-    KEY,
-    OUTCOMES,
-    ImportSummary,
-    LabelFileError,
-    Ledger,
-    collect,
-    read_answers,
-    write_tasks,
-)
+from raykd.errors import UserError
+from raykd.labels.files import import_folder
+from raykd.labels.ledger import OUTCOMES, Ledger, current_labels, resolve_renamed
 from raykd.store.place import Place
-from raykd.store.tables import LEDGER
-
-CLASSES = ["cat", "dog", "Grey Wolf"]
-IDS = ["a.jpg", "b.jpg", "c.jpg", "sub/d.jpg"]
-CSV = "sample_id,label,outcome,annotator,time\n"
+from raykd.store.tables import LABELS, LEDGER
 
 
-def rows(*answers, round=0, source="test"):
+def rows(*answers, number=0, source="test"):
     """Answers as (sample_id, label or outcome[, annotator[, time]])."""
     table = []
     for sample_id, answer, *more in answers:
         annotator, time = [*more, None, None][:2]
         outcome, label = (answer, None) if answer in OUTCOMES else ("label", answer)
-        values = (sample_id, outcome, label, annotator, time, source, round)
+        values = (sample_id, outcome, label, annotator, time, source, number, "train", None)
         table.append(dict(zip(LEDGER.names, values, strict=True)))
     return pa.Table.from_pylist(table, LEDGER)
 
@@ -54,25 +36,6 @@ def answered(table):
 @pytest.fixture
 def book(tmp_path):
     return Ledger(Place.of(tmp_path / "ledger"))
-
-
-def put(folder, name, content):
-    folder.mkdir(exist_ok=True)
-    (folder / name).write_bytes(content if isinstance(content, bytes) else content.encode())
-    return Place.of(folder / name)
-
-
-def read(tmp_path, content, name="labels.csv", classes=CLASSES, known=IDS, forbidden=(), **more):
-    return read_answers(put(tmp_path, name, content), classes, known, forbidden, **more)
-
-
-def refused(tmp_path, content, name="labels.csv", **more):
-    with pytest.raises(LabelFileError) as error:
-        read(tmp_path, content, name, **more)
-    return str(error.value).replace(str(tmp_path) + "/", "")
-
-
-# ---------------------------------------------------------------- the ledger
 
 
 def test_an_empty_ledger_is_an_empty_table(book):
@@ -200,16 +163,15 @@ def test_other_files_in_the_folder_are_not_read(book):
 
 
 def test_the_ledger_works_where_nothing_can_be_renamed(tmp_path, monkeypatch):
-    store = pafs.SubTreeFileSystem(str(tmp_path), pafs.LocalFileSystem())
-    (tmp_path / "bucket" / "ledger").mkdir(parents=True)
-    monkeypatch.setattr(Place, "_resolved", property(lambda self: (store, self.uri.removeprefix("store://"))))
-    book = Ledger(Place("store://bucket/ledger"))
+    book = Ledger(object_store(monkeypatch, "store://bucket", files=tmp_path) / "ledger")
+    book.place.fs.create_dir(book.place.path)
     assert not book.place.is_local
     assert book.append(rows(("a", "cat"))).new == 1
     assert book.append(rows(("a", "cat"), ("a", "dog"))) == (1, 1, ())
-    (Place("store://bucket/answers") / "x.csv").fs.create_dir("bucket/answers")
-    (Place("store://bucket/answers") / "x.csv").write_bytes((CSV + "b.jpg,dog,,,\n").encode())
-    assert collect(Place("store://bucket/answers"), CLASSES, IDS, (), book, 0).new == 1
+    answers = Place("store://bucket/answers")
+    answers.fs.create_dir("bucket/answers")
+    (answers / "x.csv").write_bytes(b"sample_id,label\nb.jpg,dog\n")
+    assert import_folder(answers, ["cat", "dog"], ["b.jpg"], (), book, round_number=0).new == 1
     assert answered(book.current()) == {"a": "dog", "b.jpg": "dog"}
 
 
@@ -221,7 +183,7 @@ answers_st = st.tuples(
 )
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@examples(60, suppress_health_check=[HealthCheck.too_slow])
 @given(imports=st.lists(st.lists(answers_st, max_size=5), max_size=6), data=st.data())
 def test_any_interleaving_equals_a_plain_list_and_repeats_change_nothing(imports, data):
     with tempfile.TemporaryDirectory() as folder:
@@ -232,12 +194,12 @@ def test_any_interleaving_equals_a_plain_list_and_repeats_change_nothing(imports
                 key = tuple(value or None for value in answer)
                 if key not in plain and key not in fresh:
                     fresh.append(key)
-            done = book.append(rows(*batch, round=number, source=f"file {number}"))
+            done = book.append(rows(*batch, number=number, source=f"file {number}"))
             assert (done.new, done.known) == (len(fresh), len(batch) - len(fresh))
             plain += fresh
             if batch and data.draw(st.booleans()):  # an import that was done is done once more
                 again = data.draw(st.sampled_from(imports[: number + 1]))
-                assert book.append(rows(*again, round=9)).new == 0
+                assert book.append(rows(*again, number=9)).new == 0
         table = book.read()
         kept = [
             (row["sample_id"], row["label"] or row["outcome"], row["annotator"], row["time"])
@@ -248,458 +210,110 @@ def test_any_interleaving_equals_a_plain_list_and_repeats_change_nothing(imports
         assert answered(current) == {sample_id: answer for sample_id, answer, *_ in plain}
         assert current["sample_id"].to_pylist() == sorted(answered(current))
         for batch in data.draw(st.permutations(imports)):
-            assert book.append(rows(*batch, round=9)).new == 0
+            assert book.append(rows(*batch, number=9)).new == 0
         assert book.read().equals(table)
 
 
-# ---------------------------------------------------------------- reading label files
-
-FULL = [
-    {"sample_id": "a.jpg", "label": "cat", "annotator": "ann", "time": "2026-01-01", "uri": "x", "rank": 3},
-    {"sample_id": "b.jpg", "label": None, "outcome": "unsure"},
-    {"sample_id": "c.jpg", "label": None, "outcome": None},
-    {"sample_id": "sub/d.jpg", "label": "none of the classes", "annotator": " bob "},
-]
-
-
-def full(ending):
-    if ending == "jsonl":
-        return "\n".join(map(json.dumps, FULL)).encode()
-    if ending == "parquet":
-        sink = io.BytesIO()
-        names = ["sample_id", "label", "outcome", "annotator", "time", "rank"]
-        pq.write_table(pa.table({name: [row.get(name) for row in FULL] for name in names}), sink)
-        return sink.getvalue()
-    out = io.StringIO()
-    writer = csv.DictWriter(out, ["uri", *KEY, "rank"], delimiter={"csv": ",", "semicolon": ";", "tab": "\t"}[ending])
-    writer.writeheader()
-    writer.writerows(FULL)
-    return out.getvalue().encode()
-
-
-@pytest.mark.parametrize("kind", ["csv", "semicolon", "tab", "jsonl", "parquet"])
-def test_every_format_gives_the_same_answers(tmp_path, kind):
-    name = f"x.{kind}" if kind in ("jsonl", "parquet") else "x.csv"
-    expected = rows(
-        ("a.jpg", "cat", "ann", "2026-01-01"),
-        ("b.jpg", "unsure"),
-        ("sub/d.jpg", "none_of_the_classes", "bob"),
-        source=name,
-        round=4,
-    )
-    contents = (
-        [full(kind)]
-        if kind == "parquet"
-        else [full(kind), b"\xef\xbb\xbf" + full(kind), full(kind).replace(b"\r\n", b"\n")]
-    )
-    for content in contents:
-        table, unanswered = read(tmp_path, content, name, round=4)
-        assert table.to_pylist() == expected.to_pylist()
-        assert table.schema == LEDGER
-        assert unanswered == 1
+def test_an_answer_is_for_training_unless_it_says_otherwise(book):
+    bare = rows(("a", "cat"), ("b", "dog")).drop_columns(["role", "probability"])
+    assert book.append(bare).new == 2
+    audit = rows(("c", "cat")).set_column(7, "role", pa.array(["audit"])).set_column(8, "probability", pa.array([0.25]))
+    assert book.append(audit).new == 1
+    kept = book.read()
+    assert kept.schema == LEDGER
+    assert kept["role"].to_pylist() == ["train", "train", "audit"]
+    assert kept["probability"].to_pylist() == [None, None, 0.25]
 
 
 @pytest.mark.parametrize(
-    "known", [IDS, set(IDS), pa.array(IDS), pa.chunked_array([IDS[:2], IDS[2:]]), dict.fromkeys(IDS)]
-)
-def test_known_ids_come_in_any_shape(tmp_path, known):
-    assert len(read(tmp_path, "sample_id,label\nc.jpg,cat\n", known=known).rows) == 1
-    assert "line 2: sample 'c.jpg' is a" in refused(tmp_path, "sample_id,label\nc.jpg,cat\n", forbidden=known)
-
-
-def test_no_ids_at_all_is_an_error_of_the_row(tmp_path):
-    empty = pa.chunked_array([], pa.string())
-    assert "there is no sample to label" in refused(tmp_path, "sample_id,label\nc.jpg,cat\n", known=empty)
-
-
-@pytest.mark.parametrize(
-    "content", ["", "\ufeff", "\r\n\n", "sample_id,label\n", "sample_id,label", "sample_id,label\n,\n\n , \n"]
-)
-def test_a_file_with_nothing_in_it_has_no_answers(tmp_path, content):
-    assert read(tmp_path, content) == (LEDGER.empty_table(), 0)
-
-
-def test_an_empty_jsonl_or_parquet_table_has_no_answers(tmp_path):
-    assert len(read(tmp_path, "\n", "x.jsonl").rows) == 0
-    sink = io.BytesIO()
-    pq.write_table(pa.table({"sample_id": pa.array([], pa.string()), "label": pa.array([], pa.int64())}), sink)
-    assert read(tmp_path, sink.getvalue(), "x.parquet") == (LEDGER.empty_table(), 0)
-
-
-@pytest.mark.parametrize(
-    ("written", "meant"),
+    ("column", "value"),
     [
-        ("cat", "cat"),
-        ("  DOG ", "dog"),
-        ("grey wolf", "Grey Wolf"),
-        ("2", "Grey Wolf"),
-        ("Unsure", "unsure"),
-        ("Cannot Label", "cannot_label"),
-        ("cannot-label", "cannot_label"),
-        ("NONE of the  classes", "none_of_the_classes"),
+        ("role", "judge"),
+        ("probability", 0.0),
+        ("probability", 1.5),
+        ("probability", -0.1),
+        ("probability", float("nan")),
     ],
 )
-def test_what_text_means(tmp_path, written, meant):
-    assert answered(read(tmp_path, f'sample_id,label\na.jpg,"{written}"\n').rows) == {"a.jpg": meant}
-    line = json.dumps({"sample_id": "a.jpg", "label": written})
-    assert answered(read(tmp_path, line, "x.jsonl").rows) == {"a.jpg": meant}
+def test_a_role_or_a_probability_that_is_none_is_refused(book, column, value):
+    good = rows(("a", "cat"))
+    bad = good.set_column(
+        LEDGER.get_field_index(column), LEDGER.field(column), pa.array([value], LEDGER.field(column).type)
+    )
+    with pytest.raises(UserError, match=r"1 of 1 answers are not valid, .*a role \(train, audit\) and, of an image"):
+        book.append(bad)
+    assert not book.place.exists()
 
 
-@pytest.mark.parametrize(
-    ("classes", "label", "meant"),
-    [
-        (["zero", "one"], 1, "one"),
-        (["zero", "one"], 1.0, "one"),
-        (["zero", "one"], "1", "one"),
-        (["zero", "one"], 2, "no class has index 2; there are 2, from 0"),
-        (["zero", "one"], "2", "no class has index 2"),
-        (["zero", "one"], -1, "no class has index -1"),
-        (["zero", "one"], 0.5, "label 0.5 (float); expected a class name or a class index"),
-        (["zero", "one"], True, "label True (bool)"),
-        (["zero", "one"], ["one"], "label ['one'] (list)"),
-        (["0", "1"], 1, "1"),
-        (["0", "1"], "1", "1"),
-        (["1", "2", "3"], "1", "1"),
-        (["1", "2", "3"], "0", "unknown label '0'"),
-        (["1", "2", "3"], 1, "label 1 could be a class index or a name such as '1'; write names as text"),
-        (["unsure", "sure"], "unsure", "unsure"),
-        (["Cat", "cat"], "cat", "cat"),
-        (["Cat", "cat"], "CAT", "label 'CAT' could be 'Cat' or 'cat'; write it exactly"),
-        (["café", "bar"], "CAFE\u0301", "café"),
-        (["-1", "+1"], "'+1", "+1"),
-        (["'tis", "dog"], "'tis", "'tis"),
-    ],
-)
-def test_what_a_label_means_with_awkward_classes(tmp_path, classes, label, meant):
-    line = json.dumps({"sample_id": "a.jpg", "label": label})
-    if meant in classes:
-        table = read(tmp_path, line, "x.jsonl", classes=classes).rows
-        assert (table["outcome"][0].as_py(), table["label"][0].as_py()) == ("label", meant)
+# ---------------------------------------------------------------- classes that were renamed
+
+
+def renamed_by_steps(renamed, name):
+    """The plain way: one step after another, until there is none or one too many."""
+    for _ in range(len(renamed) + 1):
+        if name not in renamed:
+            return name
+        name = renamed[name]
+    return None  # a circle
+
+
+NAMES = st.sampled_from("abcdef")
+
+
+@given(st.dictionaries(NAMES, NAMES, max_size=6))
+def test_old_names_lead_to_their_ends_or_are_refused_when_they_lead_in_a_circle(renamed):
+    ends = {name: renamed_by_steps(renamed, name) for name in renamed}
+    if None in ends.values():
+        with pytest.raises(UserError, match=r"labels.renamed leads in a circle: '.' -> .*in the end, a class of today"):
+            resolve_renamed(renamed)
     else:
-        assert f"x.jsonl, line 1: {meant}" in refused(tmp_path, line, "x.jsonl", classes=classes)
+        assert resolve_renamed(renamed) == ends
 
 
-def test_a_class_with_the_name_of_an_outcome_leaves_the_outcome_column(tmp_path):
-    table = read(tmp_path, CSV + "a.jpg,,unsure,,\nb.jpg,unsure,,,\n", classes=["unsure", "sure"]).rows
-    assert table["outcome"].to_pylist() == ["unsure", "label"]
+def test_a_circle_is_shown_as_it_goes_round():
+    with pytest.raises(UserError, match="'a' -> 'b' -> 'a';"):
+        resolve_renamed({"a": "b", "b": "a"})
+    with pytest.raises(UserError, match="'a' -> 'a';"):
+        resolve_renamed({"a": "a"})
 
 
-def test_parquet_columns_of_other_types(tmp_path):
-    sink = io.BytesIO()
-    table = {
-        "Sample_ID": pa.array([7, 8, 9]),
-        "label": pa.array([1.0, float("nan"), 0.0]),
-        "time": pa.array([datetime(2026, 1, 2)] * 3, pa.timestamp("ns")),
-        "image": pa.array([b"..."] * 3),
-    }
-    pq.write_table(pa.table(table), sink)
-    answers = read(tmp_path, sink.getvalue(), "x.parquet", known=["7", "8", "9"])
-    assert answered(answers.rows) == {"7": "dog", "9": "cat"}
-    assert answers.rows["time"][0].as_py() == "2026-01-02 00:00:00.000000000"
-    assert answers.unanswered == 1
-    pq.write_table(
-        pa.table({"sample_id": ["a.jpg"], "label": pa.array(["dog"]).dictionary_encode()}), sink := io.BytesIO()
+def test_labels_are_read_by_todays_names_and_stay_as_they_were_on_disk(book):
+    book.append(rows(("a", "puppy"), ("b", "whelp"), ("c", "cat"), ("d", "unsure")))
+    today = Ledger(book.place, {"whelp": "puppy", "puppy": "dog"})
+    labels = current_labels(today, ["cat", "dog"])
+    assert labels.schema == LABELS
+    assert answered(labels) == {"a": "dog", "b": "dog", "c": "cat", "d": "unsure"}
+    assert answered(book.current()) == {"a": "puppy", "b": "whelp", "c": "cat", "d": "unsure"}
+
+
+def test_what_was_imported_before_a_class_was_renamed_is_known_after_it(book):
+    """Else a file that is still in the answers folder would be appended again, after what was said since."""
+    before = rows(("a", "puppy", "ann"))
+    book.append(before)
+    book.append(rows(("a", "cat", "bob")))
+    today = Ledger(book.place, {"puppy": "dog"})
+    for again in (before, rows(("a", "dog", "ann"))):
+        done = today.append(again)
+        assert (done.new, done.known) == (0, 1)
+        assert done.superseded == (
+            "a: ann says 'dog' again, but the current answer is 'cat' (bob); give a time to go back",
+        )
+    assert answered(today.current()) == {"a": "cat"}
+
+
+def test_labels_of_no_class_are_counted_and_it_is_said_what_to_write(book):
+    book.append(rows(("a", "puppy"), ("b", "puppy"), ("c", "cat"), ("d", "whelp"), ("e", "cannot_label")))
+    with pytest.raises(UserError) as error:
+        current_labels(book, ["cat", "dog"])
+    assert str(error.value) == (
+        f"{book.place} has labels that are no class: 'puppy' (2 labels), 'whelp' (1 label); say what they are called "
+        "now (labels.renamed: {puppy: ...}), or put them back among the classes; known: cat, dog"
     )
-    assert answered(read(tmp_path, sink.getvalue(), "x.parquet").rows) == {"a.jpg": "dog"}
+    with pytest.raises(UserError, match=r"no class: 'whelp' \(1 label\)"):
+        current_labels(Ledger(book.place, {"puppy": "dog"}), ["cat", "dog"])
+    book.append(rows(("d", "dog")))
+    assert answered(current_labels(Ledger(book.place, {"puppy": "dog"}), ["cat", "dog"]))["d"] == "dog"
 
 
-BAD = {
-    "unknown label": ("a.jpg,cta,,,", "unknown label 'cta'; did you mean 'cat'?"),
-    "copied guess": ("a.jpg,grey wolf (0.87),,,", "did you mean 'Grey Wolf'?"),
-    "nothing near": ("a.jpg,zebra,,,", "classes: 'cat', 'dog', 'Grey Wolf'; or unsure, cannot_label, none"),
-    "unknown id": ("d.jpg,cat,,,", "unknown sample_id 'd.jpg'; did you mean 'sub/d.jpg'?"),
-    "strange id": ("zzz,cat,,,", "unknown sample_id 'zzz'; ids look like 'a.jpg'"),
-    "test id": ("t.jpg,cat,,,", "sample 't.jpg' is a test image: measured on, never learned from"),
-    "no id": (",cat,,,", "sample_id is ''; expected the id of a sample"),
-    "no label": ("a.jpg,,label,,", "the outcome is 'label', but the label is empty"),
-    "both": ("a.jpg,cat,unsure,,", "the outcome is 'unsure', yet there is a label, 'cat'; keep one of the two"),
-    "outcome": ("a.jpg,,unshure,,", "unknown outcome 'unshure'; did you mean 'unsure'?"),
-    "far outcome": ("a.jpg,,42,,", "unknown outcome '42'; known: label, unsure, cannot_label, none_of_the_classes"),
-    "cells": ("a.jpg,cat,,,,x", "6 cells under a header of 5; put quotes around a cell with ','"),
-    "quote": ('"a.jpg"x,cat', "the row that begins here is not CSV ("),
-    "open quote": ('a.jpg,"cat,,,\nb.jpg,cat,,,', "is a quote missing or never closed?"),
-}
-
-
-@pytest.mark.parametrize("case", BAD)
-def test_a_bad_row_is_named_by_its_true_line(tmp_path, case):
-    row, message = BAD[case]
-    before = '\r\nb.jpg,cat,,"of two\r\nlines",\r\n\r\n'
-    text = refused(tmp_path, "\ufeff" + CSV.strip() + before + row + "\r\n", forbidden={"t.jpg": "test"})
-    first, second = text.split("\n")
-    assert first == "labels.csv: 1 problem, so nothing of this file was imported"
-    assert second.startswith("labels.csv, line 5: ")
-    assert message in second
-
-
-@pytest.mark.parametrize(
-    ("name", "content", "message"),
-    [
-        ("x.csv", "sample_id;class\na;cat\n", "x.csv, line 1: the columns are 'sample_id', 'class'; expected"),
-        ("x.csv", "\nid,label\na,cat\n", "x.csv, line 2: the columns are 'id', 'label'; expected 'sample_id'"),
-        ("x.csv", "sample_id,label,Label\n", "x.csv, line 1: there is more than one column 'label'"),
-        ("x.csv", b"sample_id,label\na.jpg,cat\nb.jpg,caf\xe9\n", "x.csv, line 3: not UTF-8 (byte 0xe9); save"),
-        ("x.csv", "sample_id,label".encode("utf-16"), "x.csv, line 1: not UTF-8 (byte 0xff)"),
-        ("x.jsonl", '{"sample_id": "a.jpg", "label": "cat"}\n\n{"sample_id":\n', "line 3: not JSON: Expecting value"),
-        ("x.jsonl", '["a.jpg", "cat"]', 'x.jsonl, line 1: \'["a.jpg", "cat"]\'; expected an object such as {'),
-        ("x.jsonl", '{"sample_id": "a.jpg", "class": "cat"}', "x.jsonl: the columns are 'class', 'sample_id'"),
-        ("x.jsonl", '{"sample_id": 1.5, "label": "cat"}', "x.jsonl, line 1: sample_id is 1.5; expected the id"),
-        ("x.parquet", b"PAR0", "x.parquet: not a Parquet file that can be read"),
-        ("x.txt", "", "x.txt: unknown kind of file; expected .csv, .jsonl, .parquet"),
-    ],
-)
-def test_a_bad_file_is_named(tmp_path, name, content, message):
-    assert message in refused(tmp_path, content, name)
-
-
-def test_a_missing_file_is_named(tmp_path):
-    with pytest.raises(LabelFileError, match=r"gone\.csv: no such file"):
-        read_answers(Place.of(tmp_path / "gone.csv"), CLASSES, IDS)
-
-
-def test_a_bad_row_of_a_parquet_file_is_named(tmp_path):
-    pq.write_table(pa.table({"sample_id": ["a.jpg", "b.jpg"], "label": ["cat", "cow"]}), sink := io.BytesIO())
-    assert "x.parquet, row 2: unknown label 'cow'" in refused(tmp_path, sink.getvalue(), "x.parquet")
-    pq.write_table(pa.table({"sample_id": ["a.jpg"], "text": ["cat"]}), sink := io.BytesIO())
-    assert "x.parquet: the columns are 'sample_id', 'text'" in refused(tmp_path, sink.getvalue(), "x.parquet")
-
-
-def test_the_same_sample_twice_by_one_annotator_must_agree(tmp_path):
-    twice = CSV + "a.jpg,cat,,ann,\na.jpg,dog,,bob,\na.jpg,Cat,,ann,\n"
-    assert answered(read(tmp_path, twice).rows) == {"a.jpg": "cat"}
-    text = refused(tmp_path, twice + "a.jpg,unsure,,ann,\n")
-    assert "labels.csv, line 5: sample 'a.jpg' is 'unsure' here, but 'cat' by ann in line 2; keep one" in text
-
-
-def test_twenty_problems_are_shown_in_order_and_the_rest_counted(tmp_path):
-    lines = [f"{'a.jpg' if n % 2 else 'nope'},{'cow' if n % 2 else 'cat'}" for n in range(50)]
-    text = refused(tmp_path, "sample_id,label\n" + "\n".join(lines)).split("\n")
-    assert text[0] == "labels.csv: 50 problems, so nothing of this file was imported"
-    assert [int(re.search(r"line (\d+)", line)[1]) for line in text[1:-1]] == list(range(2, 22))
-    assert text[-1] == "... and 30 more"
-
-
-def test_a_file_that_is_wrong_all_over_is_refused_quickly_with_hints_where_shown(tmp_path):
-    classes = [f"class {n}" for n in range(1000)]
-    content = "sample_id,label\n" + "".join(f"a.jpg,clas {n % 1000}\nz{n},class 1\n" for n in range(5000))
-    started = time.perf_counter()
-    text = refused(tmp_path, content, classes=classes).split("\n")
-    assert time.perf_counter() - started < 10  # 100 s when every row gets a hint
-    assert len(text) == 22
-    assert all("did you mean" in line or "ids look like" in line for line in text[1:-1])
-
-
-def test_the_error_survives_a_trip_between_processes(tmp_path):
-    with pytest.raises(LabelFileError) as error:
-        read(tmp_path, "sample_id,label\na.jpg,cow\n")
-    assert str(pickle.loads(pickle.dumps(error.value))) == str(error.value)
-
-
-def test_a_large_pool_still_gets_a_hint_for_an_id_without_its_folder(tmp_path):
-    known = pa.array([f"images/cls/{n:06d}.jpg" for n in range(50_000)])
-    text = refused(tmp_path, "sample_id,label\ncls/012345.jpg,cat\nx(1.jpg,cat\n", known=known)
-    assert "did you mean 'images/cls/012345.jpg'?" in text
-    assert "unknown sample_id 'x(1.jpg'; ids look like 'images/cls/000000.jpg'" in text
-
-
-# ---------------------------------------------------------------- tasks.csv
-
-
-def guesses(probs, classes):
-    order = np.argsort(-probs, axis=1, kind="stable").tolist()
-    return {
-        f"guess_{i + 1}": [f"{classes[best[i]]} ({probs[n, best[i]]:.2f})" for n, best in enumerate(order)]
-        for i in range(min(3, len(classes)))
-    }
-
-
-def tasks_table(ids, classes=CLASSES):
-    probs = np.random.default_rng(0).dirichlet(np.ones(len(classes)), len(ids))
-    columns = {"sample_id": ids, "uri": [f"/pool/{name}" for name in ids], "rank": list(range(len(ids)))}
-    return pa.table(columns | guesses(probs, classes))
-
-
-def test_tasks_are_written_in_rank_order_with_the_best_guesses(tmp_path):
-    table = pa.table(
-        {"sample_id": ["b.jpg", "a.jpg"], "uri": ["/b.jpg", "/a, b.jpg"], "rank": [1, 0]}
-        | guesses(np.array([[0.2, 0.2, 0.6], [0.874, 0.1, 0.026]]), CLASSES)
-    )
-    place = Place.of(tmp_path / "round_000" / "tasks.csv")
-    assert write_tasks(place, table)
-    assert place.read_bytes().decode() == (
-        "sample_id,uri,rank,guess_1,guess_2,guess_3,label,annotator\n"
-        'a.jpg,"/a, b.jpg",0,cat (0.87),dog (0.10),Grey Wolf (0.03),,\n'
-        "b.jpg,/b.jpg,1,Grey Wolf (0.60),cat (0.20),dog (0.20),,\n"
-    )
-    assert read_answers(place, CLASSES, IDS) == (LEDGER.empty_table(), 2)
-
-
-def test_two_classes_have_two_guesses(tmp_path):
-    assert write_tasks(place := Place.of(tmp_path / "tasks.csv"), tasks_table(["a"], ["yes", "no"]))
-    assert re.fullmatch(
-        r"a,/pool/a,0,(yes|no) \(0.\d\d\),(yes|no) \(0.\d\d\),,,", place.read_bytes().decode().split("\n")[1]
-    )
-
-
-def test_tasks_that_people_may_have_filled_are_left_alone(tmp_path):
-    place = put(tmp_path, "tasks.csv", "sample_id,label\na.jpg,cat\n")
-    assert not write_tasks(place, tasks_table(IDS))
-    assert place.read_bytes() == b"sample_id,label\na.jpg,cat\n"
-
-
-def test_tasks_have_a_bom_only_when_excel_needs_one(tmp_path):
-    write_tasks(one := Place.of(tmp_path / "1.csv"), tasks_table(["a"]))
-    write_tasks(two := Place.of(tmp_path / "2.csv"), tasks_table(["ä"]))
-    assert one.read_bytes()[:3] == b"sam"
-    assert two.read_bytes()[:3] == b"\xef\xbb\xbf"
-
-
-NASTY = [
-    "=1+1",
-    "'=1+1",
-    "''=1+1",
-    "+a",
-    "-b.jpg",
-    "@c",
-    " =d",
-    "\t=e",
-    "\uff1df",
-    "'g",
-    "'",
-    "a;=h",
-    "a\t@i",
-    'j"k',
-    "l,m",
-    "n\r\no",
-]
-
-
-@pytest.mark.parametrize("separator", [",", ";", "\t"])
-def test_no_cell_of_tasks_is_a_formula_under_any_separator(tmp_path, separator):
-    classes = ["=cmd()", "+1", "a;@b"]
-    write_tasks(place := Place.of(tmp_path / "tasks.csv"), tasks_table(NASTY, classes))
-    text = place.read_bytes().decode("utf-8-sig")
-    for cells in csv.reader(io.StringIO(text, newline=""), delimiter=separator):
-        for cell in cells:
-            assert not re.match(r"[\s\"]*[=+\-@\uff1d\uff0b\uff0d\uff20]", cell), cell
-
-
-text_st = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), min_size=1, max_size=6)
-ids_st = st.lists(
-    (text_st | st.text("=+-@'\t ;,\"\r\na", min_size=1, max_size=5)).filter(str.strip),
-    min_size=1,
-    max_size=8,
-    unique=True,
-)
-
-
-@settings(max_examples=150, deadline=None)
-@given(ids=ids_st, mark=st.sampled_from(",;\t"), bom=st.booleans())
-def test_every_id_comes_back_from_tasks(ids, mark, bom):
-    with tempfile.TemporaryDirectory() as folder:
-        write_tasks(place := Place.of(folder) / "tasks.csv", tasks_table(ids))
-        lines = list(csv.reader(io.StringIO(place.read_bytes().decode("utf-8-sig"), newline="")))
-        out = io.StringIO()  # as a spreadsheet saves it
-        writer = csv.writer(out, delimiter=mark)
-        writer.writerows([lines[0]] + [[*cells[:6], "dog", "ann"] for cells in lines[1:]])
-        (Place.of(folder) / "filled.csv").write_bytes(out.getvalue().encode("utf-8-sig" if bom else "utf-8"))
-        table, unanswered = read_answers(Place.of(folder) / "filled.csv", CLASSES, [*NASTY, *ids])
-        assert table["sample_id"].to_pylist() == ids
-        assert set(table["label"].to_pylist()) == {"dog"}
-        assert unanswered == 0
-
-
-# ---------------------------------------------------------------- a folder of label files
-
-
-def test_a_folder_is_imported_by_name_and_twice_changes_nothing(tmp_path, book):
-    folder = tmp_path / "answers"
-    assert collect(Place.of(folder), CLASSES, IDS, (), book, 0) == ImportSummary(0, 0, 0, 0, (), ())
-    put(folder, "2.csv", "sample_id,label\na.jpg,dog\nb.jpg,\n")
-    put(folder, "1.CSV", "sample_id,label\na.jpg,cat\n")
-    put(folder, "3.jsonl", full("jsonl"))
-    put(folder, "4.parquet", full("parquet"))
-    for name in (".~lock.2.csv#", "~$2.csv", ".5.csv"):
-        put(folder, name, "rubbish")
-    put(folder, "labels.xlsx", "rubbish")
-    (folder / "deeper").mkdir()
-    put(folder / "deeper", "6.csv", "rubbish")
-    first = collect(Place.of(folder), CLASSES, pa.array(IDS), {}, book, 3)
-    assert (first.files, first.new, first.known, first.unanswered, first.ignored) == (4, 5, 3, 3, ("labels.xlsx",))
-    table = book.read()
-    assert table["source"].to_pylist() == ["1.CSV", "2.csv", "3.jsonl", "3.jsonl", "3.jsonl"]
-    assert set(table["round"].to_pylist()) == {3}
-    again = collect(Place.of(folder), CLASSES, IDS, (), book, 4)
-    assert (again.new, again.known) == (0, 8)
-    assert book.read().equals(table)
-    assert "4 label files: 0 new answers, 8 known, 3 not given yet; " in str(again)
-    assert "a.jpg: an answer says 'dog' again, but the current answer is 'cat' (ann); give a time" in str(again)
-    assert str(again).endswith("; not read: labels.xlsx")
-
-
-def test_an_edited_file_gives_the_new_answer(tmp_path, book):
-    folder = tmp_path / "answers"
-    for label, current in (("cat", "cat"), ("dog", "dog"), ("cat", "dog")):
-        put(folder, "a.csv", f"sample_id,label\na.jpg,{label}\n")
-        done = collect(Place.of(folder), CLASSES, IDS, (), book, 0)
-        assert answered(book.current()) == {"a.jpg": current}
-    assert len(done.superseded) == 1
-    put(folder, "a.csv", "sample_id,label,time\na.jpg,cat,again\n")
-    assert collect(Place.of(folder), CLASSES, IDS, (), book, 0).superseded == ()
-    assert answered(book.current()) == {"a.jpg": "cat"}
-
-
-def test_a_bad_file_stops_after_the_good_ones_and_nothing_of_it_is_applied(tmp_path, book):
-    folder = tmp_path / "answers"
-    put(folder, "1.csv", "sample_id,label\na.jpg,cat\n")
-    put(folder, "2.csv", "sample_id,label\nb.jpg,cat\nc.jpg,cow\n")
-    put(folder, "3.csv", "sample_id,label\nsub/d.jpg,cat\n")
-    with pytest.raises(LabelFileError, match=r"answers/2.csv, line 3: unknown label 'cow'"):
-        collect(Place.of(folder), CLASSES, IDS, (), book, 0)
-    assert answered(book.read()) == {"a.jpg": "cat"}
-    put(folder, "2.csv", "sample_id,label\nb.jpg,cat\nc.jpg,dog\n")
-    assert collect(Place.of(folder), CLASSES, IDS, (), book, 0).new == 3
-    assert answered(book.current()) == {"a.jpg": "cat", "b.jpg": "cat", "c.jpg": "dog", "sub/d.jpg": "cat"}
-
-
-@settings(max_examples=25, deadline=None)
-@given(
-    files=st.dictionaries(
-        st.sampled_from(["a.csv", "b.csv", "c.jsonl"]),
-        st.dictionaries(st.sampled_from(IDS), st.sampled_from([*CLASSES, "unsure", ""]), min_size=1),
-    ),
-    kill_at=st.integers(0, 3),
-)
-def test_a_collect_killed_anywhere_and_repeated_equals_one_that_was_not(files, kill_at):
-    with tempfile.TemporaryDirectory() as folder:
-        for name, labels in files.items():
-            if name.endswith("csv"):
-                content = "sample_id,label\n" + "".join(f"{sample_id},{label}\n" for sample_id, label in labels.items())
-            else:
-                content = "".join(
-                    json.dumps({"sample_id": one, "label": label}) + "\n" for one, label in labels.items()
-                )
-            (Place.of(folder) / "answers" / name).write_bytes(content.encode())
-        whole, killed = Ledger(Place.of(folder) / "whole"), Ledger(Place.of(folder) / "killed")
-        collect(Place.of(folder) / "answers", CLASSES, IDS, (), whole, 0)
-
-        replaced = 0
-
-        def kill(source, target, replace=os.replace):
-            nonlocal replaced
-            if replaced == kill_at:
-                raise KeyboardInterrupt
-            replaced += 1
-            replace(source, target)
-
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(os, "replace", kill)
-            with contextlib.suppress(KeyboardInterrupt):
-                collect(Place.of(folder) / "answers", CLASSES, IDS, (), killed, 0)
-        collect(Place.of(folder) / "answers", CLASSES, IDS, (), killed, 0)
-        assert killed.read().equals(whole.read())
-        assert killed.current().equals(whole.current())
-
-
-def test_the_ledger_knows_no_ray():
-    assert "ray" not in {name.split(".")[0] for name in vars(ledger_module)}
+def test_an_empty_ledger_has_no_labels(book):
+    assert current_labels(book, ["cat"]).equals(LABELS.empty_table())

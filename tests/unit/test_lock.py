@@ -10,8 +10,8 @@ import subprocess
 import sys
 import threading
 
-import pyarrow.fs as pafs
 import pytest
+from fakes import object_store
 
 from raykd.errors import StorageError, UserError
 from raykd.store import lock
@@ -25,15 +25,7 @@ OTHER = {"token": "theirs", "host": "node-7", "pid": 4711, "since": "2026-01-02T
 @pytest.fixture
 def store(tmp_path, monkeypatch) -> Place:
     """A folder on an object store, whose objects are files of the test's own folder."""
-    filesystem = pafs.SubTreeFileSystem(str(tmp_path), pafs.LocalFileSystem())
-    resolved = Place._resolved.func
-
-    def resolve(place):
-        return (filesystem, place.uri.removeprefix("s3://")) if place.uri.startswith("s3://") else resolved(place)
-
-    monkeypatch.setattr(Place, "_resolved", property(resolve))
-    (tmp_path / "bucket").mkdir()
-    return Place("s3://bucket")
+    return object_store(monkeypatch, "s3://bucket", files=tmp_path)
 
 
 @pytest.fixture(params=["disk", "object store"])

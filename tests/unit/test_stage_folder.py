@@ -6,8 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from raykd.errors import UserError
 from raykd.store.place import Place
-from raykd.store.stage_folder import MARKER, Stage, differences, fingerprint, flatten
+from raykd.store.stage_folder import MARKER, StageFolder, differences, fingerprint, flatten, read_done
 
 INPUTS = {"student": {"steps": 200, "crop_area": [0.5, 1.0]}, "seed": 0, "classes": ["a", "b"]}
 plain = st.recursive(
@@ -30,6 +31,10 @@ def place(request, tmp_path):
     return root / "round_003" / "select"
 
 
+def folder_of(place, inputs, still_ours=lambda: None, settings=None):
+    return StageFolder(place, "round 3 select", 1, inputs, settings or {}, still_ours)
+
+
 def make(stage, rows=b"rows"):
     with stage.writing() as out:
         (out.place / "picks.parquet").write_bytes(rows)
@@ -40,25 +45,25 @@ def make(stage, rows=b"rows"):
 
 
 def test_a_finished_stage_is_done_and_remembers_its_facts(place):
-    stage = Stage(place, INPUTS)
-    assert not stage.is_done()
+    stage = folder_of(place, INPUTS)
+    assert stage.done() is None
     make(stage)
-    assert stage.is_done()
-    assert stage.facts["rows"] == 4
-    assert stage.facts["seconds"] >= 0
+    assert stage.done() is not None
+    assert stage.done().facts["rows"] == 4
+    assert stage.done().facts["seconds"] >= 0
     assert (place / "picks.parquet").read_bytes() == b"rows"
     assert {info.base_name for info in place.files()} == {"picks.parquet", MARKER}
     marker = (place / MARKER).read_json()
-    assert marker["stage"] == "round_003/select"
-    assert marker["inputs"] == INPUTS
-    assert marker["fingerprint"] == stage.fingerprint
+    assert marker["stage"] == "round 3 select"
+    assert marker["made_from"] == {"version": 1, **INPUTS}
+    assert marker["fingerprint"] == stage.fingerprint == stage.done().fingerprint
 
 
 def test_the_same_inputs_skip_in_whatever_order_and_as_tuples_too(place):
-    make(Stage(place, INPUTS))
+    make(folder_of(place, INPUTS))
     again = {"classes": ("a", "b"), "seed": 0, "student": {"crop_area": (0.5, 1.0), "steps": 200}}
-    assert Stage(place, again).is_done()
-    assert Stage(place, again).fingerprint == Stage(place, INPUTS).fingerprint
+    assert folder_of(place, again).done() is not None
+    assert folder_of(place, again).fingerprint == folder_of(place, INPUTS).fingerprint
 
 
 @pytest.mark.parametrize(
@@ -75,19 +80,20 @@ def test_the_same_inputs_skip_in_whatever_order_and_as_tuples_too(place):
     ],
 )
 def test_other_inputs_are_refused_naming_the_field_and_nothing_is_touched(place, changed, line):
-    make(Stage(place, INPUTS))
+    make(folder_of(place, INPUTS))
     with pytest.raises(ValueError, match="was made from other inputs") as error:
-        Stage(place, changed).is_done()
+        folder_of(place, changed).done()
     assert line in str(error.value)
     assert str(place) in str(error.value)
-    assert "another storage_path" in str(error.value)
-    assert Stage(place, INPUTS).is_done()
+    assert "new storage_path" in str(error.value)
+    assert "labels.given" in str(error.value)
+    assert folder_of(place, INPUTS).done() is not None
 
 
 def test_facts_given_by_the_stage_itself_are_kept(place):
-    with Stage(place, INPUTS).writing() as out:
+    with folder_of(place, INPUTS).writing() as out:
         out.facts["seconds"] = 12.5
-    assert Stage(place, INPUTS).facts == {"seconds": 12.5}
+    assert folder_of(place, INPUTS).done().facts == {"seconds": 12.5}
 
 
 # ---------------------------------------------------------------- absent
@@ -95,18 +101,18 @@ def test_facts_given_by_the_stage_itself_are_kept(place):
 
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt, Killed])
 def test_a_stage_that_fails_is_absent_and_can_be_made_again(place, error):
-    stage = Stage(place, INPUTS)
+    stage = folder_of(place, INPUTS)
     with pytest.raises(error), stage.writing() as out:  # noqa: PT012
         (out.place / "half.parquet").write_bytes(b"half")
         raise error
-    assert not stage.is_done()
+    assert stage.done() is None
     make(stage)
-    assert stage.is_done()
+    assert stage.done() is not None
     assert {info.base_name for info in place.files(recursive=True)} == {"picks.parquet", MARKER}
 
 
 def test_a_stage_killed_before_its_marker_is_absent(place, monkeypatch):
-    stage = Stage(place, INPUTS)
+    stage = folder_of(place, INPUTS)
 
     def killed(*_):
         raise Killed
@@ -115,15 +121,15 @@ def test_a_stage_killed_before_its_marker_is_absent(place, monkeypatch):
         patch.setattr(Place, "write_json", killed)
         with pytest.raises(Killed):
             make(stage, b"first")
-    assert not stage.is_done()
+    assert stage.done() is None
     make(stage, b"second")
-    assert stage.is_done()
+    assert stage.done() is not None
     assert (place / "picks.parquet").read_bytes() == b"second"
 
 
 def test_on_a_disk_a_stage_killed_between_marker_and_rename_is_absent(tmp_path, monkeypatch):
     place = Place.of(tmp_path) / "pool"
-    stage = Stage(place, INPUTS)
+    stage = folder_of(place, INPUTS)
 
     def killed(*_):
         raise Killed
@@ -133,14 +139,14 @@ def test_on_a_disk_a_stage_killed_between_marker_and_rename_is_absent(tmp_path, 
         with pytest.raises(Killed):
             make(stage, b"first")
     assert not place.exists()
-    assert not stage.is_done()
+    assert stage.done() is None
     make(stage, b"second")
     assert (place / "picks.parquet").read_bytes() == b"second"
 
 
 def test_on_a_disk_nothing_is_seen_under_the_stages_name_before_it_is_complete(tmp_path):
     place = Place.of(tmp_path) / "pool"
-    with Stage(place, INPUTS).writing() as out:
+    with folder_of(place, INPUTS).writing() as out:
         (out.place / "a").write_bytes(b"a")
         assert not place.exists()
         assert out.place.name.startswith(".pool.")
@@ -154,22 +160,22 @@ def test_on_an_object_store_the_marker_comes_last_and_leftovers_of_a_killed_atte
     (place / "data/part-9.parquet").write_bytes(b"of a killed attempt")
     write = Place.write_bytes
     monkeypatch.setattr(Place, "write_bytes", lambda self, data: (written.append(self.name), write(self, data)))
-    stage = Stage(place, INPUTS)
-    assert not stage.is_done()
+    stage = folder_of(place, INPUTS)
+    assert stage.done() is None
     with stage.writing() as out:
         assert out.place == place
         assert place.files(recursive=True) == []
         (place / "data/part-0.parquet").write_bytes(b"new")
-        assert not stage.is_done()
+        assert stage.done() is None
     assert written[-1] == MARKER
     assert [info.base_name for info in (place / "data").files()] == ["part-0.parquet"]
 
 
 def test_on_an_object_store_other_stages_keep_their_files(bucket):
     for name in ("teacher", "teacher_model"):
-        make(Stage(bucket / name, INPUTS), name.encode())
+        make(folder_of(bucket / name, INPUTS), name.encode())
     (bucket / "pool").fs.create_dir((bucket / "pool").path)
-    make(Stage(bucket / "pool", INPUTS))
+    make(folder_of(bucket / "pool", INPUTS))
     for name in ("teacher", "teacher_model"):
         assert (bucket / name / "picks.parquet").read_bytes() == name.encode()
 
@@ -177,22 +183,64 @@ def test_on_an_object_store_other_stages_keep_their_files(bucket):
 def test_on_a_disk_a_folder_that_raykd_did_not_finish_stops_before_the_work(tmp_path):
     place = Place.of(tmp_path) / "pool"
     (place / "somebodys.txt").write_bytes(b"theirs")
-    with pytest.raises(ValueError, match=rf"pool holds files but no {MARKER}"), Stage(place, INPUTS).writing():
+    with pytest.raises(ValueError, match=rf"pool holds files but no {MARKER}"), folder_of(place, INPUTS).writing():
         pytest.fail("the work began")
     assert (place / "somebodys.txt").read_bytes() == b"theirs"
 
 
 def test_a_finished_stage_is_never_overwritten_on_a_disk(tmp_path):
-    stage = Stage(Place.of(tmp_path) / "pool", INPUTS)
+    stage = folder_of(Place.of(tmp_path) / "pool", INPUTS)
     make(stage, b"first")
     with pytest.raises(ValueError, match="holds files"):
         make(stage, b"second")
     assert (stage.place / "picks.parquet").read_bytes() == b"first"
 
 
-def test_a_stage_is_named_with_its_round():
-    names = ["/runs/demo/pool", "/runs/demo/round_002/train", "s3://b/runs/round_002/tune?region=x"]
-    assert [Stage(Place(name), {}).name for name in names] == ["pool", "round_002/train", "round_002/tune"]
+# ---------------------------------------------------------------- settings, versions, damage
+
+
+def test_other_settings_are_kept_and_named_and_the_fingerprint_is_that_of_the_time(place):
+    first = folder_of(place, INPUTS, settings={"budget": 20})
+    make(first)
+    later = folder_of(place, INPUTS, settings={"budget": 30, "strategy": "random"})
+    done = later.done()
+    assert done.fingerprint == first.fingerprint != later.fingerprint
+    assert done.settings == {"budget": 20}
+    assert later.settings_changed(done) == ["budget: was 20, now 30", "strategy: was '(absent)', now 'random'"]
+    assert first.settings_changed(done) == []
+
+
+def test_another_version_of_the_stages_code_is_refused(place):
+    make(folder_of(place, INPUTS))
+    with pytest.raises(UserError, match="version: was 1, now 2"):
+        StageFolder(place, "round 3 select", 2, INPUTS).done()
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"stage": "pool"}', b"\xff\xfe"])
+def test_a_damaged_marker_is_named_with_what_to_do(place, content):
+    make(folder_of(place, INPUTS))
+    (place / MARKER).write_bytes(content)
+    for look in (folder_of(place, INPUTS).done, lambda: read_done(place)):
+        with pytest.raises(UserError, match="is damaged") as error:
+            look()
+        assert str(place / MARKER) in str(error.value)
+        assert "move" in str(error.value)
+
+
+def test_several_folders_are_made_at_a_time_and_each_is_complete_by_itself(place):
+    parts = [folder_of(place / str(number), {"part": number}) for number in range(3)]
+    writings = [part.begin() for part in parts]
+    for number, out in enumerate(writings):
+        (out.place / "rows").write_bytes(bytes([number]))
+    assert [part.done() for part in parts] == [None] * 3
+    done = writings[1].commit()
+    assert done == parts[1].done()
+    assert [part.done() is None for part in parts] == [True, False, True]
+    writings[0].abandon()
+    writings[2].commit()
+    assert [part.done() is None for part in parts] == [True, False, False]
+    make(parts[0])
+    assert parts[0].done() is not None
 
 
 # ---------------------------------------------------------------- taken over
@@ -206,22 +254,22 @@ def test_a_stage_is_not_complete_when_another_job_took_over_while_it_was_made(pl
         if len(asked) == 2:
             raise ValueError("another job took over")
 
-    stage = Stage(place, INPUTS, still_ours)
+    stage = folder_of(place, INPUTS, still_ours)
     with pytest.raises(ValueError, match="took over"):
         make(stage)
     assert len(asked) == 2
-    assert not stage.is_done()
+    assert stage.done() is None
     make(stage)
-    assert stage.is_done()
+    assert stage.done() is not None
 
 
 def test_what_the_job_that_took_over_is_writing_is_not_deleted(place):
     def still_ours():
         raise ValueError("another job took over")
 
-    with Stage(place, INPUTS).writing() as theirs:
+    with folder_of(place, INPUTS).writing() as theirs:
         (theirs.place / "half.parquet").write_bytes(b"half")
-        with pytest.raises(ValueError, match="took over"), Stage(place, INPUTS, still_ours).writing():
+        with pytest.raises(ValueError, match="took over"), folder_of(place, INPUTS, still_ours).writing():
             pytest.fail("the work began")
         assert (theirs.place / "half.parquet").read_bytes() == b"half"
 

@@ -1,0 +1,235 @@
+"""The teacher: any open_clip model, as weights and a config in a folder, fetched once.
+
+open_clip and torch take seconds to import, so they are imported where they are used.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import pyarrow.fs as pafs
+
+from raykd.config import Teacher as TeacherConfig
+from raykd.errors import UserError, did_you_mean
+from raykd.store.place import Place
+
+MODEL_CONFIG, MODEL_WEIGHTS = "open_clip_config.json", "open_clip_model.safetensors"
+WEIGHTS_NAMES = (
+    MODEL_WEIGHTS,
+    "open_clip_pytorch_model.bin",
+    "open_clip_model.safetensors.index.json",
+    "model.safetensors",
+    "pytorch_model.bin",
+)
+MODEL_FILES = (".json", ".safetensors", ".bin", ".pth", ".pt", ".txt", ".model")  # of a local folder: what may be read
+
+
+def check_teacher(config: TeacherConfig) -> None:
+    """Whether open_clip knows what the config names, and every file is there; nothing is fetched.
+
+    Raises:
+        UserError: An unknown name (with the nearest), a missing file, weights that do not belong to the model.
+    """
+    import open_clip
+
+    if config.model_config_file:
+        if not os.path.isfile(config.model_config_file):
+            raise UserError(f"teacher.model_config_file: no file {config.model_config_file!r}")
+        open_clip.add_model_config(config.model_config_file)
+    schema, name = open_clip.factory.parse_model_name(config.open_clip_name)
+    if schema == "local-dir":
+        check_folder(config, name)
+    elif schema is None:
+        if name not in open_clip.list_models():
+            raise UserError(f"unknown teacher.model {name!r}; {did_you_mean(name, open_clip.list_models())}")
+        tags = open_clip.list_pretrained_tags_by_model(name)
+        if not config.pretrained:
+            raise UserError(f"teacher.pretrained: {name} needs weights: a checkpoint file or one of {', '.join(tags)}")
+        if config.pretrained not in tags and not os.path.isfile(config.pretrained):
+            raise UserError(
+                f"teacher.pretrained: {config.pretrained!r} is no file and none of {name}'s tags: {', '.join(tags)}"
+            )
+        tag = open_clip.get_pretrained_cfg(name, config.pretrained)
+        if tag.get("quick_gelu", False) and not (open_clip.get_model_config(name) or {}).get("quick_gelu", False):
+            raise UserError(
+                f"teacher.model: the weights {config.pretrained!r} were trained with QuickGELU, which {name} has not; "
+                f"use {name}-quickgelu"
+            )
+
+
+def check_folder(config: TeacherConfig, folder: str) -> None:
+    """Whether a local folder holds a model: its config and weights under a name that open_clip looks for."""
+    where = f"teacher.model: the folder {folder!r}"
+    if not os.path.isdir(folder):
+        relative = "" if os.path.isabs(folder) else f" (looked for in {os.getcwd()}, where this job runs)"
+        raise UserError(f"{where} is not there{relative}; give one that every node sees")
+    if not os.path.isfile(os.path.join(folder, MODEL_CONFIG)):
+        raise UserError(f"{where} has no {MODEL_CONFIG}; it holds {_listed(folder)}")
+    if not any(os.path.isfile(os.path.join(folder, name)) for name in WEIGHTS_NAMES):
+        raise UserError(
+            f"{where} has no weights; expected one of {', '.join(WEIGHTS_NAMES)}, it holds {_listed(folder)}"
+        )
+
+
+def _listed(folder: str, limit: int = 8) -> str:
+    names = sorted(os.listdir(folder))
+    return (", ".join(names[:limit]) + (", ..." if len(names) > limit else "")) or "nothing"
+
+
+def tokenizer_of(model: str) -> Any:
+    """open_clip's tokenizer of a model.
+
+    Raises:
+        UserError: It needs transformers (SigLIP, Hugging Face text towers), which is not installed, or cannot be had.
+    """
+    import open_clip
+
+    try:
+        return open_clip.get_tokenizer(model)
+    except ImportError as error:
+        raise UserError(
+            f"teacher.model: the tokenizer of {model!r} needs {error.name}: pip install raykd[hf]"
+        ) from error
+    except OSError as error:
+        raise UserError(f"teacher.model: cannot get the tokenizer of {model!r}: {error}") from error
+
+
+def own_files(config: TeacherConfig) -> list[str]:
+    """The user's own files that the model comes from: checkpoint, model config, those of a local folder."""
+    schema, _, folder = config.open_clip_name.partition("local-dir:")
+    found = [path for path in (config.pretrained, config.model_config_file) if path and os.path.isfile(path)]
+    if not schema and folder:
+        found += [entry.path for entry in os.scandir(folder) if entry.is_file() and entry.name.endswith(MODEL_FILES)]
+    return sorted(found)
+
+
+def fetch_weights(config: TeacherConfig, folder: Place) -> int:
+    """Write a model's weights and ``open_clip_config.json`` into a folder, by open_clip's ordinary path.
+
+    Returns:
+        The number of parameters.
+
+    Raises:
+        UserError: The weights cannot be had, or do not fit.
+    """
+    import open_clip
+    import safetensors.torch
+
+    tokenizer_of(config.open_clip_name)  # what it lacks is said before any weights are fetched
+    try:
+        model = open_clip.create_model(config.open_clip_name, pretrained=config.pretrained, require_pretrained=True)
+    except Exception as error:
+        raise UserError(
+            f"cannot load teacher {config.model!r} with pretrained {config.pretrained!r}: {error}"
+        ) from error
+    state = {name: value.contiguous().clone() for name, value in model.state_dict().items()}
+    (folder / MODEL_WEIGHTS).write_bytes(safetensors.torch.save(state))
+    (folder / MODEL_CONFIG).write_json(
+        {
+            "model_cfg": open_clip.get_model_config(config.open_clip_name),
+            "preprocess_cfg": dict(model.visual.preprocess_cfg),
+        }
+    )
+    return int(sum(value.numel() for value in state.values()))
+
+
+def read_clip_preprocess(folder: Place) -> dict[str, Any]:
+    """open_clip's ``preprocess_cfg`` of a fetched model; imports no torch."""
+    preprocess: dict[str, Any] = (folder / MODEL_CONFIG).read_json()["preprocess_cfg"]
+    return preprocess
+
+
+@contextmanager
+def local_copy(place: Place) -> Iterator[str]:
+    """A folder as a local path, copied aside when it is not local."""
+    if place.is_local:
+        yield place.path
+        return
+    with tempfile.TemporaryDirectory(prefix="raykd-") as folder:
+        pafs.copy_files(place.path, folder, source_filesystem=place.fs, destination_filesystem=pafs.LocalFileSystem())
+        yield folder
+
+
+def load_model(place: Place, precision: str, device: str) -> Any:
+    """The fetched model, ready to encode."""
+    import open_clip
+
+    with local_copy(place) as folder:
+        model = open_clip.create_model(f"local-dir:{folder}", precision=precision, device=device)
+    return model.eval()
+
+
+class ImageTower:
+    """One copy of the image tower, to encode pixels.
+
+    Args:
+        folder: The fetched model.
+        precision: fp32, fp16 or bf16.
+        device: cpu or cuda.
+        num_threads: Of one forward pass on the CPU.
+    """
+
+    def __init__(self, folder: Place, precision: str, device: str, num_threads: int) -> None:
+        import open_clip
+        import torch
+
+        self.torch, self.device, self.num_threads = torch, device, num_threads
+        self.model = load_model(folder, precision, device)
+        self.dtype = open_clip.get_input_dtype(precision) or torch.float32
+        preprocess = self.model.visual.preprocess_cfg
+        self.mean, self.std = (torch.tensor(preprocess[key], device=device).view(3, 1, 1) for key in ("mean", "std"))
+
+    def features(self, pixels: np.ndarray) -> np.ndarray:
+        """Of uint8 [n, H, W, 3], float16 [n, D], of length 1 before they are rounded."""
+        torch = self.torch
+        with threads(torch, self.num_threads), torch.inference_mode():
+            images = torch.from_numpy(pixels.copy()).to(self.device).permute(0, 3, 1, 2).float() / 255
+            images = (images - self.mean) / self.std
+            features_ND = self.model.encode_image(images.to(self.dtype), normalize=True).float()
+        found: np.ndarray = features_ND.cpu().numpy().astype(np.float16)
+        return found
+
+
+@contextmanager
+def threads(torch: Any, count: int) -> Iterator[None]:
+    """Run torch on so many threads: the last bits hang on it, so it is the same in an actor and in this process."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def encode_texts(
+    folder: Place, model: str, texts: Sequence[str], num_classes: int, device: str, batch_size: int = 256
+) -> tuple[np.ndarray, float, float]:
+    """Class embeddings float32 [C, D] from every class in every template, class by class; the model's scale and bias.
+
+    Raises:
+        UserError: The tokenizer does not belong to the text tower.
+    """
+    import torch
+
+    from raykd.algo.zeroshot import class_embeddings
+
+    tokens_PL = tokenizer_of(model)(list(texts))
+    clip = load_model(folder, "fp32", device)
+    vocabulary = getattr(clip, "vocab_size", None) or getattr(getattr(clip, "text", None), "vocab_size", None)
+    if vocabulary and int(tokens_PL.max()) >= vocabulary:
+        raise UserError(
+            f"teacher.model: the tokenizer of {model!r} gives tokens up to {int(tokens_PL.max())}, its text tower knows "
+            f"{vocabulary}: they do not belong together. Name the right one as tokenizer_kwargs or hf_tokenizer_name under "
+            f"text_cfg in {MODEL_CONFIG}, or take the model's own folder"
+        )
+    with torch.inference_mode():
+        batches = tokens_PL.split(batch_size)
+        features_PD = torch.cat([clip.encode_text(batch.to(device)).float() for batch in batches])
+        classes_CD = class_embeddings(features_PD, num_classes).cpu().numpy()
+    bias = getattr(clip, "logit_bias", None)
+    return classes_CD, float(clip.logit_scale.detach().exp()), 0.0 if bias is None else float(bias)

@@ -1,0 +1,43 @@
+"""Everything that can be tried in the first seconds, before people label and machines are paid for."""
+
+from __future__ import annotations
+
+from raykd.algo.prompts import templates
+from raykd.errors import UserError
+from raykd.labels.files import check_given
+from raykd.models.student import check_weights, try_student
+from raykd.models.teacher import check_teacher, own_files
+from raykd.stages.campaign import Campaign
+from raykd.stages.resources import check_resources
+from raykd.store.place import Place
+from raykd.store.stage_folder import read_done
+
+
+def check_everything_cheap(campaign: Campaign) -> None:
+    """Names are looked up, named files opened, a student built, trained for a step and saved, machines counted.
+
+    Raises:
+        UserError: Something the config names does not exist, or cannot work.
+    """
+    config = campaign.config
+    campaign.session.check()
+    templates(config.teacher.templates)
+    check_teacher(config.teacher)
+    for path in own_files(config.teacher):
+        check_opens("teacher", path)
+    if config.labels.given:
+        check_given(Place.of(config.labels.given))
+    if read_done(campaign.round_place(campaign.num_done) / "train") is None:
+        check_weights(config.student)
+        try_student(config.student, num_classes=2)
+    check_resources(config, campaign.session, campaign.say)
+
+
+def check_opens(field: str, path: str) -> None:
+    """Whether a file can be read. Raises UserError that names the field."""
+    place = Place.of(path)
+    try:
+        with place.fs.open_input_stream(place.path) as stream:
+            stream.read(1)
+    except OSError as error:
+        raise UserError(f"{field}: {path!r} cannot be read: {error}") from error

@@ -1,0 +1,113 @@
+"""The teacher's features of every image, once: the only stage that shows it images.
+
+It has no opinion: no class and no prompt goes in, so whatever changes about those, nothing is read again. By parts: a
+part's name is the fingerprint of what it holds, so a grown pool adds parts, and a second campaign on the same pool finds
+them (``cache_path``).
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from raykd.config import Teacher as TeacherConfig
+from raykd.errors import UserError
+from raykd.images.transforms import ClipPreprocess
+from raykd.models.teacher import ImageTower, fetch_weights, own_files, read_clip_preprocess
+from raykd.stages.campaign import Campaign
+from raykd.stages.map_images import Fetch, Model, check_splits, error_column, map_parts, num_missing, part_folders
+from raykd.store.outputs import QUARANTINE_FILE, Encoded, Pool
+from raykd.store.place import Place
+from raykd.store.stage_folder import Done, complete
+from raykd.store.tables import ENCODED, vectors
+
+VERSION = 1
+
+
+def encode(campaign: Campaign, pool: Pool) -> Encoded:
+    """Features of every image, and which cannot be read.
+
+    Raises:
+        UserError: More than ``max_bad_share`` of the images cannot be read; says which, or where the list is.
+        StorageError: The network, the credentials or a disk fail.
+    """
+    config = campaign.config.teacher
+    model = fetch_teacher(campaign)
+    parts = part_folders(
+        campaign, campaign.cache / "encode", "encode", version=VERSION, batch_size=config.batch_size, tables=pool.listed,
+        made_from={"model": model.fingerprint, "precision": config.precision},
+    )  # fmt: skip
+
+    def description() -> Model:
+        arguments = {"folder": model.place, "config": config}
+        gpus = config.num_gpus
+        return Model(Encoder, arguments, ENCODED, config.batch_size, config.replicas, config.num_cpus, gpus)
+
+    def check(bad: pa.Table) -> None:
+        check_splits("encode", pool.manifest, bad, campaign.config.max_bad_share)
+
+    preprocess = ClipPreprocess(read_clip_preprocess(model.place))
+    fetch = Fetch(preprocess, preprocess.size)
+    here = campaign.session.is_local and config.replicas == 1
+    if missing := num_missing(parts):
+        campaign.session.ensure()
+    with campaign.progress.stage("encode", missing, "images", here=here) as ticker:
+        done = map_parts(parts, fetch, description, ticker, here=here, check=check)
+    encoded = Encoded(tuple(done), model.fingerprint, model.place)
+    check_share(campaign, encoded)
+    return encoded
+
+
+def fetch_teacher(campaign: Campaign) -> Done:
+    """The teacher's weights and config in the campaign's folder, so that no replica downloads anything."""
+    config = campaign.config.teacher
+    inputs: dict[str, Any] = {
+        "model": config.model,
+        "pretrained": config.pretrained,
+        "files": {os.path.basename(path): Place.of(path).sha256() for path in own_files(config)},
+    }
+    place = campaign.place / "teacher_model"
+    folder = campaign.folder("teacher model", version=VERSION, made_from=inputs)
+    folder = campaign.folder("teacher model", version=VERSION, made_from=inputs, at=place / folder.fingerprint)
+    if done := folder.done():
+        return done
+    with folder.writing() as out:
+        out.facts["parameters"] = fetch_weights(config, out.place)
+    done = complete(folder)
+    campaign.say("teacher model", f"{config.model}, {done.facts['parameters'] / 1e6:,.1f} M parameters")
+    return done
+
+
+def check_share(campaign: Campaign, encoded: Encoded) -> None:
+    """Say what cannot be read, in ``quarantine.parquet`` too. Raises UserError when it is too much."""
+    bad = encoded.quarantine
+    if not bad.num_rows:
+        return
+    where = campaign.place / QUARANTINE_FILE
+    where.write_table(bad)
+    first = bad.slice(0, 1).to_pylist()[0]
+    if bad.num_rows > campaign.config.max_bad_share * encoded.rows:
+        raise UserError(
+            f"{bad.num_rows} of {encoded.rows} images cannot be read, more than max_bad_share="
+            f"{campaign.config.max_bad_share:g}; first {first['sample_id']!r}: {first['reason']}. All are listed in "
+            f"{where}. Raise max_bad_share to go on without them, or mend them and start a new storage_path"
+        )
+    campaign.say(
+        "encode", f"{bad.num_rows} of {encoded.rows} images cannot be read and are left out; listed in {where}"
+    )
+
+
+class Encoder:
+    """The image tower over batches of :class:`raykd.stages.map_images.Fetch`."""
+
+    def __init__(self, folder: Place, config: TeacherConfig) -> None:
+        device = "cuda" if config.num_gpus else "cpu"
+        self.tower = ImageTower(folder, config.precision, device, max(1, int(config.num_cpus)))
+
+    def __call__(self, batch: dict[str, np.ndarray]) -> pa.Table:
+        bad_N, errors = error_column(batch["error"])
+        features = vectors(self.tower.features(batch["pixels"]), bad_N)
+        return pa.table({"sample_id": pa.array(batch["sample_id"], pa.string()), "error": errors, "features": features})

@@ -1,0 +1,373 @@
+"""What each stage leaves, and how it is read: a small frozen class for each, which the next stages take.
+
+The only room that knows file names and facts of more than one stage. It reads; no mathematics, no Ray. Facts are read
+once, with the marker, and tables that many look at are read once, too.
+
+::
+
+    Pool         pool/part_000, ...            every image there is
+    Encoded      encode/<fingerprint>, ...     the teacher's features of them, and which cannot be read
+    Teacher      teacher/<fingerprint>/...     the teacher's opinion: logits from features
+    Picks        round_000/select              what to label
+    Labels       round_000/label               what a round trains on
+    Trained      round_000/train               the student's weights
+    Predictions  round_000/predict/...         what the student says of every image
+    Deployed     round_000/student             the student to deploy: weights and mixture
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.dataset as pads
+
+from raykd.algo.heads import Mixture, probabilities
+from raykd.algo.metrics import Scores
+from raykd.store.place import Place
+from raykd.store.stage_folder import Done, fingerprint
+from raykd.store.tables import MANIFEST, QUARANTINE, SPLITS, matrix, positions
+
+MANIFEST_FILE, CLASSES_FILE, QUARANTINE_FILE = "manifest.parquet", "classes.json", "quarantine.parquet"
+PICKS_FILE, CARDS_FILE, LABELS_FILE = "picks.parquet", "cards.parquet", "labels.parquet"
+METRICS_FILE, STEPS_FILE = "metrics.json", "steps.jsonl"
+
+
+# ---------------------------------------------------------------- of the whole campaign
+
+
+@dataclass(frozen=True)
+class Pool:
+    """Every image of the campaign, once: what was listed at the start, and what has come since.
+
+    Args:
+        parts: What was listed, in the order listed; tables.MANIFEST each.
+        classes: Class names, in the order of their indices.
+        renamed: What older labels mean now: old class name to a name in ``classes``.
+    """
+
+    parts: tuple[Done, ...]
+    classes: tuple[str, ...]
+    renamed: Mapping[str, str] = field(default_factory=dict)
+
+    @cached_property
+    def listed(self) -> list[pa.Table]:
+        """tables.MANIFEST of each part, with the labels as they were then."""
+        return [(part.place / MANIFEST_FILE).read_table() for part in self.parts]
+
+    @cached_property
+    def manifest(self) -> pa.Table:
+        """tables.MANIFEST; labels are today's class names."""
+        table = pa.concat_tables(self.listed).combine_chunks()
+        return table.set_column(
+            MANIFEST.get_field_index("label"), "label", renamed_labels(table["label"], self.renamed)
+        )
+
+    @cached_property
+    def counts(self) -> dict[str, int]:
+        """Images of each split."""
+        return {split: sum(part.facts[split] for part in self.parts) for split in SPLITS}
+
+    @property
+    def content(self) -> str:
+        """Names what the manifest says."""
+        return fingerprint([part.facts["content"] for part in self.parts])
+
+    @property
+    def seconds(self) -> float:
+        return sum(part.facts["seconds"] for part in self.parts)
+
+    def split(self, name: str) -> pa.Table:
+        return self.manifest.filter(pc.equal(self.manifest["split"], name))
+
+    def uris(self, ids: pa.ChunkedArray) -> pa.ChunkedArray:
+        return pc.take(self.manifest["uri"], positions(ids, self.manifest["sample_id"], "the manifest"))
+
+    def labels_of(self, ids: pa.ChunkedArray) -> pa.ChunkedArray:
+        """The manifest's class names; null where it has none."""
+        return pc.take(self.manifest["label"], positions(ids, self.manifest["sample_id"], "the manifest"))
+
+    def with_labels(self, table: pa.Table, classes: Sequence[str]) -> tuple[pa.Table, np.ndarray]:
+        """The rows that the manifest has a label for among these classes, by sample_id, and the class indices [n]."""
+        table = table.sort_by("sample_id")
+        indices = pc.index_in(
+            self.labels_of(table["sample_id"]), value_set=pa.array(classes, pa.string()), skip_nulls=True
+        )
+        kept = pc.is_valid(indices)
+        return table.filter(kept), indices.filter(kept).to_numpy().astype(np.int64)
+
+
+def renamed_labels(labels: pa.ChunkedArray, renamed: Mapping[str, str]) -> pa.ChunkedArray:
+    """Class names as they are called now."""
+    if not renamed:
+        return labels
+    old, new = pa.array(list(renamed), pa.string()), pa.array(list(renamed.values()), pa.string())
+    return pc.coalesce(pc.take(new, pc.index_in(labels, value_set=old)), labels)
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """The teacher's features of every image, by parts: tables.ENCODED.
+
+    Args:
+        parts: Complete folders, together every row of the manifest once.
+        model: Names the teacher's weights.
+        folder: The fetched model.
+    """
+
+    parts: tuple[Done, ...]
+    model: str
+    folder: Place
+
+    @property
+    def rows(self) -> int:
+        return sum(part.facts["rows"] for part in self.parts)
+
+    @property
+    def seconds(self) -> float:
+        return sum(part.facts["seconds"] for part in self.parts)
+
+    @cached_property
+    def quarantine(self) -> pa.Table:
+        """The images that cannot be read, with uri and reason: tables.QUARANTINE, by sample_id."""
+        tables = [(part.place / QUARANTINE_FILE).read_table() for part in self.parts if part.facts["unreadable"]]
+        return pa.concat_tables([QUARANTINE.empty_table(), *tables]).sort_by("sample_id")
+
+    def readable(self, rows: pa.Table) -> pa.Table:
+        """Manifest rows without those that cannot be read."""
+        return rows.filter(pc.invert(pc.is_in(rows["sample_id"], value_set=self.quarantine["sample_id"])))
+
+
+@dataclass(frozen=True)
+class Teacher:
+    """The teacher's opinion of every image, by parts: tables.TEACHER.
+
+    Args:
+        parts: Complete folders, one for each of the features.
+        fingerprint: Names model, prompts and rule.
+        classes: In the order of the logits.
+        scores: How good it is on the labeled test images (``algo.metrics.Scores``).
+    """
+
+    parts: tuple[Done, ...]
+    fingerprint: str
+    classes: tuple[str, ...]
+    scores: Scores
+
+    @property
+    def uris(self) -> tuple[str, ...]:
+        return tuple(part.place.uri for part in self.parts)
+
+    @property
+    def seconds(self) -> float:
+        return sum(part.facts["seconds"] for part in self.parts)
+
+    def probabilities(self, ids: pa.ChunkedArray) -> np.ndarray:
+        """float32 [n, C], in the order of ``ids``."""
+        return probabilities(rows_of(self.parts, ids, ("logits",)))
+
+
+# ---------------------------------------------------------------- of a round
+
+
+@dataclass(frozen=True)
+class Picks:
+    """What to label, in that order: tables.PICKS."""
+
+    done: Done
+
+    @cached_property
+    def table(self) -> pa.Table:
+        return (self.done.place / PICKS_FILE).read_table()
+
+    @property
+    def ids(self) -> pa.ChunkedArray:
+        return self.table["sample_id"]
+
+
+@dataclass(frozen=True)
+class Labels:
+    """The answers that a round trains on: tables.LABELS, by sample_id."""
+
+    done: Done
+
+    @cached_property
+    def table(self) -> pa.Table:
+        return (self.done.place / LABELS_FILE).read_table()
+
+    @property
+    def content(self) -> str:
+        """Names what the table says."""
+        content: str = self.done.facts["content"]
+        return content
+
+    @property
+    def outcomes(self) -> dict[str, int]:
+        """This round's answers, by outcome."""
+        outcomes: dict[str, int] = self.done.facts["outcomes"]
+        return outcomes
+
+    def given(self, classes: Sequence[str], renamed: Mapping[str, str]) -> tuple[pa.ChunkedArray, np.ndarray]:
+        """Ids and class indices [n] of the images that have a label among these classes, by sample_id."""
+        table = self.table.filter(pc.equal(self.table["outcome"], "label"))
+        names = renamed_labels(table["label"], renamed)
+        indices = pc.index_in(names, value_set=pa.array(classes, pa.string()))
+        kept = pc.is_valid(indices)
+        return table["sample_id"].filter(kept), indices.filter(kept).to_numpy().astype(np.int64)
+
+    def without_class(self) -> pa.Table:
+        """The rows that people looked at and gave no class: sample_id, outcome."""
+        return self.table.filter(pc.not_equal(self.table["outcome"], "label")).select(["sample_id", "outcome"])
+
+
+@dataclass(frozen=True)
+class Trained:
+    """The student after its training: weights, ``student.json``, ``steps.jsonl``."""
+
+    done: Done
+
+    @property
+    def place(self) -> Place:
+        return self.done.place
+
+    @property
+    def fingerprint(self) -> str:
+        return self.done.fingerprint
+
+    @property
+    def classes(self) -> list[str]:
+        """In the order of its logits."""
+        classes: list[str] = self.done.facts["classes"]
+        return classes
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The logits that it writes (``algo.heads.HEADS``)."""
+        return tuple(self.done.facts["columns"])
+
+    @property
+    def loss(self) -> float:
+        loss: float = self.done.facts["loss"]
+        return loss
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """What a student says of every image, by parts: ``tables.predicted(columns)``.
+
+    Args:
+        parts: Complete folders, one for each of the features.
+        columns: Of logits.
+        classes: In the order of the logits.
+        student: Names the student.
+    """
+
+    parts: tuple[Done, ...]
+    columns: tuple[str, ...]
+    classes: tuple[str, ...]
+    student: str
+
+    @property
+    def uris(self) -> tuple[str, ...]:
+        return tuple(part.place.uri for part in self.parts)
+
+    @property
+    def seconds(self) -> float:
+        return sum(part.facts["seconds"] for part in self.parts)
+
+    @cached_property
+    def ids(self) -> pa.ChunkedArray:
+        """Of the images that could be read."""
+        return read_parts(self.parts, ["sample_id"], pads.field("error").is_null())["sample_id"]
+
+    def logits(self, ids: pa.ChunkedArray) -> dict[str, np.ndarray]:
+        """Each column's logits [n, C], in the order of ``ids``."""
+        return rows_of(self.parts, ids, self.columns)
+
+    def split(self, name: str, pool: Pool) -> tuple[dict[str, np.ndarray], np.ndarray]:
+        """Each column's logits [n, C] and labels int64 [n] of the labeled images of a split, by sample_id."""
+        return labeled_split(self.parts, name, pool, self.columns, self.classes)
+
+
+@dataclass(frozen=True)
+class Deployed:
+    """The student to deploy: weights, classes, preprocessing and mixture; ``Student.load`` reads the folder."""
+
+    done: Done
+
+    @property
+    def place(self) -> Place:
+        return self.done.place
+
+    @property
+    def mixture(self) -> Mixture:
+        return Mixture(self.done.facts["ce_weight"], self.done.facts["temperature"])
+
+    @property
+    def reason(self) -> str:
+        """Why this mixture."""
+        reason: str = self.done.facts["reason"]
+        return reason
+
+
+@dataclass(frozen=True)
+class Round:
+    """A round that is trained: what it is measured by, and what the next one picks from."""
+
+    number: int
+    picks: Picks
+    labels: Labels
+    trained: Trained
+    predictions: Predictions
+    deployed: Deployed
+
+    @property
+    def seconds(self) -> dict[str, float]:
+        return {
+            "select": self.picks.done.facts["seconds"],
+            "label": self.labels.done.facts["seconds"],
+            "train": self.trained.done.facts["seconds"],
+            "predict": self.predictions.seconds,
+            "mix": self.deployed.done.facts["seconds"],
+        }
+
+
+# ---------------------------------------------------------------- tables in parts
+
+
+def read_parts(parts: Iterable[Done], columns: list[str], where: pads.Expression | None = None) -> pa.Table:
+    """Columns of the rows of all parts for which ``where`` holds."""
+    return pa.concat_tables(part.place.parquet().to_table(columns=columns, filter=where) for part in parts)
+
+
+def rows_of(parts: Iterable[Done], ids: pa.ChunkedArray, columns: Sequence[str]) -> dict[str, np.ndarray]:
+    """Vector columns of some rows, [n, width] each, in the order of ``ids``; one pass.
+
+    Raises:
+        UserError: Some are not there.
+    """
+    wanted = pads.field("sample_id").isin(ids.combine_chunks() if isinstance(ids, pa.ChunkedArray) else ids)
+    table = read_parts(parts, ["sample_id", *columns], wanted)
+    table = table.take(positions(ids, table["sample_id"], "the table"))
+    return {column: matrix(table[column], column) for column in columns}
+
+
+def labeled_split(
+    parts: Iterable[Done], name: str, pool: Pool, columns: Sequence[str], classes: Sequence[str]
+) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    """Each column's logits [n, C] and labels int64 [n] of the readable, labeled images of a split, by sample_id."""
+    where = (pads.field("split") == name) & pads.field("error").is_null()
+    table, labels_N = pool.with_labels(read_parts(parts, ["sample_id", *columns], where), classes)
+    return {column: matrix(table[column], column) for column in columns}, labels_N
+
+
+def read_metrics(place: Place) -> dict[str, Any] | None:
+    """The figures of a round's folder; None when it is not evaluated yet."""
+    file = place / "evaluate" / METRICS_FILE
+    metrics: dict[str, Any] | None = file.read_json() if file.exists() else None
+    return metrics

@@ -1,0 +1,151 @@
+"""What a lead changes in the middle of a campaign: what counts from when, what is refused, and no label is ever lost."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from raykd.labels.ledger import Ledger
+from raykd.store.place import Place
+from tests.jobs.campaigns import Reached, fill, labels_of, picks_of
+
+
+@pytest.fixture
+def second_round(finished, run_job, tmp_path):
+    """A copy of the finished campaign, of which only the first round is done; gives its settings and folder."""
+    place = Path(shutil.copytree(finished.place, tmp_path / "run"))
+    shutil.rmtree(place / "round_001")
+    ledger = sorted((place / "ledger").iterdir())
+    for file in ledger[1:]:
+        file.unlink()
+    pool = Path(shutil.copytree(finished.settings["pool"]["path"], tmp_path / "pool"))
+    assert pool.exists()
+    return finished.settings | {"storage_path": str(place)}, place
+
+
+def history_of(place: Path) -> list[dict]:
+    return json.loads((place / "campaign.json").read_text())["history"]
+
+
+@pytest.mark.parametrize(
+    ("override", "changed"),
+    [
+        ("selection.budget=5", "selection.budget: was 3, now 5"),
+        ("selection.strategy=random", "selection.strategy: was 'pcoreset', now 'random'"),
+        ("student.backbone=test_resnet", "student.backbone: was 'test_vit', now 'test_resnet'"),
+        ("student.learning_rate=0.002", "student.learning_rate: was 0.001, now 0.002"),
+        ("student.image_size=48", "student.image_size: was 32, now 48"),
+        ("student.heads=ce+kd", "student.heads: was 'dual', now 'ce+kd'"),
+        ("teacher.templates=['all {}']", "teacher.templates: was 'simple', now ['all {}']"),
+        ("mixture.search=false", "mixture.search: was True, now False"),
+        ("rounds=3", "rounds: was 2, now 3"),
+    ],
+)
+def test_a_change_between_rounds_counts_for_the_next_one_and_is_in_the_history(
+    second_round, run_job, up_to_training, override, changed
+):
+    settings, place = second_round
+    before = {file: file.read_bytes() for file in (place / "round_000").rglob("*") if file.is_file()}
+    with pytest.raises(Reached) as reached:
+        run_job(settings, override)
+    assert reached.value.args == (1,)
+    last = history_of(place)[-1]
+    assert last["before_round"] == 1
+    assert changed in last["changed"]
+    assert {file: file.read_bytes() for file in before} == before
+    expected = 5 if "budget" in override else 3
+    assert len(picks_of(place, 1)) == expected
+
+
+def test_a_change_of_what_is_complete_in_the_open_round_is_said_and_waits_for_the_next(
+    second_round, run_job, up_to_training
+):
+    settings, place = second_round
+    with pytest.raises(Reached):
+        run_job(settings)
+    picks = picks_of(place, 1)
+    with pytest.raises(Reached):
+        run_job(settings, "selection.budget=7", "progress=lines")
+    assert picks_of(place, 1) == picks
+    assert [entry["before_round"] for entry in history_of(place)] == [0, 1]
+
+
+def test_a_lower_learning_rate_is_taken_after_a_training_that_went_wrong(second_round, run_job):
+    settings, place = second_round
+    ended = run_job(settings, "student.learning_rate=1e30")
+    assert ended.code == 2
+    assert "student.learning_rate" in ended.err
+    assert "Traceback" not in ended.err
+    ended = run_job(settings, "student.learning_rate=1e-3", "rounds=2")
+    assert ended.code == 0, ended.err
+    assert not list((place / "ray_train").iterdir())
+
+
+def test_images_added_to_the_pool_are_picked_from_in_the_next_round(finished, run_job, tmp_path, up_to_training):
+    place = Path(shutil.copytree(finished.place, tmp_path / "run"))
+    shutil.rmtree(place / "round_001")
+    folder = Path(finished.settings["pool"]["path"]) / "green"
+    new = folder / "zz_new.png"
+    Image.new("RGB", (24, 24), (255, 255, 255)).save(new)  # far from all others
+    try:
+        with pytest.raises(Reached):
+            run_job(finished.settings | {"storage_path": str(place)}, "selection.budget=30")
+    finally:
+        new.unlink()
+    assert "green/zz_new.png" in picks_of(place, 1)
+    assert pq.read_table(place / "pool" / "part_001" / "manifest.parquet")["sample_id"].to_pylist() == [
+        "green/zz_new.png"
+    ]
+
+
+def test_a_renamed_and_a_merged_class_keep_every_label(second_round, run_job, up_to_training):
+    settings, place = second_round
+    with pytest.raises(Reached):
+        run_job(settings, "labels.renamed={red: warm, blue: warm}")
+    names = {label for _, label in labels_of(place, 1).values()}
+    assert names == {"warm", "green"}
+    assert len(labels_of(place, 1)) == 6
+    said = {row["label"] for row in Ledger(Place.of(place) / "ledger").read().to_pylist() if row["round"] == 0}
+    assert said == {"red", "green", "blue"}  # what people said stays as they said it
+
+
+def test_a_class_taken_away_is_refused_with_what_to_write(second_round, run_job):
+    settings, _ = second_round
+    ended = run_job(settings, "classes=[green, blue]")
+    assert ended.code == 2
+    assert "'red'" in ended.err
+    assert "labels.renamed" in ended.err
+
+
+def test_a_class_can_be_added(second_round, run_job, up_to_training):
+    settings, place = second_round
+    with pytest.raises(Reached):
+        run_job(settings, "classes=[blue, green, red, purple]")
+    assert history_of(place)[-1]["changed"]
+
+
+def test_labels_are_carried_over_from_another_campaign_or_its_ledger(finished, run_job, tmp_path, up_to_training):
+    for number, given in enumerate((finished.place, finished.place / "ledger")):
+        place = tmp_path / f"new_{number}"
+        settings = finished.settings | {"storage_path": str(place), "seed": 9}
+        with pytest.raises(Reached):
+            run_job(settings, "labels.start=given", f"labels.given={given}")
+        expected = labels_of(finished.place, 1)
+        assert labels_of(place, 0) == expected
+        assert picks_of(place, 0) == []
+
+
+def test_people_can_go_on_with_a_new_budget_in_the_middle(finished, run_job, tmp_path, up_to_training):
+    place = tmp_path / "run"
+    settings = finished.settings | {"storage_path": str(place), "labels": {"oracle": "people", "start": "none"}}
+    assert run_job(settings).code == 0
+    assert json.loads((place / "state.json").read_text())["state"] == "waiting"
+    picks = picks_of(place, 0)
+    fill(place / "round_000" / "tasks.csv", dict(zip(picks, ["red", "green", "blue"], strict=True)))
+    with pytest.raises(Reached):
+        run_job(settings, "selection.budget=9", "student.backbone=test_resnet")
+    assert picks_of(place, 0) == picks
+    assert len(labels_of(place, 0)) == 3

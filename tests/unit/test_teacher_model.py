@@ -1,0 +1,142 @@
+"""Any way to name a teacher works, and what cannot is told by name before anything is fetched. Starts no Ray."""
+
+import json
+import shutil
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from raykd.config import Teacher, load
+from raykd.errors import UserError
+from raykd.models.teacher import check_teacher, encode_texts, fetch_weights, own_files, read_clip_preprocess, tokenizer_of
+from raykd.store.place import Place
+
+
+@pytest.fixture
+def siglip(tmp_path) -> tuple[Path, Path]:
+    """A model config file and a checkpoint file of a SigLIP-like model: separate text tower, sigmoid bias."""
+    return write_siglip(tmp_path)
+
+
+def write_siglip(folder: Path) -> tuple[Path, Path]:
+    import open_clip
+    import safetensors.torch
+
+    model = {
+        "embed_dim": 16,
+        "init_logit_bias": -10,
+        "vision_cfg": {"image_size": 24, "patch_size": 8, "width": 32, "layers": 1, "head_width": 16},
+        "text_cfg": {"context_length": 12, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1},
+    }
+    torch.manual_seed(1)
+    state = open_clip.model.CustomTextCLIP(**model).state_dict()
+    state["logit_bias"] -= 2.5
+    safetensors.torch.save_file(state, folder / "weights.safetensors")
+    (folder / "tiny-sigmoid.json").write_text(json.dumps(model | {"custom_text": True}))
+    return folder / "tiny-sigmoid.json", folder / "weights.safetensors"
+
+
+def check(**given) -> str:
+    with pytest.raises(UserError) as caught:
+        check_teacher(Teacher(**given))
+    return str(caught.value)
+
+
+def test_an_unknown_model_is_refused_with_the_nearest_name():
+    message = check(model="ViT-B-23", pretrained="openai")
+    assert message == "unknown teacher.model 'ViT-B-23'; did you mean 'ViT-B-32'?"
+
+
+def test_an_unknown_tag_is_refused_with_the_known_ones():
+    message = check(model="ViT-B-32", pretrained="opneai")
+    assert "'opneai' is no file and none of ViT-B-32's tags" in message
+    assert "laion2b_s34b_b79k" in message
+
+
+def test_a_model_without_weights_is_refused_with_the_known_tags():
+    message = check(model="ViT-B-32")
+    assert "needs weights" in message
+    assert "openai" in message
+
+
+def test_missing_files_and_folders_are_named_with_what_is_looked_for(tmp_path, teacher_folder):
+    assert "has no open_clip_config.json; it holds nothing" in check(model=f"local-dir:{tmp_path}")
+    assert f"the folder '{tmp_path}/none' is not there; give one" in check(model=f"local-dir:{tmp_path}/none")
+    message = check(model="local-dir:teacher")
+    assert f"the folder 'teacher' is not there (looked for in {Path.cwd()}, where this job runs)" in message
+    message = check(model="mine", model_config_file=str(tmp_path / "mine.json"))
+    assert f"teacher.model_config_file: no file '{tmp_path / 'mine.json'}'" in message
+    other = Path(shutil.copytree(teacher_folder, tmp_path / "other"))
+    (other / "open_clip_model.safetensors").rename(other / "weights.safetensors")
+    message = check(model=f"local-dir:{other}")
+    assert "has no weights; expected one of open_clip_model.safetensors, open_clip_pytorch_model.bin" in message
+    assert "it holds open_clip_config.json, weights.safetensors" in message
+
+
+def test_a_checkpoint_that_does_not_fit_or_is_none_is_refused(siglip, tmp_path):
+    import safetensors.torch
+
+    config, weights = siglip
+    given = Teacher(model="tiny-sigmoid", model_config_file=str(config), pretrained=str(weights))
+    check_teacher(given)
+    state = safetensors.torch.load_file(weights)
+    del state["text.ln_final.weight"]
+    safetensors.torch.save_file(state, weights)
+    with pytest.raises(UserError, match=r"(?s)cannot load teacher 'tiny-sigmoid' with pretrained .*ln_final"):
+        fetch_weights(given, Place.of(tmp_path / "out"))
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    shutil.copy(config, empty / "open_clip_config.json")
+    with pytest.raises(UserError, match="cannot load teacher"):
+        fetch_weights(Teacher(model=f"local-dir:{empty}"), Place.of(tmp_path / "out"))
+
+
+def test_a_quickgelu_mismatch_is_refused_before_the_weights_are_fetched(monkeypatch):
+    """The commonest mistake: OpenAI's weights were trained with QuickGELU, which the model ViT-B-32 has not."""
+    import open_clip
+
+    monkeypatch.setattr(open_clip.factory, "download_pretrained", None)
+    assert "use ViT-B-32-quickgelu" in check(model="ViT-B-32", pretrained="openai")
+    check_teacher(Teacher(model="ViT-B-32-quickgelu", pretrained="openai"))
+    check_teacher(Teacher(model="ViT-B-32", pretrained="laion2b_s34b_b79k"))
+
+
+def test_a_tokenizer_that_needs_transformers_says_so(monkeypatch):
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    with pytest.raises(UserError, match=r"needs transformers: pip install raykd\[hf\]"):
+        tokenizer_of("ViT-B-16-SigLIP")
+
+
+def test_a_text_tower_with_fewer_tokens_than_its_tokenizer_gives_is_refused(teacher_folder, tmp_path):
+    import open_clip
+    import safetensors.torch
+
+    folder = Path(shutil.copytree(teacher_folder, tmp_path / "small"))
+    about = json.loads((folder / "open_clip_config.json").read_text())
+    about["model_cfg"]["text_cfg"]["vocab_size"] = 259
+    (folder / "open_clip_config.json").write_text(json.dumps(about))
+    state = open_clip.CLIP(**about["model_cfg"]).state_dict()
+    safetensors.torch.save_file(state, folder / "open_clip_model.safetensors")
+    with pytest.raises(UserError, match=r"gives tokens up to \d+, its text tower knows 259.*tokenizer"):
+        encode_texts(Place.of(folder), f"local-dir:{folder}", ["a cat", "a dog"], 2, "cpu")
+
+
+def test_all_of_a_models_files_are_known_by_their_content(teacher_folder, settings):
+    config = load(settings).teacher
+    assert [Path(path).name for path in own_files(config)] == ["open_clip_config.json", "open_clip_model.safetensors"]
+
+
+def test_a_fetched_model_is_whole_and_its_preprocessing_is_read_without_torch(teacher_folder, tmp_path):
+    place = Place.of(tmp_path / "fetched")
+    count = fetch_weights(Teacher(model=f"local-dir:{teacher_folder}"), place)
+    assert count > 1000
+    assert {info.base_name for info in place.files()} == {"open_clip_config.json", "open_clip_model.safetensors"}
+    assert read_clip_preprocess(place)["mean"] == [0.5, 0.4, 0.3]
+    texts = ["a red thing", "a blue thing", "red", "blue"]
+    classes_CD, scale, bias = encode_texts(place, f"local-dir:{teacher_folder}", texts, 2, "cpu")
+    assert classes_CD.shape == (2, 16)
+    np.testing.assert_allclose(np.linalg.norm(classes_CD, axis=1), 1, rtol=1e-5)
+    assert (scale > 1, bias) == (True, 0.0)
