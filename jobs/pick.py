@@ -11,73 +11,78 @@ and ``distance`` (NaN where it means nothing). Paths may be local, s3:// or gs:/
 
 from __future__ import annotations
 
-import argparse
 import time
-from collections.abc import Sequence
+from typing import TYPE_CHECKING, Literal
 
-from raykd.algo.selection.near_duplicates import Cap
-from raykd.algo.selection.strategies import names
-from raykd.stages.pick_tables import Request, check_request, pick_from_tables, picks_table
-from raykd.stages.session import ray_session, user_errors
-from raykd.store.place import Place
+from pydantic import Field, model_validator
+
+from raykd import cli
+from raykd.config import STRATEGY_NAMES, Section, StrategyName
+from raykd.errors import UserError
+
+if TYPE_CHECKING:
+    from raykd.algo.selection.kcenter import Picked
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--pool", required=True, help="Parquet file or folder: the unlabeled rows")
-    parser.add_argument("--labeled", help="Parquet file or folder: the labeled rows; left out: none yet")
-    parser.add_argument("--strategy", default="pcoreset", help=f"one of {', '.join(names())}")
-    parser.add_argument("--budget", type=int, required=True, help="how many rows to pick")
-    parser.add_argument("--seed", type=int, default=0, help="of random draws (default: 0)")
-    parser.add_argument("--space", choices=["probs", "raw"], default="probs", help="raw: probs may be any vectors")
-    parser.add_argument(
-        "--max-duplicates", type=int, help="at most so many picks that are near-duplicates (default: any)"
+class Options(Section):
+    """What to pick from what."""
+
+    pool: str = Field(description="Parquet file or folder: the unlabeled rows")
+    labeled: str | None = Field(None, description="Parquet file or folder: the labeled rows; left out: none yet")
+    strategy: StrategyName = Field("pcoreset", description=f"one of {', '.join(STRATEGY_NAMES)}, or a plug-in's")
+    budget: int = Field(description="how many rows to pick")
+    seed: int = Field(0, description="of random draws")
+    space: Literal["probs", "raw"] = Field("probs", description="raw: probs may be any vectors")
+    max_duplicates: int | None = Field(None, description="at most so many picks that are near-duplicates; else any")
+    duplicate_cosine: float | None = Field(None, description="near-duplicates from this cosine on; else equal ones")
+    duplicate_column: str = Field("features", description="features or probs")
+    shards: int = Field(8, description="Ray actors that hold the pool")
+    num_gpus: float = Field(0, description="GPUs of each shard")
+    precision: Literal["fp32", "fp16"] = Field("fp32", description="fp16: half the memory, rounded")
+    memory_gib: float | None = Field(None, description="a shard with larger vectors maps them from a file")
+    out: str = Field(description="Parquet file to write; never overwritten")
+
+    @model_validator(mode="after")
+    def _there_is_a_cap_to_say_more_of(self) -> Options:
+        if self.max_duplicates is None and (self.duplicate_cosine is not None or self.duplicate_column != "features"):
+            raise UserError("--duplicate-cosine and --duplicate-column say what --max-duplicates counts; give that too")
+        return self
+
+
+def run(options: Options) -> Picked:
+    """Pick, and write the picks."""
+    from raykd.algo.selection.near_duplicates import Cap
+    from raykd.stages.pick_tables import Request, check_request, pick_from_tables, picks_table
+    from raykd.stages.progress import Progress
+    from raykd.stages.session import ray_session
+    from raykd.store.place import Place
+
+    out, cap = Place.of(options.out), None
+    if out.exists():
+        raise UserError(f"{out} exists; give another --out, nothing is overwritten")
+    if options.max_duplicates is not None:
+        cap = Cap(limit=options.max_duplicates, cosine=options.duplicate_cosine, column=options.duplicate_column)
+    same = options.model_dump(
+        include={"pool", "labeled", "strategy", "budget", "seed", "space", "precision", "memory_gib"}
     )
-    parser.add_argument(
-        "--duplicate-cosine", type=float, help="near-duplicates from this cosine on (default: equal ones)"
-    )
-    parser.add_argument("--duplicate-column", default="features", help="features or probs (default: features)")
-    parser.add_argument("--shards", type=int, default=8, help="Ray actors that hold the pool (default: 8)")
-    parser.add_argument("--num-gpus", type=float, default=0, help="GPUs of each shard (default: 0)")
-    parser.add_argument("--precision", choices=["fp32", "fp16"], default="fp32", help="fp16: half the memory, rounded")
-    parser.add_argument("--memory-gib", type=float, help="a shard with larger vectors maps them from a file")
-    parser.add_argument("--out", required=True, help="Parquet file to write; never overwritten")
-    args = parser.parse_args(argv)
-    out = Place.of(args.out)
+    checked = check_request(Request(cap=cap, **same))
+    out.check_writable()
+    with ray_session(progress=Progress()):
+        started = time.perf_counter()
+        picks = pick_from_tables(checked, options.shards, num_gpus=options.num_gpus)
+        seconds = time.perf_counter() - started
+    out.write_table(picks_table(picks))
 
-    with user_errors():
-        if out.exists():
-            raise ValueError(f"{out} exists; give another --out, nothing is overwritten")
-        cap = None
-        if args.max_duplicates is None and (args.duplicate_cosine is not None or args.duplicate_column != "features"):
-            raise ValueError(
-                "--duplicate-cosine and --duplicate-column say what --max-duplicates counts; give that too"
-            )
-        if args.max_duplicates is not None:
-            cap = Cap(limit=args.max_duplicates, cosine=args.duplicate_cosine, column=args.duplicate_column)
-        request = Request(
-            pool=args.pool,
-            labeled=args.labeled,
-            strategy=args.strategy,
-            budget=args.budget,
-            seed=args.seed,
-            cap=cap,
-            space=args.space,
-            precision=args.precision,
-            memory_gib=args.memory_gib,
-        )
-        checked = check_request(request)
-        with ray_session():
-            started = time.perf_counter()
-            picks = pick_from_tables(checked, args.shards, num_gpus=args.num_gpus)
-            seconds = time.perf_counter() - started
-        out.write_table(picks_table(picks))
-
-    num_rows, labeled = Place.of(args.pool).parquet().count_rows(), checked.labeled
+    num_rows, labeled = Place.of(options.pool).parquet().count_rows(), checked.labeled
     work = f" (rounds: {picks.rounds}, rows refreshed: {picks.refreshed:,})" if picks.rounds else ""
-    print(f"{args.strategy}: {len(picks.ids):,} of {num_rows:,} rows, {len(labeled):,} labeled, {seconds:.1f} s{work}")
+    print(
+        f"{options.strategy}: {len(picks.ids):,} of {num_rows:,} rows, {len(labeled):,} labeled, {seconds:.1f} s{work}"
+    )
     print(f"distance {picks.distances[0]:.4g} (first) to {picks.distances[-1]:.4g} (last); {out}")
+    return picks
 
+
+main = cli.step_job(run, Options, __doc__)
 
 if __name__ == "__main__":
     main()

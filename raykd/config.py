@@ -34,8 +34,8 @@ from raykd.errors import UserError, did_you_mean
 if TYPE_CHECKING:
     from raykd.algo.selection.near_duplicates import Cap
 
-STRATEGY_NAMES = ("badge", "class_balanced", "coreset", "entropy", "margin", "pcoreset", "random")  # of raykd itself:
-# here again, as the module that has them takes half a second to import, and a wrong config should be told before
+STRATEGY_NAMES = ("badge", "class_balanced", "coreset", "entropy", "farthest", "margin", "pcoreset", "random")
+# raykd's own, here again: the module that has them takes half a second to import, and a mistake should be told before
 
 COMPLETE = {  # what is complete when a stage is
     "pool": "the pool is listed",
@@ -73,6 +73,14 @@ def _part_or_whole(number: float) -> float:
     return number
 
 
+def _known_strategy(name: str) -> str:
+    known = {*STRATEGY_NAMES, *(point.name for point in entry_points(group="raykd.strategies"))}
+    if name not in known:
+        raise UserError(f"unknown strategy {name!r}; {did_you_mean(name, known)}")
+    return name
+
+
+StrategyName = Annotated[str, AfterValidator(_known_strategy)]
 Gpus = Annotated[float, Field(ge=0), AfterValidator(_part_or_whole)]
 Replicas = Count | Annotated[tuple[Count, Count], AfterValidator(_rising)]
 
@@ -226,7 +234,9 @@ class Selection(Section):
 
     depends: ClassVar[JsonDict] = until("select")
 
-    strategy: str = Field("pcoreset", description=f"One of: {', '.join(STRATEGY_NAMES)}; or an installed plug-in")
+    strategy: StrategyName = Field(
+        "pcoreset", description=f"One of: {', '.join(STRATEGY_NAMES)}; or an installed plug-in"
+    )
     budget: Count | None = Field(None, description="Picks a round; null: as many as there are classes")
     mixture: Literal["round"] | tuple[Share, Annotated[float, Field(gt=0)]] = Field(
         "round", description="Probabilities to select in: the round's own mixture, or fixed [ce_weight, temperature]"
@@ -243,14 +253,6 @@ class Selection(Section):
     )
     num_cpus: float = Field(0.5, gt=0, description="CPUs of each shard", json_schema_extra=FREE)
     num_gpus: Gpus = Field(0, description="GPUs of each shard, a part of one allowed", json_schema_extra=FREE)
-
-    @field_validator("strategy")
-    @classmethod
-    def _known(cls, name: str) -> str:
-        plug_ins = {point.name for point in entry_points(group="raykd.strategies")}
-        if name not in (*STRATEGY_NAMES, *plug_ins):
-            raise UserError(f"unknown strategy {name!r}; {did_you_mean(name, {*STRATEGY_NAMES, *plug_ins})}")
-        return name
 
     @model_validator(mode="after")
     def _cosine_has_a_limit(self) -> Selection:

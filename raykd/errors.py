@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
+
 from raykd.algo.errors import UserError, did_you_mean
 
-__all__ = ["LabelFileError", "StorageError", "UserError", "WaitingForLabels", "did_you_mean", "one_line"]
+__all__ = ["LabelFileError", "StorageError", "UserError", "WaitingForLabels", "did_you_mean", "one_line", "why"]
 
 
 class StorageError(UserError):
@@ -22,3 +24,8 @@ class WaitingForLabels(Exception):
 def one_line(error: BaseException) -> str:
     """An error's type and words, at most 200 characters."""
     return f"{type(error).__name__}: {' '.join(str(error).split())}"[:200]
+
+
+def why(error: OSError) -> str:
+    """What the system says, without what libraries wrap around it."""
+    return os.strerror(error.errno) if error.errno else " ".join(str(error).split())

@@ -14,7 +14,7 @@ from PIL import Image
 
 from raykd.config import Source
 from raykd.demo import CLASSES, POOL
-from raykd.errors import UserError, did_you_mean
+from raykd.errors import UserError, did_you_mean, why
 
 TEACHER = Path(__file__).parent / "teacher"
 
@@ -40,7 +40,7 @@ def materialise(source: Source) -> Source:
     try:
         return source.model_copy(update={"path": str(write_pool(path))})
     except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror}; set XDG_CACHE_HOME to a folder that can") from error
+        raise UserError(f"cannot write {path}: {why(error)}; set XDG_CACHE_HOME to a folder that can") from error
 
 
 def write_pool(path: str | Path) -> Path:

@@ -33,6 +33,7 @@ OUTCOMES = ("label", "unsure", "cannot_label", "none_of_the_classes")
 KEY = ("sample_id", "annotator", "outcome", "label", "time")
 _FILE = re.compile(r"(\d{6,})-[0-9a-f]{16}\.parquet")
 
+
 class Appended(NamedTuple):
     """What :meth:`Ledger.append` did: rows that were new, rows already known, and what was asked for in vain."""
 

@@ -101,7 +101,9 @@ class Campaign:
         """What a round's folder holds when it is complete; it keeps the settings that it was made with, and that is said."""
         found = folder.done()
         if found and number >= self.num_done and (changed := folder.settings_changed(found)):
-            self.say(folder.name, f"is done already, so it keeps its own: {'; '.join(changed)} (from the next round on)")
+            self.say(
+                folder.name, f"is done already, so it keeps its own: {'; '.join(changed)} (from the next round on)"
+            )
         return found
 
     def figures(self) -> list[dict[str, Any]]:

@@ -42,7 +42,6 @@ def encode(campaign: Campaign, pool: Pool) -> Encoded:
     )  # fmt: skip
 
     def description() -> Model:
-        campaign.session.ensure()
         arguments = {"folder": model.place, "config": config}
         gpus = config.num_gpus
         return Model(Encoder, arguments, ENCODED, config.batch_size, config.replicas, config.num_cpus, gpus)
@@ -53,7 +52,9 @@ def encode(campaign: Campaign, pool: Pool) -> Encoded:
     preprocess = ClipPreprocess(read_preprocess(model.place))
     fetch = Fetch(preprocess, preprocess.size)
     here = campaign.session.is_local and config.replicas == 1
-    with campaign.progress.stage("encode", num_missing(parts), "images") as ticker:
+    if missing := num_missing(parts):
+        campaign.session.ensure()
+    with campaign.progress.stage("encode", missing, "images", here=here) as ticker:
         done = map_parts(parts, fetch, description, ticker, here=here, check=check)
     encoded = Encoded(tuple(done), model.fingerprint, model.place)
     check_share(campaign, encoded)
@@ -94,7 +95,9 @@ def check_share(campaign: Campaign, encoded: Encoded) -> None:
             f"{campaign.config.max_bad_share:g}; first {first['sample_id']!r}: {first['reason']}. All are listed in "
             f"{where}. Raise max_bad_share to go on without them, or mend them and start a new storage_path"
         )
-    campaign.say("encode", f"{bad.num_rows} of {encoded.rows} images cannot be read and are left out; listed in {where}")
+    campaign.say(
+        "encode", f"{bad.num_rows} of {encoded.rows} images cannot be read and are left out; listed in {where}"
+    )
 
 
 class Encoder:
@@ -107,6 +110,4 @@ class Encoder:
     def __call__(self, batch: dict[str, np.ndarray]) -> pa.Table:
         bad_N, errors = error_column(batch["error"])
         features = vectors(self.tower.features(batch["pixels"]), bad_N)
-        return pa.table(
-            {"sample_id": pa.array(batch["sample_id"], pa.string()), "error": errors, "features": features}
-        )
+        return pa.table({"sample_id": pa.array(batch["sample_id"], pa.string()), "error": errors, "features": features})

@@ -29,7 +29,11 @@ def mix(campaign: Campaign, number: int, pool: Pool, trained: Trained, predictio
     config = campaign.config.mixture
     default = Mixture(config.ce_weight, config.temperature)
     folder = campaign.folder(
-        "student", number, version=VERSION, made_from={"student": trained.fingerprint}, settings=campaign.config.part("mix")
+        "student",
+        number,
+        version=VERSION,
+        made_from={"student": trained.fingerprint},
+        settings=campaign.config.part("mix"),
     )
     if done := campaign.done(folder, number):
         return Deployed(done)
@@ -47,7 +51,8 @@ def mix(campaign: Campaign, number: int, pool: Pool, trained: Trained, predictio
     deployed = Deployed(complete(folder))
     mixture = deployed.mixture
     campaign.say(
-        f"round {number} mix", f"ce_weight {mixture.ce_weight:g}, temperature {mixture.temperature:g} ({deployed.reason})"
+        f"round {number} mix",
+        f"ce_weight {mixture.ce_weight:g}, temperature {mixture.temperature:g} ({deployed.reason})",
     )
     return deployed
 

@@ -50,7 +50,9 @@ def list_pool(campaign: Campaign) -> Pool:
     check_labels(pool.manifest, classes)
     check_sizes(campaign, pool)
     shown = ", ".join(classes[:SHOWN]) + (", ..." if len(classes) > SHOWN else "")
-    campaign.say("pool", ", ".join(f"{pool.counts[split]:,} {split}" for split in SPLITS) + f"; {len(classes)} classes: {shown}")
+    campaign.say(
+        "pool", ", ".join(f"{pool.counts[split]:,} {split}" for split in SPLITS) + f"; {len(classes)} classes: {shown}"
+    )
     return pool
 
 
@@ -89,7 +91,9 @@ def grown_part(campaign: Campaign, parts: list[Done]) -> list[Done]:
     change = grown(before, now)
     if lost := change.gone.filter(pc.invert(pc.match_substring_regex(change.gone["sample_id"], "^(test|val)/"))):
         first = lost["sample_id"][0].as_py()
-        campaign.say("pool", f"{lost.num_rows:,} images are no longer in {config.pool.path}, such as {first!r}; put them back")
+        campaign.say(
+            "pool", f"{lost.num_rows:,} images are no longer in {config.pool.path}, such as {first!r}; put them back"
+        )
     if change.changed.num_rows:
         first = change.changed["sample_id"][0].as_py()
         campaign.say(

@@ -38,10 +38,11 @@ def predict(campaign: Campaign, number: int, pool: Pool, encoded: Encoded, train
     preprocess = read_preprocess(trained.place)
 
     def description() -> Model:
-        campaign.session.ensure()
         arguments = {"student": trained.place, "config": config}
         schema, batch_size = predicted(trained.columns), config.predict_batch_size
-        return Model(Predictor, arguments, schema, batch_size, config.predict_replicas, config.num_cpus, config.num_gpus)
+        return Model(
+            Predictor, arguments, schema, batch_size, config.predict_replicas, config.num_cpus, config.num_gpus
+        )
 
     def check(bad: pa.Table) -> None:
         check_splits(f"round {number} predict", rows, bad, campaign.config.max_bad_share)
@@ -52,7 +53,9 @@ def predict(campaign: Campaign, number: int, pool: Pool, encoded: Encoded, train
 
     fetch = Fetch(preprocess.clean(), (preprocess.image_size, preprocess.image_size))
     here = campaign.session.is_local and config.predict_replicas == 1
-    with campaign.progress.stage(f"round {number} predict", num_missing(parts), "images") as ticker:
+    if missing := num_missing(parts):
+        campaign.session.ensure()
+    with campaign.progress.stage(f"round {number} predict", missing, "images", here=here) as ticker:
         done = map_parts(parts, fetch, description, ticker, here=here, check=check)
     return Predictions(tuple(done), trained.columns, tuple(trained.classes), trained.fingerprint)
 

@@ -106,4 +106,3 @@ def all_needs(campaign: Campaign) -> tuple[str, ...]:
     """The vectors that the strategy looks at, and the probabilities that coverage is measured in."""
     config = campaign.config.selection
     return tuple(dict.fromkeys(["probs", *needed(config.strategy, config.cap)]))
-

@@ -1,16 +1,19 @@
-"""Progress that a person can follow: rows done, rate and time left, per stage; few lines in jobs and CI."""
+"""Progress that a person can follow: rows done, rate and time left, per stage; few lines in jobs and CI.
+
+The one channel for lines of a job: what modules log under ``raykd`` comes out here too.
+"""
 
 from __future__ import annotations
 
+import logging
 import sys
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from itertools import count
 from typing import Any, TextIO
-
-import ray
 
 LINE_EVERY_S = 30.0
 BAR_EVERY_S = 0.5
@@ -18,16 +21,16 @@ NAME_WIDTH = 18
 
 
 class Counter:
-    """Counts the rows that a stage's workers report; lost counts (a restart) only make the display wrong."""
+    """Counts the rows that workers report, by stage; lost counts (a restart) only make the display wrong."""
 
     def __init__(self) -> None:
-        self.done = 0
+        self.done: dict[int, int] = {}
 
-    def add(self, rows: int) -> None:
-        self.done += rows
+    def add(self, stage: int, rows: int) -> None:
+        self.done[stage] = self.done.get(stage, 0) + rows
 
-    def get(self) -> int:
-        return self.done
+    def get(self, stage: int) -> int:
+        return self.done.get(stage, 0)
 
 
 @dataclass
@@ -35,10 +38,33 @@ class Ticker:
     """What workers call when they have done some rows; travels to them. ``Ticker(None)`` counts nothing."""
 
     counter: Any
+    stage: int = 0
 
     def add(self, rows: int) -> None:
         if self.counter is not None:
-            self.counter.add.remote(int(rows))
+            self.counter.add.remote(self.stage, int(rows))
+
+
+@dataclass
+class LocalTicker(Ticker):
+    """What this process calls, when there are no workers."""
+
+    counter: Any = None
+    done: int = 0
+
+    def add(self, rows: int) -> None:
+        self.done += int(rows)
+
+
+class Lines(logging.Handler):
+    """Shows what is logged as lines of the module that logs it; errors in spite of ``none``."""
+
+    def __init__(self, progress: Progress) -> None:
+        super().__init__()
+        self.progress = progress
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.progress.say(record.name.rsplit(".", 1)[-1], record.getMessage(), always=record.levelno >= logging.ERROR)
 
 
 @dataclass
@@ -52,23 +78,46 @@ class Progress:
 
     mode: str = "auto"
     stream: TextIO = field(default_factory=lambda: sys.stderr)
+    _counts: tuple[str, Any] | None = field(default=None, init=False, repr=False, compare=False)
+    _numbers: Iterator[int] = field(default_factory=count, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if self.mode == "auto":
             self.mode = "bar" if self.stream.isatty() else "lines"
 
-    def say(self, name: str, text: str) -> None:
-        """One line about a stage that needs no counting."""
-        if self.mode != "none":
-            print(f"{name:<{NAME_WIDTH}} {text}", file=self.stream, flush=True)
+    def say(self, name: str, text: str, always: bool = False) -> None:
+        """One line about a stage that needs no counting; ``always``: even when all others are not wanted."""
+        if self.mode != "none" or always:
+            begin = "\r\x1b[K" if self.mode == "bar" else ""  # over the bar, which is drawn anew
+            print(f"{begin}{name:<{NAME_WIDTH}} {text}", file=self.stream, flush=True)
 
     @contextmanager
-    def stage(self, name: str, total: int, unit: str = "rows") -> Iterator[Ticker]:
-        """Show a stage of ``total`` units while the block runs; its workers call the ticker."""
-        if self.mode == "none":
+    def listening(self) -> Iterator[None]:
+        """While the block runs, what modules of raykd log is said here."""
+        logger, handler = logging.getLogger("raykd"), Lines(self)
+        level, propagate = logger.level, logger.propagate
+        logger.addHandler(handler)
+        logger.setLevel(logging.INFO)
+        logger.propagate = False  # or Ray, which sets up the root logger, would say it again
+        try:
+            yield
+        finally:
+            logger.removeHandler(handler)
+            logger.setLevel(level)
+            logger.propagate = propagate
+
+    @contextmanager
+    def stage(self, name: str, total: int, unit: str = "rows", *, here: bool = False) -> Iterator[Ticker]:
+        """Show a stage of ``total`` units while the block runs; whoever does them calls the ticker.
+
+        ``here``: that is this process alone; else workers may, and a Ray must be running. Of no units nothing is shown.
+        """
+        if self.mode == "none" or not total:
             yield Ticker(None)
             return
-        counter: Any = ray.remote(num_cpus=0, max_restarts=-1)(Counter).remote()
+        import ray
+
+        ticker = LocalTicker() if here else Ticker(self._counter(), next(self._numbers))
         stop, started = threading.Event(), time.perf_counter()
         every = BAR_EVERY_S if self.mode == "bar" else LINE_EVERY_S
 
@@ -76,28 +125,45 @@ class Progress:
             first = started  # when the first rows came: the workers' start says nothing about their pace
             while not stop.wait(every):
                 with suppress(ray.exceptions.RayError, ray.exceptions.GetTimeoutError):
-                    done = min(total, ray.get(counter.get.remote(), timeout=5))
+                    done = min(total, _count_of(ticker))
                     first = first if done else time.perf_counter()
                     self._show(status(name, done, total, unit, time.perf_counter() - first))
 
         thread = threading.Thread(target=watch, daemon=True)
         thread.start()
         try:
-            yield Ticker(counter)
+            yield ticker
         finally:
             stop.set()
             thread.join()
-            ray.kill(counter)
             if self.mode == "bar":
                 print("\r\x1b[K", end="", file=self.stream)
         seconds = time.perf_counter() - started
         self.say(name, f"{total:,} {unit} in {seconds:.1f} s ({total / max(seconds, 1e-9):,.0f}/s)")
+
+    def _counter(self) -> Any:
+        """The actor that counts, one for all stages of a Ray: its process takes half a second to start."""
+        import ray
+
+        job = ray.get_runtime_context().get_job_id()
+        if self._counts is None or self._counts[0] != job:
+            self._counts = (job, ray.remote(num_cpus=0, max_restarts=-1)(Counter).remote())
+        return self._counts[1]
 
     def _show(self, text: str) -> None:
         if self.mode == "bar":
             print(f"\r{text}\x1b[K", end="", file=self.stream, flush=True)
         else:
             print(text, file=self.stream, flush=True)
+
+
+def _count_of(ticker: Ticker) -> int:
+    if isinstance(ticker, LocalTicker):
+        return ticker.done
+    import ray
+
+    count: int = ray.get(ticker.counter.get.remote(ticker.stage), timeout=5)
+    return count
 
 
 def status(name: str, done: int, total: int, unit: str, seconds: float) -> str:

@@ -68,7 +68,9 @@ def by_strategy(campaign: Campaign, number: int, pool: Pool, teacher: Teacher, b
         if not left:
             raise UserError("every image of the pool is labeled or left out: lower rounds, or add images to the pool")
         if left < budget:
-            campaign.say(f"round {number} select", f"{left} images are left to pick from, the budget is {budget}: all are")
+            campaign.say(
+                f"round {number} select", f"{left} images are left to pick from, the budget is {budget}: all are"
+            )
         arguments = (config.strategy, space.shards, space.labeled, min(budget, left), campaign.config.seed, number)
         return pick(*arguments, config.cap)
     finally:

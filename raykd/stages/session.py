@@ -1,51 +1,207 @@
-"""A Ray to work on, and errors that read well: what every job is wrapped in."""
+"""A Ray to work on, started when it is first needed: a campaign that is finished only prints its table."""
 
 from __future__ import annotations
 
+import errno
 import logging
+import math
 import os
+import signal
+import socket
 import sys
-import traceback
+import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Any
+from contextlib import ExitStack, contextmanager
+from typing import TYPE_CHECKING, Any
 
-import ray
-import ray.exceptions
+from raykd.errors import UserError, one_line
 
-from raykd.errors import UserError, WaitingForLabels
+if TYPE_CHECKING:
+    from raykd.stages.progress import Progress
+
+CONNECT_S = 3.0  # to wait for an answer of a cluster that is there
+SOCKET_BYTES = 107  # the longest path of a Unix socket on Linux
+SOCKET_PATH = "ray/session_2026-01-01_00-00-00_000000_{pid}/sockets/plasma_store"  # as Ray names it
+HTTP2_HELLO = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])  # preface, empty settings
+HTTP2_SETTINGS = 4
+
+log = logging.getLogger(__name__)
 
 
-@contextmanager
-def ray_session(local_cpus: int | None = None, stall_s: float = 1800) -> Iterator[None]:
-    """Join the cluster that ``RAY_ADDRESS`` names (a submitted job's too), else start a Ray on this machine.
+class Session:
+    """The Ray of a job: the cluster that ``RAY_ADDRESS`` names (a submitted job's too), else one on this machine.
 
     A Ray that is already up in this process is used as it is and left up.
 
     Args:
-        local_cpus: Logical CPUs of a local Ray; null: the cores, at least 4, since Ray Data waits for ever when its
+        local_cpus: Logical CPUs of a local Ray; None: the cores, at least 4, since Ray Data waits for ever when its
             actors take every CPU. They are a budget for scheduling, not threads.
         stall_s: Seconds without any progress after which a Ray Data stage stops with an error.
+        progress: Shows what modules log (that shards are slow, ...) as lines, while the session lasts.
+
+    Example:
+        >>> with Session() as session:  # starts nothing yet
+        ...     session.is_local
+        True
     """
-    if ray.is_initialized():
-        yield
-        return
-    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
-    if address := os.environ.get("RAY_ADDRESS"):
+
+    def __init__(self, local_cpus: int | None = None, stall_s: float = 1800, progress: Progress | None = None) -> None:
+        self.local_cpus, self.stall_s, self.progress = local_cpus, stall_s, progress
+        self._started, self._listening = False, ExitStack()
+
+    @property
+    def is_local(self) -> bool:
+        """Whether the Ray is, or will be, one of this machine alone, that raykd starts itself."""
+        return os.environ.get("RAY_ADDRESS", "local") in ("", "local")
+
+    @property
+    def is_up(self) -> bool:
+        """Whether a Ray is up in this process, ours or not."""
+        return "ray" in sys.modules and sys.modules["ray"].is_initialized()
+
+    @property
+    def num_cpus(self) -> int:
+        """Logical CPUs of a Ray that is started here."""
+        return self.local_cpus or max(4, os.cpu_count() or 4)
+
+    def check(self) -> None:
+        """Whether a Ray can be started or joined, as far as can be told in seconds and without Ray.
+
+        Raises:
+            UserError: No Ray answers at ``RAY_ADDRESS``, or the folder for temporary files is of no use to Ray.
+        """
+        if self.is_local:
+            check_temporary_folder()
+        else:
+            check_address(os.environ["RAY_ADDRESS"])
+
+    def ensure(self) -> None:
+        """Start or join the Ray, unless that is done. Costs some seconds the first time, nothing later.
+
+        Raises:
+            UserError: As :meth:`check` says, or Ray itself refuses.
+        """
+        if self.is_up:
+            return
+        import ray
+        from ray._private import worker
+
+        self.check()
+        handler = signal.getsignal(signal.SIGTERM)
         with silent_stderr():
-            ray.init(address=address, **quiet)
-    else:
-        with silent_stderr():
-            ray.init(
-                address="local", num_cpus=local_cpus or max(4, os.cpu_count() or 4), include_dashboard=False, **quiet
-            )
-    for name in ("ray", "ray.data", "ray.train", "ray.tune"):
-        logging.getLogger(name).setLevel(logging.ERROR)
-    ray.data.DataContext.get_current().execution_no_progress_timeout_s = stall_s
+            try:
+                ray.init(**self._arguments(), log_to_driver=False, logging_level=logging.ERROR)
+            except (OSError, RuntimeError, ValueError) as error:
+                where = "start on this machine" if self.is_local else f"join RAY_ADDRESS={os.environ['RAY_ADDRESS']}"
+                raise UserError(f"Ray does not {where}: {one_line(error)}") from error
+        self._started = True
+        worker.print_to_stdstream = raylet_lines  # type: ignore[assignment]
+        if callable(handler) and threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, handler)  # Ray has put its own there, and its C++ another, that prints frames
+        for name in ("ray", "ray.data", "ray.train", "ray.tune"):
+            logging.getLogger(name).setLevel(logging.ERROR)
+        if "ray.data" in sys.modules:
+            sys.modules["ray.data"].DataContext.get_current().execution_no_progress_timeout_s = self.stall_s
+        else:  # it takes a second to import, and not every job needs it
+            os.environ["RAY_DATA_EXECUTION_NO_PROGRESS_TIMEOUT_S"] = str(math.ceil(self.stall_s))
+
+    def _arguments(self) -> dict[str, Any]:
+        if not self.is_local:
+            return {"address": os.environ["RAY_ADDRESS"]}
+        for name in ("RAY_enable_metrics_collection", "RAY_enable_open_telemetry"):
+            os.environ.setdefault(name, "0")  # nobody reads them here, and the start is a second faster
+        return {
+            "address": "local",
+            "num_cpus": self.num_cpus,
+            "include_dashboard": False,
+        }
+
+    def __enter__(self) -> Session:
+        if self.progress is not None:
+            self._listening.enter_context(self.progress.listening())
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._listening.close()
+        if self._started:
+            import ray
+
+            self._started = False
+            ray.shutdown()
+
+
+@contextmanager
+def ray_session(
+    local_cpus: int | None = None, stall_s: float = 1800, progress: Progress | None = None
+) -> Iterator[Session]:
+    """A :class:`Session` whose Ray is up from the start."""
+    with Session(local_cpus, stall_s, progress) as session:
+        session.ensure()
+        yield session
+
+
+def check_address(address: str) -> None:
+    """Whether a Ray answers there; Ray's own attempt would last a quarter of an hour, without a word.
+
+    Raises:
+        UserError: Nobody listens, or not a Ray; within seconds.
+    """
+    expected = "expected host:port of a Ray's head (port 6379 by default), ray://host:10001, or auto"
+    clear = "; start that Ray, mend RAY_ADDRESS, or unset it to work on this machine"
+    if address == "auto":
+        return  # Ray looks for one of this machine, and is quick to say that there is none
+    scheme, _, rest = address.rpartition("://")
+    host, colon, port = rest.partition("/")[0].rpartition(":")
+    if scheme not in ("", "ray"):
+        raise UserError(f"RAY_ADDRESS={address}: {expected}{clear}")
+    if not colon or not port.isdigit() or not 0 < int(port) < 65536:
+        raise UserError(f"RAY_ADDRESS={address} names no port; {expected}{clear}")
     try:
-        yield
-    finally:
-        ray.shutdown()
+        with socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_S) as connection:
+            if os.environ.get("RAY_USE_TLS", "0").lower() in ("1", "true"):
+                return
+            connection.sendall(HTTP2_HELLO)
+            answer = connection.recv(9)
+    except TimeoutError:
+        raise UserError(f"RAY_ADDRESS={address}: no answer within {CONNECT_S:.0f} s{clear}") from None
+    except OSError as error:
+        raise UserError(f"RAY_ADDRESS={address}: no Ray answers there ({error.strerror or error}){clear}") from None
+    if len(answer) < 4 or answer[3] != HTTP2_SETTINGS:  # such as the dashboard's port
+        raise UserError(f"RAY_ADDRESS={address}: what answers there is no Ray; {expected}{clear}")
+
+
+def check_temporary_folder() -> None:
+    """Whether Ray can put its files and sockets into the folder for temporary ones.
+
+    Raises:
+        UserError: Its path is too long for sockets, or it cannot be written.
+    """
+    name = next((name for name in ("RAY_TMPDIR", "TMPDIR") if name in os.environ), "RAY_TMPDIR")
+    folder = os.environ.get(name, "/tmp")
+    path = os.path.join(os.path.abspath(folder), SOCKET_PATH.format(pid=os.getpid()))
+    if (length := len(os.fsencode(path))) > SOCKET_BYTES:
+        raise UserError(
+            f"{name}={folder} is too long for Ray's sockets: {length} bytes, and the system allows {SOCKET_BYTES}; "
+            "set RAY_TMPDIR to a short path on a disk of this machine, such as /tmp"
+        )
+    try:
+        os.makedirs(os.path.join(folder, "ray"), exist_ok=True)
+        writable = os.access(folder, os.W_OK | os.X_OK)
+    except OSError as error:
+        writable = False
+        if error.errno == errno.ENOSPC:
+            raise UserError(
+                f"the disk of {folder} is full, where Ray puts its files; free some, or set {name}"
+            ) from None
+    if not writable:
+        raise UserError(f"Ray cannot write into {folder}; set RAY_TMPDIR to a folder that it can write to")
+
+
+def raylet_lines(said: dict[str, Any], **_: Any) -> None:
+    """What Ray's own processes tell the driver, as lines of ours; that a task is tried again is no news."""
+    for line in said["lines"]:
+        if "retries remaining" not in line:
+            log.warning("%s", " ".join(line.split()))
 
 
 @contextmanager
@@ -60,25 +216,3 @@ def silent_stderr() -> Iterator[None]:
         os.dup2(saved, 2)
         os.close(saved)
         os.close(nowhere)
-
-
-@contextmanager
-def user_errors() -> Iterator[None]:
-    """End the process for what a user can mend: one message, no traceback, exit code 2 (0 when waiting for labels).
-
-    ``RAYKD_DEBUG=1`` shows the traceback too. Anything but a UserError is our mistake and stays as it is.
-    """
-    try:
-        yield
-    except WaitingForLabels as wait:
-        print(wait, flush=True)
-        sys.exit(0)
-    except KeyboardInterrupt:
-        print("\ninterrupted; run the same command again to go on", file=sys.stderr, flush=True)
-        sys.exit(130)
-    except UserError as error:
-        if os.environ.get("RAYKD_DEBUG"):
-            traceback.print_exc()
-        cause = error.cause if isinstance(error, ray.exceptions.RayTaskError) else error
-        print(f"error: {cause}", file=sys.stderr, flush=True)
-        sys.exit(2)

@@ -46,7 +46,10 @@ def teach(campaign: Campaign, pool: Pool, encoded: Encoded) -> Teacher:
     texts = embed_classes(campaign, rule, place / "classes", encoded.folder)
     folders = [
         campaign.folder(
-            "teacher", version=VERSION, made_from={"rule": name, "encode": part.fingerprint}, at=place / part.fingerprint
+            "teacher",
+            version=VERSION,
+            made_from={"rule": name, "encode": part.fingerprint},
+            at=place / part.fingerprint,
         )
         for part in encoded.parts
     ]
@@ -105,9 +108,7 @@ def check_classes(classes: list[str], classes_CD: np.ndarray) -> None:
         )
 
 
-def write_parts(
-    campaign: Campaign, work: list[tuple[StageFolder, Place]], texts: Done, manifest: pa.Table
-) -> None:
+def write_parts(campaign: Campaign, work: list[tuple[StageFolder, Place]], texts: Done, manifest: pa.Table) -> None:
     here = campaign.session.is_local or len(work) == 1
     num_cpus = campaign.config.teacher.num_cpus
     splits: Any = manifest.select(["sample_id", "split"])
@@ -142,7 +143,5 @@ def write_logits(
         logits_NC = zero_shot_logits(features_ND, torch.from_numpy(classes_CD), scale, bias).numpy()
     split = pc.take(splits["split"], positions(ids, splits["sample_id"], "the manifest"))
     bad_N = table["error"].is_valid().to_numpy()
-    rows = pa.table(
-        {"sample_id": ids, "split": split, "error": table["error"], "logits": vectors(logits_NC, bad_N)}
-    )
+    rows = pa.table({"sample_id": ids, "split": split, "error": table["error"], "logits": vectors(logits_NC, bad_N)})
     (out / LOGITS_FILE).write_table(checked(rows, TEACHER), row_group_rows=READ_ROWS)

@@ -12,9 +12,9 @@ from __future__ import annotations
 import errno
 import fcntl
 import json
+import logging
 import os
 import socket
-import sys
 import threading
 import time
 import uuid
@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
-from raykd.errors import UserError
+from raykd.errors import StorageError, UserError, why
 from raykd.store.place import Place
 
 LOCK, LEASE = ".lock", ".lease.json"
@@ -30,6 +30,8 @@ RENEW_S = 20.0
 WATCH_S = 3 * RENEW_S  # so that a living job is seen to renew even when one attempt fails
 LOOK_S = 5.0
 SETTLE_S = 2.0  # longer than a starter takes from seeing no lease to having written its own
+log = logging.getLogger(__name__)
+
 NO_FLOCK = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)  # NFS without its lock service, Lustre mounted without flock
 
 
@@ -42,10 +44,11 @@ def only_job(storage: Place, wait: Callable[[float], Any] = time.sleep) -> Itera
         wait: Waits for some seconds.
 
     Yields:
-        ``still_ours``, which raises a ValueError when another job took over. Costs one small read.
+        ``still_ours``, which raises a UserError when another job took over. Costs one small read.
 
     Raises:
-        ValueError: Another job holds the folder; says which and what to do.
+        UserError: Another job holds the folder; says which and what to do.
+        StorageError: The folder cannot be written: a file is there, no permission, a full disk, no such bucket.
 
     Example:
         >>> import tempfile
@@ -58,7 +61,10 @@ def only_job(storage: Place, wait: Callable[[float], Any] = time.sleep) -> Itera
         "pid": os.getpid(),
         "since": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }
-    descriptor = flocked(storage, me) if storage.is_local else None
+    try:
+        descriptor = flocked(storage, me) if storage.is_local else None
+    except OSError as error:
+        raise not_writable(storage, error) from error
     hold = Lease(storage, me, wait).held() if descriptor is None else flock_held(storage, me, descriptor)
     with hold as file:
 
@@ -78,11 +84,12 @@ def only_job(storage: Place, wait: Callable[[float], Any] = time.sleep) -> Itera
 def read(file: Place) -> dict[str, Any] | None:
     """What a lock or lease says; None when there is none, empty when it is just being written."""
     try:
-        return json.loads(file.read_bytes() or b"{}")
+        found = json.loads(file.read_bytes() or b"{}")
     except FileNotFoundError:
         return None
-    except json.JSONDecodeError:
+    except ValueError:
         return {}
+    return found if isinstance(found, dict) else {}
 
 
 def is_of(me: dict[str, Any], holder: dict[str, Any] | None) -> bool:
@@ -95,11 +102,25 @@ def who(holder: dict[str, Any] | None) -> str:
     return f"pid {holder.get('pid')} on host {holder.get('host')}, since {holder.get('since')}"
 
 
-def in_use(storage: Place, holder: dict[str, Any] | None) -> ValueError:
-    return ValueError(
+def in_use(storage: Place, holder: dict[str, Any] | None) -> UserError:
+    return UserError(
         f"another job is at work in {storage} ({who(holder)}): wait until it has ended or stop it, then run the same "
         "command again; or give another storage_path"
     )
+
+
+def not_writable(storage: Place, error: OSError) -> StorageError:
+    """What keeps a campaign from its folder, and what to do."""
+    if isinstance(error, (FileExistsError, NotADirectoryError)):
+        what = "is a file, or below one; give a folder"
+    elif error.errno in (errno.ENOSPC, errno.EDQUOT):
+        what = "is on a disk without space left; free some, then run the same command again, or give another"
+    elif isinstance(error, PermissionError) or error.errno == errno.EROFS:
+        what = "cannot be written to (no permission); make it writable, or give another"
+    else:
+        what = f"cannot be used: {why(error)}"
+        what += "" if storage.is_local else "; check the bucket's name, its region and your credentials"
+    return StorageError(f"storage_path {storage} {what}")
 
 
 # ---------------------------------------------------------------- on a disk
@@ -157,7 +178,10 @@ class Lease:
     def held(self) -> Iterator[Place]:
         thread = threading.Thread(target=self.keep, daemon=True, name="raykd lease")
         try:
-            self.take()
+            try:
+                self.take()
+            except OSError as error:
+                raise not_writable(self.storage, error) from error
             thread.start()
             yield self.file
         finally:
@@ -172,14 +196,10 @@ class Lease:
         """Write the lease when there is none, or none that changes.
 
         Raises:
-            ValueError: Another job renews its lease, or wrote one at the same moment.
+            UserError: Another job renews its lease, or wrote one at the same moment.
         """
         if (found := read(self.file)) is not None:
-            print(
-                f"{self.file} is there ({who(found)}): watching for up to {WATCH_S:.0f} s whether that job is alive",
-                file=sys.stderr,
-                flush=True,
-            )
+            log.info("%s is there (%s): watching for up to %.0f s if that job is alive", self.file, who(found), WATCH_S)
             for _ in range(round(WATCH_S / LOOK_S)):
                 self.wait(LOOK_S)
                 if (now := read(self.file)) is None:

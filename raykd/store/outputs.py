@@ -64,7 +64,9 @@ class Pool:
     def manifest(self) -> pa.Table:
         """tables.MANIFEST; labels are today's class names."""
         table = pa.concat_tables(self.listed).combine_chunks()
-        return table.set_column(MANIFEST.get_field_index("label"), "label", renamed_labels(table["label"], self.renamed))
+        return table.set_column(
+            MANIFEST.get_field_index("label"), "label", renamed_labels(table["label"], self.renamed)
+        )
 
     @cached_property
     def counts(self) -> dict[str, int]:
@@ -93,7 +95,9 @@ class Pool:
     def with_labels(self, table: pa.Table, classes: Sequence[str]) -> tuple[pa.Table, np.ndarray]:
         """The rows that the manifest has a label for among these classes, by sample_id, and the class indices [n]."""
         table = table.sort_by("sample_id")
-        indices = pc.index_in(self.labels_of(table["sample_id"]), value_set=pa.array(classes, pa.string()), skip_nulls=True)
+        indices = pc.index_in(
+            self.labels_of(table["sample_id"]), value_set=pa.array(classes, pa.string()), skip_nulls=True
+        )
         kept = pc.is_valid(indices)
         return table.filter(kept), indices.filter(kept).to_numpy().astype(np.int64)
 

@@ -22,7 +22,7 @@ import pyarrow.dataset as pads
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
-from raykd.errors import UserError
+from raykd.errors import StorageError, UserError, why
 
 PIECE_BYTES = 2**24
 
@@ -139,8 +139,30 @@ class Place:
         if aside != self.path:
             os.replace(aside, self.path)
 
+    def check_writable(self) -> None:
+        """Whether a file could be written here; leaves none behind. Raises StorageError that says why not."""
+        attempt = self.sibling(f"{self.path}.{uuid.uuid4().hex[:8]}.try")
+        try:
+            attempt.write_bytes(b"raykd")
+            self.fs.delete_file(attempt.path)
+        except OSError as error:
+            raise StorageError(f"cannot write {self}: {why(error)}; give another, or make this one writable") from error
+
     def read_json(self) -> Any:
-        return json.loads(self.read_bytes())
+        """What a JSON file holds.
+
+        Raises:
+            UserError: It is cut off, or something else; names the file.
+        """
+        data = self.read_bytes()
+        try:
+            return json.loads(data)
+        except ValueError as error:
+            what = f"is not JSON ({error})" if data else "is empty; expected JSON"
+            raise UserError(
+                f"{self} {what}: it was cut off or changed after it was written. Put a whole copy back, or move its "
+                "folder away: what is not there is made anew"
+            ) from error
 
     def write_json(self, value: Any) -> None:
         self.write_bytes((json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode())

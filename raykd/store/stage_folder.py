@@ -214,7 +214,9 @@ class Writing:
         (self.place / MARKER).write_json(marker)
         if self.place != folder.place:
             os.rename(self.place.path, folder.place.path)
-        return Done(folder.place, folder.fingerprint, _plain(self.facts), _plain(folder.settings), _plain(folder._made_from))
+        return Done(
+            folder.place, folder.fingerprint, _plain(self.facts), _plain(folder.settings), _plain(folder._made_from)
+        )
 
     def abandon(self) -> None:
         """Leave nothing behind."""

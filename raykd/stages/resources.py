@@ -1,0 +1,70 @@
+"""Whether what the stages ask Ray for is there."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+from raykd.config import Config
+from raykd.errors import UserError
+from raykd.stages.session import Session
+
+
+def check_resources(config: Config, session: Session, say: Callable[[str, str], None]) -> None:
+    """Whether each stage fits: what does not would wait for ever, and without a word.
+
+    On a Ray of this machine that is an error, told without starting it where no GPU is asked for. A cluster may grow,
+    so there it is a line, by ``say``.
+
+    Raises:
+        UserError: A stage asks for more than a Ray of this machine has.
+    """
+    teacher, student, selection = config.teacher, config.student, config.selection
+    asked = {  # (actors, CPUs and GPUs of each, CPUs beside them: Ray Data's own tasks want one)
+        "teacher": (least(teacher.replicas), teacher.num_cpus, teacher.num_gpus, 1),
+        "train": (student.num_workers, student.num_cpus, student.num_gpus, 0),
+        "predict": (least(student.predict_replicas), student.num_cpus, student.num_gpus, 1),
+        "selection": (selection.shards, selection.num_cpus, selection.num_gpus, 0),
+    }
+    if session.is_local and not session.is_up and not any(gpus for _, _, gpus, _ in asked.values()):
+        nodes = [{"CPU": float(session.num_cpus)}]
+    else:
+        import ray
+
+        session.ensure()
+        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    have_cpus, have_gpus = (sum(node.get(kind, 0.0) for node in nodes) for kind in ("CPU", "GPU"))
+    if not session.is_local:
+        wanting = [
+            f"{stage} asks for {count} x ({cpus:g} CPUs, {gpus:g} GPUs)"
+            for stage, (count, cpus, gpus, beside) in asked.items()
+            if room(nodes, cpus, gpus) < count or have_cpus < count * cpus + beside
+        ]
+        if wanting:
+            say(
+                "cluster",
+                f"has {have_cpus:g} CPUs and {have_gpus:g} GPUs now, too few: {', '.join(wanting)}; they wait until "
+                "nodes join (an autoscaler may bring them), or ask for less",
+            )
+        return
+    for stage, (count, cpus, gpus, beside) in asked.items():
+        if count * gpus > have_gpus:
+            raise UserError(f"{stage} asks for {count * gpus:g} GPUs, this machine has {have_gpus:g}; set its num_gpus")
+        if count * cpus + beside > have_cpus:
+            raise UserError(
+                f"{stage} asks for {count * cpus + beside:g} CPUs, the local Ray has {have_cpus:g}; raise local_cpus "
+                "(logical CPUs, may exceed the cores) or lower its num_cpus, replicas, workers or shards"
+            )
+
+
+def least(replicas: int | tuple[int, int]) -> int:
+    return replicas if isinstance(replicas, int) else replicas[0]
+
+
+def room(nodes: list[dict[str, float]], cpus: float, gpus: float) -> int:
+    """How many actors that each ask for so much fit on the nodes: one has all it asks for on one node."""
+    total = 0
+    for node in nodes:
+        parts = [node.get(kind, 0.0) / ask for kind, ask in (("CPU", cpus), ("GPU", gpus)) if ask]
+        total += math.floor(min(parts) + 1e-6)  # Ray counts in ten-thousandths
+    return total
