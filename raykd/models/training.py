@@ -210,7 +210,7 @@ class Targets:
         return torch.from_numpy(np.asarray(self.teacher_NC[places], np.float32))
 
 
-def map_teacher(uris: Sequence[str], ids: pa.ChunkedArray, num_classes: int, file: Any) -> np.ndarray:
+def map_teacher(uris: Sequence[str], ids: pa.ChunkedArray, num_classes: int, file: Any) -> np.memmap:
     """The teacher's logits of some images in a mapped file, which all workers of a machine share.
 
     In half precision, which halves the file: 1.28 M images of 1,000 classes are 2.6 GB. Each row is shifted so that its
@@ -369,8 +369,7 @@ def train_student(
 
     Raises:
         UserError: The loss is not finite (before the step that it would have spoiled), or an image can no longer be
-            read; on all workers alike.
-        StorageError: The storage fails; the other workers may be left waiting.
+            read, or the storage fails (StorageError); on all workers alike.
     """
     steps, device = settings.steps, worker.device
     learner = Learner(model, settings.forward == "stacked", settings.loss_ce_weight, settings.distill_temperature).to(
@@ -395,8 +394,6 @@ def train_student(
     for step in range(first, steps):
         with record.waiting():
             batch = next(loaded)
-        if isinstance(batch, StorageError):
-            raise batch
         worker.agree(batch if isinstance(batch, UserError) else None)
         labeled, unlabeled = shares.asked.popleft()
         seed_draws(int(generator(*settings.key, "dropout", step, worker.rank).integers(2**63)), device)
@@ -506,10 +503,3 @@ class _Record:
         }
         self.seen, self.started, self.waited_s = [], now, 0.0
         return line
-
-
-def recent_loss(lines: Sequence[StepLine]) -> float:
-    """The mean loss of the last quarter of the steps: one step's is mostly luck."""
-    steps = np.array([0, *(line["step"] for line in lines)])
-    weights = np.diff(steps) * (steps[1:] > 0.75 * steps[-1])
-    return float(np.average([line["loss"] for line in lines], weights=weights))
