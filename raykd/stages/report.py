@@ -20,7 +20,7 @@ SHOWN_QUARANTINE = 50
 def write_report(campaign: Campaign, pool: Pool, encoded: Encoded, teacher: Teacher) -> None:
     """Write the page anew from what is done; it is a view, so an older one is replaced. No image is read."""
     classes, rounds, config = list(pool.classes), campaign.figures(), campaign.config
-    answers = {row["sample_id"]: row for row in Ledger(campaign.place / "ledger").current().to_pylist()}
+    answers = {row["sample_id"]: row for row in Ledger(campaign.place / "ledger", pool.renamed).current().to_pylist()}
     picks = [pick for number in campaign.rounds for pick in cards_of(campaign, number, answers)]
     unanswered = sum(pick["outcome"] is None for pick in picks)
     under_way = f"waiting for {page.counted(unanswered, 'label')}" if unanswered else f"round {len(rounds)} under way"

@@ -13,7 +13,8 @@ PICKS      sample_id, rank (0-based, in the order picked), distance (NaN where i
 CARDS      sample_id, rank, distance, uri, thumbnail (JPEG or PNG), teacher, student (the likeliest classes)
 LABELS     sample_id, label (class name), outcome: the answers that a round trains on
 PREDICTED  sample_id, split, error, features f16[D], and the student's columns of logits f32[C]
-LEDGER     sample_id, outcome, label (class name or null), annotator, time, source, round
+LEDGER     sample_id, outcome, label (class name or null), annotator, time, source, round, role (train, audit),
+           probability (with which the image was drawn, where it was drawn at random)
 ========== ==================================================================================================
 """
 
@@ -28,6 +29,7 @@ import pyarrow.compute as pc
 from raykd.errors import UserError
 
 SPLITS = ("pool", "val", "test")
+ROLES = ("train", "audit")  # what a label is for: to learn from, or to measure and choose by
 
 _VECTOR_F16, _VECTOR_F32 = pa.list_(pa.float16()), pa.list_(pa.float32())
 _GUESSES = pa.list_(pa.struct([("label", pa.string()), ("p", pa.float32())]))
@@ -52,6 +54,8 @@ LEDGER = pa.schema(
         ("time", pa.string()),
         ("source", pa.string()),
         ("round", pa.int32()),
+        ("role", pa.string()),
+        ("probability", pa.float64()),
     ]
 )
 

@@ -135,13 +135,13 @@ class Shard:
         at = self.positions(ids)
         return dict(zip(self.rows.ids[at], space.vectors(self.rows, at), strict=True)) if len(at) else {}
 
-    def all_vectors(self, space: Space, without: Sequence[str]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """The ids, their hashes and the vectors of all rows but those ``without``: for small pools only."""
+    def all_vectors(self, space: Space, without: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+        """The ids and the vectors of all rows but those ``without``: for small pools only."""
         included = self._included()
         if len(without):
             included = np.setdiff1d(included, self.positions(without))
         where = slice(None) if len(included) == len(self) else included
-        return self.rows.ids[where], self.hashes_N[where], space.vectors(self.rows, where)
+        return self.rows.ids[where], space.vectors(self.rows, where)
 
     def crowded(self, space: Space, y_KW: np.ndarray, sq: float, limit: int) -> list[str]:
         """The ids of rows that have ``limit`` or more of these vectors within that squared distance."""
