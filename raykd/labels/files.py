@@ -572,4 +572,15 @@ def labels_from(
     return rows.set_column(LEDGER.get_field_index("round"), "round", pa.array([0] * len(rows), pa.int32()))
 
 
+def check_given(place: Place) -> None:
+    """Whether a place is a source of labels, as far as a look at its names can tell. Raises UserError."""
+    if not place.exists():
+        raise UserError(f"labels.given: there is no {place}; expected {_SOURCES}")
+    if place.is_dir():
+        if not any(len(Ledger(folder).read()) for folder in (place, place / "ledger")):
+            raise UserError(f"labels.given: no answer in {place}; expected {_SOURCES}")
+    elif _ending(place.name) not in READERS:
+        raise UserError(f"labels.given: {place} is of an unknown kind; expected {_SOURCES}")
+
+
 _SOURCES = f"a label file ({', '.join(READERS)}), or the folder of a ledger or of a campaign that has labels"
