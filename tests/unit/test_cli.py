@@ -182,8 +182,8 @@ def ended(problem):
         (
             OSError(errno.ENOSPC, "Error writing bytes"),  # as Arrow says it
             2,
-            "error: cannot write or read a file ([Errno 28] Error writing bytes): no space left; free some, then run the "
-            "same command again to go on\n",
+            "error: cannot write or read a file ([Errno 28] Error writing bytes): no space left; free some, then run "
+            "the same command again to go on\n",
         ),
         (
             PermissionError(errno.EACCES, "Permission denied", "/data/x"),
