@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from raykd.algo.errors import UserError
+from raykd.algo.errors import UserError, did_you_mean
 
 TEMPLATE_SETS: dict[str, tuple[str, ...]] = {
     "simple": ("a photo of a {}.",),
@@ -46,7 +46,7 @@ def templates(choice: str | Sequence[str]) -> list[str]:
         return [template("{}") for template in OPENAI_IMAGENET_TEMPLATES]
     if isinstance(choice, str):
         if choice not in TEMPLATE_SETS:
-            raise UserError(f"unknown template set {choice!r}; known: {', '.join(sorted([*TEMPLATE_SETS, OPENAI_80]))}")
+            raise UserError(f"unknown template set {choice!r}; {did_you_mean(choice, [*TEMPLATE_SETS, OPENAI_80])}")
         return list(TEMPLATE_SETS[choice])
     if not choice:
         raise UserError("no prompt templates given; expected at least one, such as 'a photo of a {}.'")

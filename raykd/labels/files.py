@@ -584,13 +584,13 @@ def check_given(place: Place) -> None:
 def _ledger_in(place: Place, renamed: Mapping[str, str]) -> Ledger | None:
     """The ledger of a folder, or of the campaign in it; None of a file."""
     if not place.exists():
-        raise UserError(f"labels to begin with: there is no {place}; expected {_SOURCES}")
+        raise UserError(f"labels.given: there is no {place}; expected {_SOURCES}")
     if not place.is_dir():
         return None
     for ledger in (Ledger(place, renamed), Ledger(place / "ledger", renamed)):
         if ledger.read().num_rows:
             return ledger
-    raise UserError(f"labels to begin with: no answer in {place}; expected {_SOURCES}")
+    raise UserError(f"labels.given: no answer in {place}; expected {_SOURCES}")
 
 
 _SOURCES = f"a label file ({', '.join(READERS)}), or the folder of a ledger or of a campaign that has labels"

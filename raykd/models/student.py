@@ -39,12 +39,13 @@ if TYPE_CHECKING:
     from raykd.config import Student as StudentConfig
 
 # What training scripts put beside the tensors. None of these does anything when it is made, so loading stays safe.
+NUMPY_SCALAR: Any = np.float64(0).__reduce__()[0]
 HARMLESS: list[Callable[..., Any] | tuple[Callable[..., Any], str]] = [
     argparse.Namespace,
     *(getattr(np.dtypes, name) for name in np.dtypes.__all__ if name != "ObjectDType"),
     np.dtype,
-    (np.float64(0).__reduce__()[0], "numpy.core.multiarray.scalar"),  # as numpy 1 called it
-    (np.float64(0).__reduce__()[0], "numpy._core.multiarray.scalar"),
+    (NUMPY_SCALAR, "numpy.core.multiarray.scalar"),  # as numpy 1 called it
+    (NUMPY_SCALAR, "numpy._core.multiarray.scalar"),
     pathlib.PurePosixPath,
     pathlib.PosixPath,
 ]

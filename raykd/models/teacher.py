@@ -138,7 +138,7 @@ def fetch_weights(config: TeacherConfig, folder: Place) -> int:
     return int(sum(value.numel() for value in state.values()))
 
 
-def read_preprocess(folder: Place) -> dict[str, Any]:
+def read_clip_preprocess(folder: Place) -> dict[str, Any]:
     """open_clip's ``preprocess_cfg`` of a fetched model; imports no torch."""
     preprocess: dict[str, Any] = (folder / MODEL_CONFIG).read_json()["preprocess_cfg"]
     return preprocess
@@ -232,4 +232,4 @@ def encode_texts(
         features_PD = torch.cat([clip.encode_text(batch.to(device)).float() for batch in batches])
         classes_CD = class_embeddings(features_PD, num_classes).cpu().numpy()
     bias = getattr(clip, "logit_bias", None)
-    return classes_CD, float(clip.logit_scale.exp()), 0.0 if bias is None else float(bias)
+    return classes_CD, float(clip.logit_scale.detach().exp()), 0.0 if bias is None else float(bias)

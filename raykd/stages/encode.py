@@ -16,7 +16,7 @@ import pyarrow as pa
 from raykd.config import Teacher as TeacherConfig
 from raykd.errors import UserError
 from raykd.images.transforms import ClipPreprocess
-from raykd.models.teacher import ImageTower, fetch_weights, own_files, read_preprocess
+from raykd.models.teacher import ImageTower, fetch_weights, own_files, read_clip_preprocess
 from raykd.stages.campaign import Campaign
 from raykd.stages.map_images import Fetch, Model, check_splits, error_column, map_parts, num_missing, part_folders
 from raykd.store.outputs import QUARANTINE_FILE, Encoded, Pool
@@ -49,7 +49,7 @@ def encode(campaign: Campaign, pool: Pool) -> Encoded:
     def check(bad: pa.Table) -> None:
         check_splits("encode", pool.manifest, bad, campaign.config.max_bad_share)
 
-    preprocess = ClipPreprocess(read_preprocess(model.place))
+    preprocess = ClipPreprocess(read_clip_preprocess(model.place))
     fetch = Fetch(preprocess, preprocess.size)
     here = campaign.session.is_local and config.replicas == 1
     if missing := num_missing(parts):

@@ -146,7 +146,9 @@ class Place:
             attempt.write_bytes(b"raykd")
             self.fs.delete_file(attempt.path)
         except OSError as error:
-            raise StorageError(f"cannot write {self}: {why(error)}; give another, or make this one writable") from error
+            in_the_way = isinstance(error, (FileExistsError, NotADirectoryError))
+            what = "a file is where its folder should be" if in_the_way else why(error)
+            raise StorageError(f"cannot write {self}: {what}; give another, or make this one writable") from error
 
     def read_json(self) -> Any:
         """What a JSON file holds.

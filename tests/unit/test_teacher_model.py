@@ -11,7 +11,14 @@ import torch
 
 from raykd.config import Teacher, load
 from raykd.errors import UserError
-from raykd.models.teacher import check_teacher, encode_texts, fetch_weights, own_files, read_preprocess, tokenizer_of
+from raykd.models.teacher import (
+    check_teacher,
+    encode_texts,
+    fetch_weights,
+    own_files,
+    read_clip_preprocess,
+    tokenizer_of,
+)
 from raykd.store.place import Place
 
 
@@ -134,7 +141,7 @@ def test_a_fetched_model_is_whole_and_its_preprocessing_is_read_without_torch(te
     count = fetch_weights(Teacher(model=f"local-dir:{teacher_folder}"), place)
     assert count > 1000
     assert {info.base_name for info in place.files()} == {"open_clip_config.json", "open_clip_model.safetensors"}
-    assert read_preprocess(place)["mean"] == [0.5, 0.4, 0.3]
+    assert read_clip_preprocess(place)["mean"] == [0.5, 0.4, 0.3]
     texts = ["a red thing", "a blue thing", "red", "blue"]
     classes_CD, scale, bias = encode_texts(place, f"local-dir:{teacher_folder}", texts, 2, "cpu")
     assert classes_CD.shape == (2, 16)
