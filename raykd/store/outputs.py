@@ -33,7 +33,8 @@ from raykd.store.place import Place
 from raykd.store.stage_folder import Done, fingerprint
 from raykd.store.tables import MANIFEST, QUARANTINE, SPLITS, matrix, positions
 
-MANIFEST_FILE, CLASSES_FILE, QUARANTINE_FILE = "manifest.parquet", "classes.json", "quarantine.parquet"
+MANIFEST_FILE, CLASSES_FILE = "manifest.parquet", "classes.json"
+QUARANTINE_FILE, BROKEN_FILE = "quarantine.parquet", "quarantine.json"  # of a campaign; of a part
 PICKS_FILE, CARDS_FILE, LABELS_FILE = "picks.parquet", "cards.parquet", "labels.parquet"
 METRICS_FILE, STEPS_FILE = "metrics.json", "steps.jsonl"
 
@@ -135,8 +136,9 @@ class Encoded:
     @cached_property
     def quarantine(self) -> pa.Table:
         """The images that cannot be read, with uri and reason: tables.QUARANTINE, by sample_id."""
-        tables = [(part.place / QUARANTINE_FILE).read_table() for part in self.parts if part.facts["unreadable"]]
-        return pa.concat_tables([QUARANTINE.empty_table(), *tables]).sort_by("sample_id")
+        lists = [(part.place / BROKEN_FILE).read_json() for part in self.parts if part.facts["unreadable"]]
+        rows = [row for rows in lists for row in rows]
+        return pa.Table.from_pylist(rows, QUARANTINE).sort_by("sample_id")
 
     def readable(self, rows: pa.Table) -> pa.Table:
         """Manifest rows without those that cannot be read."""
