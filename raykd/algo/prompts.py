@@ -1,4 +1,4 @@
-"""Prompt templates: ``{}`` is the class name. Sources: CoOp/PCoreSet (papers.md 2.2) and open_clip (OpenAI's 80)."""
+"""Prompt templates: ``{}`` is the class name. Sources: CoOp/PCoreSet (PAPERS.md 2.2) and open_clip (OpenAI's 80)."""
 
 from __future__ import annotations
 
@@ -57,5 +57,10 @@ def templates(choice: str | Sequence[str]) -> list[str]:
 
 
 def prompts(classes: Sequence[str], chosen: Sequence[str]) -> list[str]:
-    """Every class in every template, class by class: C * T texts. Underscores in names become spaces."""
+    """Every class in every template, class by class: C * T texts. Underscores in names become spaces.
+
+    Example:
+        >>> prompts(["cat", "hot_dog"], ["a photo of a {}.", "art of the {}."])
+        ['a photo of a cat.', 'art of the cat.', 'a photo of a hot dog.', 'art of the hot dog.']
+    """
     return [template.replace("{}", name.replace("_", " ")) for name in classes for template in chosen]

@@ -37,7 +37,7 @@ from raykd.errors import UserError, WaitingForLabels
 from raykd.stages.progress import Progress
 from raykd.stages.session import Session
 from raykd.store.lock import only_job
-from raykd.store.outputs import read_metrics
+from raykd.store.outputs import RoundFigures, read_metrics
 from raykd.store.place import Place
 from raykd.store.stage_folder import Done, StageFolder, differences, read_done
 
@@ -106,7 +106,7 @@ class Campaign:
             )
         return found
 
-    def figures(self) -> list[dict[str, Any]]:
+    def figures(self) -> list[RoundFigures]:
         """Of every round that has been evaluated, in order."""
         found = (read_metrics(self.round_place(number)) for number in range(self.num_done))
         return [values for values in found if values is not None]

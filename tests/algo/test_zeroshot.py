@@ -11,7 +11,7 @@ from raykd.algo.prompts import TEMPLATE_SETS, prompts, templates
 from raykd.algo.zeroshot import class_embeddings, zero_shot_logits
 
 CLASSES = ["cat", "hot_dog", "old car", "tree", "a_b_c"]
-PAPERS = {  # papers.md 2.2
+PAPERS = {  # PAPERS.md 2.2
     "caltech101": ["a photo of a {}."],
     "dtd": ["{} texture."],
     "eurosat": ["a centered satellite photo of {}."],
