@@ -208,9 +208,10 @@ def check_unchanged(place: Place, config: Config, history: list[dict[str, Any]])
 def note_config(campaign: Campaign, history: list[dict[str, Any]]) -> None:
     """Add the config to the history, when it or the code has changed; and say what counts from now on."""
     config = campaign.config
-    entry = {
+    entry: dict[str, Any] = {
         "before_round": campaign.num_done,
         "fixed": config.fixed(),
+        "settings": {"rounds": config.rounds, **config.identity()},
         "config": config.model_dump(mode="json"),
         "raykd": raykd.__version__,
         "commit": commit(),
@@ -220,7 +221,7 @@ def note_config(campaign: Campaign, history: list[dict[str, Any]]) -> None:
     last = history[-1] if history and is_started(campaign.place) else None
     history = history if last else []
     if last:
-        if changed := differences(last["config"], entry["config"]):
+        if changed := differences(last["settings"], entry["settings"]):
             campaign.say("campaign", f"config changed before round {campaign.num_done}: {'; '.join(changed)}")
         elif all(last[key] == entry[key] for key in ("raykd", "commit", "python", "versions")):
             return

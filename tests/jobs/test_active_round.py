@@ -194,7 +194,7 @@ def students_space(finished) -> tuple[Rows, Rows]:
     names = ["blue", "green", "red"]
     classes = np.array([names.index(labels[name][1]) if name in labels else -1 for name in ids])
     features = np.array(table["features"].to_pylist(), np.float16)
-    rows = Rows(ids, probs, features, classes)
+    rows = Rows(ids, probs, features, classes, probs)
     return rows.take(np.flatnonzero(classes < 0)), rows.take(np.flatnonzero(classes >= 0))
 
 
@@ -359,17 +359,32 @@ def processes_with(mark: str) -> list[int]:
     return found
 
 
+SLOW = """
+import sys, time
+from raykd.models import training
+from raykd.stages import train_loop
+
+ticking = train_loop.ticking
+train_loop.ticking = lambda ticker: lambda step: (time.sleep(1), ticking(ticker)(step))
+sys.path.insert(0, sys.argv.pop(1))
+import active_round
+
+active_round.main()
+"""
+
+
 @pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="finds Ray's processes through /proc")
 def test_a_driver_killed_for_real_in_its_training_goes_on_to_the_same_picks_and_labels(finished, seeded, tmp_path):
     """kill -9 of a job with a Ray of its own, when a checkpoint is there; then the same command, in a new process."""
     place, config, mark = tmp_path / "run", tmp_path / "campaign.yaml", uuid.uuid4().hex
     config.write_text(yaml.safe_dump(seeded()[0] | {"rounds": 1}))
+    slowly = [sys.executable, "-c", SLOW, str(ROOT / "jobs"), str(config)]
 
-    def start() -> subprocess.Popen:
+    def start(*command: str) -> subprocess.Popen:
+        environment = os.environ | {"RAYKD_TEST": mark, "PYTHONPATH": str(ROOT)}
         return subprocess.Popen(
-            [sys.executable, str(ROOT / "jobs" / "active_round.py"), str(config)],
-            env=os.environ | {"RAYKD_TEST": mark}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-        )  # fmt: skip
+            command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        )
 
     def end_all() -> None:
         for pid in processes_with(mark):
@@ -379,15 +394,15 @@ def test_a_driver_killed_for_real_in_its_training_goes_on_to_the_same_picks_and_
                 continue
 
     try:
-        driver = start()
-        while not list(place.glob("ray_train/round-000-*/*/_DONE.json")):
+        driver = start(*slowly)
+        while not list(place.glob("ray_train/round-000-*/*.pt")):
             assert driver.poll() is None, driver.stdout.read()
             time.sleep(0.02)
         driver.kill()
         driver.wait()
         end_all()
         assert not (place / "round_000" / "train").exists()
-        again = start()
+        again = start(sys.executable, str(ROOT / "jobs" / "active_round.py"), str(config))
         out, _ = again.communicate(timeout=300)
         assert again.returncode == 0, out
     finally:
