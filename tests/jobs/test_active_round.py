@@ -575,7 +575,7 @@ def test_given_labels_of_an_unknown_class_are_an_error_with_file_and_line(finish
     ("override", "words"),
     [
         ("selection.strategy=pcorset", "unknown strategy 'pcorset'; did you mean 'pcoreset'?"),
-        ("student.backbone=resnet19", "unknown student.backbone 'resnet19'; did you mean 'resnet1"),
+        ("student.backbone=resnet19", "student.backbone: timm has no model 'resnet19'; did you mean 'resnet1"),
         ("teacher.model=ViT-B-23", "unknown teacher.model 'ViT-B-23'; did you mean 'ViT-B-32"),
         ("teacher.templates=simpel", "unknown template set 'simpel'; did you mean 'simple'?"),
         ("selection.budgt=3", "selection.budgt: unknown key; did you mean 'budget'?"),
@@ -600,8 +600,10 @@ def test_what_does_not_exist_is_refused_by_name_before_anything_is_written(
         ("selection.shards=99", "selection asks for 9.9 CPUs"),
     ],
 )
-def test_what_this_machine_cannot_give_is_refused_at_once_and_not_waited_for(finished, run_job, override, words):
-    ended = run_job(finished.settings, override)
+def test_what_this_machine_cannot_give_is_refused_at_once_and_not_waited_for(
+    finished, run_job, tmp_path, override, words
+):
+    ended = run_job(finished.settings, f"storage_path={tmp_path / 'run'}", override)
     assert ended.code == 2
     assert words in ended.err
 
@@ -616,12 +618,12 @@ def test_a_submitted_job_with_a_relative_storage_path_is_refused(finished, run_j
 def test_a_pool_that_is_not_there_is_one_message_and_may_be_mended_in_the_same_folder(
     finished, run_job, tmp_path, monkeypatch
 ):
-    from raykd.stages import teacher
+    from raykd.stages import encode
 
-    def stop(campaign, images):
+    def stop(campaign, pool):
         raise Reached
 
-    monkeypatch.setattr(teacher, "score", stop)
+    monkeypatch.setattr(encode, "encode", stop)
     settings = finished.settings | {"storage_path": str(tmp_path / "run")}
     ended = run_job(settings, "pool.path=/nowhere/at/all")
     assert ended.code == 2
@@ -629,29 +631,48 @@ def test_a_pool_that_is_not_there_is_one_message_and_may_be_mended_in_the_same_f
     assert not (tmp_path / "run" / "pool").exists()
     with pytest.raises(Reached):
         run_job(settings)
-    assert (tmp_path / "run" / "pool" / MARKER).exists()
+    assert (tmp_path / "run" / "pool" / "part_000" / MARKER).exists()
 
 
-def test_a_student_that_can_no_longer_read_an_image_is_told_and_the_others_are_scored(finished, seeded, monkeypatch):
+def test_a_student_that_can_no_longer_read_an_image_is_told_and_the_others_are_scored(finished, seeded, tmp_path):
     """An image that goes away after the teacher's pass is left out of the predictions."""
-    from raykd.stages import evaluate, mix, predict
-    from raykd.stages.pool import read_manifest
+    from dataclasses import replace
 
-    table = read_manifest(finished.pool)
-    uris = [uri.replace("green/004", "green/gone") for uri in table["uri"].to_pylist()]
-    moved = table.set_column(1, "uri", pa.array(uris))
-    monkeypatch.setattr(predict, "read_manifest", lambda pool: moved)
+    from raykd.stages import evaluate, predict
+
     _, campaign = seeded("max_bad_share=0.1")  # it may be one of the ten of val
-    stage = predict.score(campaign, 0, finished.pool, finished.teacher, finished.rounds[0].trained)
-    assert stage.facts["gone"] == 1
-    assert stage.facts["rows"] == 47
-    rows = {row["sample_id"]: row for row in (stage.place / "data").read_table().to_pylist()}
+    table = finished.pool.manifest
+    uris = [uri.replace("green/004", "green/gone") for uri in table["uri"].to_pylist()]
+    manifest = tmp_path / "moved" / "manifest.parquet"
+    Place.of(manifest).write_table(table.set_column(1, "uri", pa.array(uris)))
+    pool = replace(finished.pool, parts=(replace(finished.pool.parts[0], place=Place.of(manifest.parent)),))
+    predictions = predict.predict(campaign, 0, pool, finished.encoded, finished.rounds[0].trained)
+    rows = {row["sample_id"]: row for part in predictions.parts for row in part.place.read_table().to_pylist()}
     assert len(rows) == 48
     assert [name for name, row in rows.items() if row["error"]] == ["green/004.png"]
     assert np.isnan(rows["green/004.png"]["ce_logits"]).all()
-    seen = finished.rounds[0]._replace(predictions=stage)
-    assert np.isfinite(evaluate.figures(campaign, 0, finished.pool, finished.teacher, seen)["coverage_radius"])
+    assert len(predictions.ids) == 47
+    done = replace(finished.rounds[0], predictions=predictions)
+    assert np.isfinite(evaluate.figures(campaign, pool, finished.teacher, done)["coverage_radius"])
     for split in ("val", "test"):
-        logits = mix.split_predictions(finished.pool, stage, split)[:2]
-        assert np.isfinite(logits).all()
+        logits, _ = predictions.split(split, pool)
+        assert all(np.isfinite(part).all() for part in logits.values())
     assert "1 images can no longer be read" in campaign.progress.stream.getvalue()
+    campaign.open_shards.close()
+
+
+def test_a_split_that_went_away_after_the_teacher_stops_the_predictions(finished, seeded, tmp_path):
+    from dataclasses import replace
+
+    from raykd.stages import predict
+
+    _, campaign = seeded("max_bad_share=0.2")
+    rows = finished.pool.manifest.to_pylist()
+    for row in [row for row in rows if row["split"] == "val"][:4]:
+        row["uri"] += ".moved"
+    manifest = tmp_path / "moved" / "manifest.parquet"
+    Place.of(manifest).write_table(pa.Table.from_pylist(rows, finished.pool.manifest.schema))
+    pool = replace(finished.pool, parts=(replace(finished.pool.parts[0], place=Place.of(manifest.parent)),))
+    with pytest.raises(ValueError, match=r"round 0 predict: 4 of \d+ val images cannot be read now"):
+        predict.predict(campaign, 0, pool, finished.encoded, finished.rounds[0].trained)
+    assert not list((Path(campaign.place.path) / "round_000" / "predict").iterdir())
