@@ -151,7 +151,7 @@ def test_from_the_shell_it_starts_ray_by_itself(given):
     assert given.picks().num_rows == 10
     refused = shell(strategy="pcorset", out=given.folder / "other.parquet")
     assert refused.returncode == 2
-    assert refused.stderr.startswith("error: unknown strategy 'pcorset'; did you mean 'pcoreset'?")
+    assert refused.stderr.startswith("error: --strategy: unknown strategy 'pcorset'; did you mean 'pcoreset'?")
     assert "Traceback" not in refused.stderr
 
 
