@@ -445,10 +445,10 @@ from raykd.algo.selection.rows import Rows
 from raykd.algo.selection.shard import LocalShards, Shard
 from raykd.algo.selection.distances import residuals
 from raykd.algo.selection.strategies import pick
-from raykd.stages.shard_rows import PoolSource, open_pool, plan, read
+from raykd.stages.shard_rows import PoolSource, open_pool, plan, read_slices
 source = PoolSource(uris=({folder + "/pool.parquet"!r},), memory_gib=0.25)
 start = time.perf_counter()
-pool, _ = read(source, plan(open_pool(source), 1)[0])
+pool, _ = read_slices(source, plan(open_pool(source), 1)[0])
 read_s = time.perf_counter() - start
 shards = LocalShards([Shard(pool)])
 labeled = Rows(numbered(4_000, "labeled-"), peaked_mixture(4_000, {num_classes}, 1))

@@ -207,7 +207,7 @@ def for_the_reader(error: BaseException) -> str | None:
     if isinstance(error, UserError):
         return str(error)
     if isinstance(error, OSError) and error.errno in STORAGE:
-        where = error.filename or " ".join(str(error).split())
+        where = error.filename or f"a file ({' '.join(str(error).split())})"
         return f"cannot write or read {where}: {STORAGE[error.errno]}, then {AGAIN}"
     return None
 

@@ -193,6 +193,7 @@ def seeded(finished, tmp_path):
     def make(*overrides: str, name: str = "run") -> tuple[dict, Any]:
         settings = copy.deepcopy(finished.settings) | {"storage_path": str(tmp_path / name)}
         campaign = new_campaign(settings, *overrides)
+        settings = campaign.config.model_dump(mode="json")
         for stage in ("pool", "teacher_model", "encode", "teacher"):
             shutil.copytree(finished.place / stage, tmp_path / name / stage)
         return settings, campaign

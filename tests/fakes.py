@@ -41,15 +41,6 @@ def object_store(patch: pytest.MonkeyPatch, bucket: str = "mock://bucket", files
     return Place(bucket)
 
 
-def forbid(patch: pytest.MonkeyPatch, owner: object, name: str) -> None:
-    """Fail the test when ``owner.name`` is called."""
-
-    def called(*_, **__):
-        pytest.fail(f"{name} was called, which this test forbids")
-
-    patch.setattr(owner, name, called)
-
-
 def write_images(folder: Path, per_class: int, seed: int = 0, size: int = 24) -> Path:
     """A folder per class of noisy one-colour PNGs: easy to tell apart, all different."""
     rng = np.random.default_rng(seed)

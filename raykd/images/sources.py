@@ -1,17 +1,21 @@
 """SHIM."""
 from __future__ import annotations
+
 import difflib
 from collections import Counter
 from dataclasses import dataclass
 from typing import Any
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+
 from raykd.config import Source
 from raykd.errors import UserError
 from raykd.images.reading import SUFFIXES
 from raykd.store.place import Place
 from raykd.store.tables import MANIFEST
+
 SPLIT_NAMES = {"pool": "pool", "train": "pool", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 @dataclass
 class Listing:

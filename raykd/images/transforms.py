@@ -1,7 +1,9 @@
 """SHIM."""
 import io
+
+
 class ClipPreprocess:
-    def __init__(self, config): 
+    def __init__(self, config):
         self.config = config; s = config["size"]; self.size = (s, s) if isinstance(s, int) else tuple(s)
     def __call__(self, image):
         from open_clip.transform import PreprocessCfg, image_transform_v2

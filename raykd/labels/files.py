@@ -546,14 +546,9 @@ def labels_from(
         UserError: There is no such place, or no ledger in the folder; a current label is no class; samples are not in
             the pool, or are measured on.
     """
-    if not place.exists():
-        raise UserError(f"labels to begin with: there is no {place}; expected {_SOURCES}")
-    if not place.is_dir():
+    ledger = _ledger_in(place, renamed)
+    if ledger is None:
         return read_answers(place, classes, known_ids, forbidden_ids, renamed, round_number=0).rows
-    found = [ledger for ledger in (Ledger(place, renamed), Ledger(place / "ledger", renamed)) if len(ledger.read())]
-    if not found:
-        raise UserError(f"labels to begin with: no answer in {place}; expected {_SOURCES}")
-    ledger = found[0]
     current_labels(ledger, classes)  # or refuse
     rows = ledger.read()
     known, forbidden = _strings(known_ids), _strings(forbidden_ids)
@@ -570,6 +565,32 @@ def labels_from(
                 f"{advice}, or write a label file of those that you mean"
             )
     return rows.set_column(LEDGER.get_field_index("round"), "round", pa.array([0] * len(rows), pa.int32()))
+
+
+def check_given(place: Place) -> None:
+    """Whether answers stand there, as far as that can be told without pool and classes: before anything expensive.
+
+    Raises:
+        LabelFileError: The file is of no known kind, or its rows or columns are none.
+        UserError: There is no such place, or no ledger in the folder.
+    """
+    if _ledger_in(place, NOTHING_RENAMED) is None:
+        problems: list[Problem] = []
+        _read_rows(place, problems)
+        if problems:
+            raise _error(place, problems)
+
+
+def _ledger_in(place: Place, renamed: Mapping[str, str]) -> Ledger | None:
+    """The ledger of a folder, or of the campaign in it; None of a file."""
+    if not place.exists():
+        raise UserError(f"labels.given: there is no {place}; expected {_SOURCES}")
+    if not place.is_dir():
+        return None
+    for ledger in (Ledger(place, renamed), Ledger(place / "ledger", renamed)):
+        if ledger.read().num_rows:
+            return ledger
+    raise UserError(f"labels.given: no answer in {place}; expected {_SOURCES}")
 
 
 _SOURCES = f"a label file ({', '.join(READERS)}), or the folder of a ledger or of a campaign that has labels"

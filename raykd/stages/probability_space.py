@@ -6,7 +6,6 @@ with the very same.
 
 from __future__ import annotations
 
-import pyarrow as pa
 import pyarrow.compute as pc
 
 from raykd.algo.heads import Mixture
@@ -73,8 +72,8 @@ def student_space(campaign: Campaign, pool: Pool, before: Round) -> tuple[PoolSo
         classes = dict(zip(ids.to_pylist(), indices.tolist(), strict=True))
     here = pc.is_in(ids, value_set=predictions.ids)  # an image that can no longer be read is no center
     labeled = ids.filter(here).to_pylist()
-    excluded = labels.without_class()["sample_id"]
-    excluded = pa.chunked_array([*excluded.chunks, *given.filter(pc.invert(pc.is_in(given, value_set=ids))).chunks])
+    unknown = given.filter(pc.invert(pc.is_in(given, value_set=ids)))  # labeled, but no class of this student's
+    excluded = [*labels.without_class()["sample_id"].to_pylist(), *unknown.to_pylist()]
     mixture = acquisition_mixture(campaign, before)
     source = PoolSource(
         uris=predictions.uris,
@@ -82,7 +81,7 @@ def student_space(campaign: Campaign, pool: Pool, before: Round) -> tuple[PoolSo
         probs_from=predictions.columns,
         mixture=mixture,
         labeled=tuple(labeled),
-        excluded=tuple(excluded.to_pylist()),
+        excluded=tuple(excluded),
         precision=config.precision,
         memory_gib=config.memory_gib,
     )

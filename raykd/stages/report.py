@@ -10,7 +10,7 @@ from raykd.labels.files import TASKS_FILE
 from raykd.labels.ledger import Ledger
 from raykd.report import page
 from raykd.stages.campaign import Campaign, commit, versions
-from raykd.store.outputs import CARDS_FILE, Encoded, Pool, Teacher
+from raykd.store.outputs import CARDS_FILE, Encoded, Pool, RoundFigures, Teacher
 from raykd.store.place import Place
 
 SHOWN_PICKS = 60  # of a round
@@ -61,7 +61,7 @@ def next_step(campaign: Campaign, number: int, unanswered: int) -> str | None:
     )
 
 
-def print_summary(campaign: Campaign) -> list[dict[str, Any]]:
+def print_summary(campaign: Campaign) -> list[RoundFigures]:
     """Print the learning curve and where the report is; the figures of all rounds."""
     rows: list[tuple[str, ...]] = [("round", "labels", "student", "CE head", "KD head", "teacher", "coverage radius")]
     for values in campaign.figures():

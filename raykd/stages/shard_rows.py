@@ -125,7 +125,7 @@ def plan(parts: Sequence[pads.Dataset], num_shards: int) -> list[list[FileSlice]
     return slices
 
 
-def read(source: PoolSource, pieces: Sequence[FileSlice]) -> tuple[Rows, Rows]:
+def read_slices(source: PoolSource, pieces: Sequence[FileSlice]) -> tuple[Rows, Rows]:
     """The unlabeled and the labeled rows of some pieces. Memory: the vectors, if they may be in memory, and one batch.
 
     Raises:

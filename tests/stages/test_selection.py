@@ -86,7 +86,7 @@ def test_slices_hold_every_row_once_and_read_only_what_they_need(tmp_path, monke
     ids += write_pool(tmp_path / "deeper" / "b.parquet", 41, row_group_size, 60)
     source = shard_rows.PoolSource(uris=(str(tmp_path),))
     slices = shard_rows.plan(shard_rows.open_pool(source), num_shards)
-    parts = [shard_rows.read(source, pieces)[0] for pieces in slices]
+    parts = [shard_rows.read_slices(source, pieces)[0] for pieces in slices]
     assert [name for part in parts for name in part.ids] == ids
     assert {len(part) for part in parts} <= {101 // num_shards, 101 // num_shards + 1}
     for pieces in slices:
@@ -118,7 +118,7 @@ def test_the_pool_is_what_split_error_and_the_lists_leave(tmp_path):
         excluded=("c",),
     )
     pieces = shard_rows.plan(shard_rows.open_pool(source), 1)[0]
-    pool, labeled = shard_rows.read(source, pieces)
+    pool, labeled = shard_rows.read_slices(source, pieces)
     assert (pool.ids.tolist(), labeled.ids.tolist()) == (["a", "d"], ["b", "h"])
     np.testing.assert_array_equal(pool.probs, probabilities({"logits": logits[[0, 3]]}))
     np.testing.assert_array_equal(labeled.features, logits[[1, 7]].astype(np.float16).astype(np.float32))
@@ -133,7 +133,7 @@ def test_the_parts_of_a_pool_are_one_pool(tmp_path):
     source = shard_rows.PoolSource(uris=uris)
     for num_shards in (1, 4):
         slices = shard_rows.plan(shard_rows.open_pool(source), num_shards)
-        assert [name for pieces in slices for name in shard_rows.read(source, pieces)[0].ids] == ids
+        assert [name for pieces in slices for name in shard_rows.read_slices(source, pieces)[0].ids] == ids
     with pytest.raises(ValueError, match=r"no pool table at .*part_3"):
         shard_rows.open_pool(replace(source, uris=(*uris, str(tmp_path / "part_3"))))
 
@@ -169,7 +169,7 @@ def test_any_list_of_numbers_is_read_from_a_path_or_a_uri(tmp_path, number, kind
     for uri in (str(tmp_path / "p.parquet"), (tmp_path / "p.parquet").as_uri()):
         source = shard_rows.PoolSource(uris=(uri,))
         slices = shard_rows.plan(shard_rows.open_pool(source), 2)
-        got = [shard_rows.read(source, pieces)[0].probs for pieces in slices]
+        got = [shard_rows.read_slices(source, pieces)[0].probs for pieces in slices]
         assert np.concatenate(got).dtype == (np.float16 if number == pa.float16() else np.float32)
         np.testing.assert_array_equal(np.concatenate(got), probs.astype(np.float32))
 
@@ -180,7 +180,7 @@ def test_vectors_too_large_for_memory_are_mapped_and_may_be_rounded(rows, tables
     rounded = replace(mapped, precision="fp16")
     slices = shard_rows.plan(shard_rows.open_pool(whole), 1)[0]
     (pool, labeled), (on_disk, _), (half, half_labeled) = (
-        shard_rows.read(source, slices) for source in (whole, mapped, rounded)
+        shard_rows.read_slices(source, slices) for source in (whole, mapped, rounded)
     )
     assert not isinstance(pool.probs.base, np.memmap)
     for name in ("probs", "features"):

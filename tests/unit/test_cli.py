@@ -180,6 +180,12 @@ def ended(problem):
             "error: cannot write or read /data/x: no space left; free some, then run the same command again to go on\n",
         ),
         (
+            OSError(errno.ENOSPC, "Error writing bytes"),  # as Arrow says it
+            2,
+            "error: cannot write or read a file ([Errno 28] Error writing bytes): no space left; free some, then run "
+            "the same command again to go on\n",
+        ),
+        (
             PermissionError(errno.EACCES, "Permission denied", "/data/x"),
             2,
             "error: cannot write or read /data/x: no permission; grant it, then run the same command again to go on\n",

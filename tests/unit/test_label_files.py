@@ -21,7 +21,7 @@ from profiles import examples
 
 from raykd.errors import LabelFileError, UserError
 from raykd.labels import files
-from raykd.labels.files import ImportSummary, import_folder, labels_from, read_answers, write_tasks
+from raykd.labels.files import ImportSummary, check_given, import_folder, labels_from, read_answers, write_tasks
 from raykd.labels.ledger import KEY, OUTCOMES, Ledger
 from raykd.store.place import Place
 from raykd.store.tables import LEDGER
@@ -623,5 +623,13 @@ def test_labels_of_images_that_are_not_here_or_are_measured_on_are_refused(campa
 def test_labels_from_anything_else_are_refused_saying_what_is_taken(tmp_path, name, message):
     put(tmp_path / "answers", "1.csv", "sample_id,label\na.jpg,cat\n")
     put(tmp_path, "x.xlsx", "rubbish")
-    with pytest.raises(UserError, match=message):
-        labels_from(Place.of(tmp_path / name), CLASSES, IDS)
+    for look in (check_given, lambda place: labels_from(place, CLASSES, IDS)):
+        with pytest.raises(UserError, match=message):
+            look(Place.of(tmp_path / name))
+
+
+def test_what_is_given_is_looked_at_before_there_is_a_pool(tmp_path, campaign):
+    for good in (campaign, campaign / "ledger", put(tmp_path, "x.csv", "sample_id,label\nwho knows,what\n")):
+        check_given(good)
+    with pytest.raises(LabelFileError, match=r"y\.csv, line 1: the columns are 'id', 'class'; expected 'sample_id'"):
+        check_given(put(tmp_path, "y.csv", "id,class\na.jpg,cat\n"))

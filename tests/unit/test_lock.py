@@ -17,7 +17,7 @@ from raykd.errors import StorageError, UserError
 from raykd.store import lock
 from raykd.store.lock import LEASE, LOCK, RENEW_S, SETTLE_S, WATCH_S, Lease, only_job
 from raykd.store.place import Place
-from raykd.store.stage_folder import Stage
+from raykd.store.stage_folder import StageFolder
 
 OTHER = {"token": "theirs", "host": "node-7", "pid": 4711, "since": "2026-01-02T03:04:05Z", "counter": 3}
 
@@ -130,14 +130,14 @@ def test_a_job_that_fails_or_waits_for_labels_frees_the_folder(storage, error):
 
 def test_a_stage_gets_no_marker_when_another_job_took_over(storage):
     with only_job(storage, Waits()) as still_ours:
-        stage = Stage(storage / "pool", {}, still_ours)
+        stage = StageFolder(storage / "pool", "pool", 1, still_ours=still_ours)
         (storage / "pool").fs.create_dir(storage.path, recursive=True)
         with pytest.raises(UserError, match="another job took over") as error, stage.writing() as out:  # noqa: PT012
             (out.place / "manifest.parquet").write_bytes(b"rows")
             (storage / (LOCK if storage.is_local else LEASE)).write_json(OTHER)
         assert "pid 4711 on host node-7, since 2026-01-02T03:04:05Z" in str(error.value)
         assert str(storage) in str(error.value)
-        assert not stage.is_done()
+        assert stage.done() is None
     assert [json.loads((storage / file.base_name).read_bytes()) for file in storage.files()] == [OTHER]  # and kept
 
 

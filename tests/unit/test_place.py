@@ -1,5 +1,6 @@
 """Places: the same words for a local folder and an object store; writes are whole or not at all."""
 
+import errno
 import json
 import os
 import pickle
@@ -219,3 +220,14 @@ def test_whether_a_file_can_be_written_is_tried_and_leaves_nothing(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(StorageError, match=r"cannot write .*/file/picks\.parquet: a file is where its folder should"):
         Place.of(tmp_path / "file" / "picks.parquet").check_writable()
+
+
+def test_a_write_that_fails_names_its_file_and_leaves_no_part_of_it(tmp_path, monkeypatch):
+    def full(source, target):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "replace", full)
+    with pytest.raises(OSError, match="No space left") as error:
+        Place.of(tmp_path / "a.bin").write_bytes(b"x")
+    assert error.value.filename == str(tmp_path / "a.bin")
+    assert list(tmp_path.iterdir()) == []

@@ -11,7 +11,14 @@ import torch
 
 from raykd.config import Teacher, load
 from raykd.errors import UserError
-from raykd.models.teacher import check_teacher, encode_texts, fetch_weights, own_files, read_clip_preprocess, tokenizer_of
+from raykd.models.teacher import (
+    check_teacher,
+    encode_texts,
+    fetch_weights,
+    own_files,
+    read_clip_preprocess,
+    tokenizer_of,
+)
 from raykd.store.place import Place
 
 

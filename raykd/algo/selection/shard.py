@@ -22,7 +22,7 @@ import numpy as np
 from raykd.algo import keyed
 from raykd.algo.selection.distances import GATHER_VALUES, Euclidean, Space, first_bounds, within
 from raykd.algo.selection.priorities import Priority
-from raykd.algo.selection.rows import Outline, Report, Rows, blocks, inspect_rows, outline
+from raykd.algo.selection.rows import Inspection, Outline, Rows, blocks, inspect_rows, outline
 
 Score = Callable[..., np.ndarray]  # of a shard and further arguments, see scores.py
 Order = tuple[float, str]  # minus a key, and the id: the smaller goes first
@@ -99,7 +99,7 @@ class Shard:
     # ------------------------------------------------------------ questions whose answers hang on nothing before them
     # (an outline of the probabilities may be kept, to save another pass)
 
-    def inspect(self, needs: Sequence[str]) -> Report:
+    def inspect(self, needs: Sequence[str]) -> Inspection:
         """Check the vectors that a strategy needs, see :func:`raykd.algo.selection.rows.inspect_rows`."""
         report, self._outline = inspect_rows(self.rows, needs, self.hashes_N)
         return report
