@@ -21,6 +21,7 @@ from raykd.demo.digits import materialise
 from raykd.errors import UserError
 from raykd.images.reading import ImageReader, load_many
 from raykd.images.sources import check_labels, class_names, draw_splits, grown, list_source
+from raykd.labels.ledger import resolve_renamed
 from raykd.stages.campaign import Campaign
 from raykd.store.outputs import CLASSES_FILE, MANIFEST_FILE, Pool, renamed_labels
 from raykd.store.stage_folder import Done, StageFolder, complete, fingerprint, read_done
@@ -45,8 +46,9 @@ def list_pool(campaign: Campaign) -> Pool:
     elif campaign.num_done < config.rounds:  # a finished campaign is only looked at
         parts += grown_part(campaign, parts)
     found = (parts[0].place / CLASSES_FILE).read_json()
-    classes = renamed_classes(class_names(config.classes, found), config.labels.renamed)
-    pool = Pool(tuple(parts), tuple(classes), config.labels.renamed)
+    renamed = resolve_renamed(config.labels.renamed)
+    classes = renamed_classes(class_names(config.classes, found), renamed)
+    pool = Pool(tuple(parts), tuple(classes), renamed)
     check_labels(pool.manifest, classes)
     check_sizes(campaign, pool)
     shown = ", ".join(classes[:SHOWN]) + (", ..." if len(classes) > SHOWN else "")
@@ -73,8 +75,9 @@ def first_part(campaign: Campaign) -> Done:
     config = campaign.config
     with (folder := part_folder(campaign, 0)).writing() as out:
         table, found = list_sources(campaign)
-        classes = renamed_classes(class_names(config.classes, found), config.labels.renamed)
-        labels = renamed_labels(table["label"], config.labels.renamed)
+        renamed = resolve_renamed(config.labels.renamed)
+        classes = renamed_classes(class_names(config.classes, found), renamed)
+        labels = renamed_labels(table["label"], renamed)
         check_labels(table.set_column(MANIFEST.get_field_index("label"), "label", labels), classes)
         check_readable(table, config.split_seed)
         write_part(out, table)

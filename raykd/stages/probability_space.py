@@ -17,7 +17,7 @@ from raykd.stages.shard_rows import PoolSource
 from raykd.store.outputs import Pool, Round, Teacher
 
 
-class Space:
+class OpenSpace:
     """The pool's shards, and the rows that are labeled.
 
     Args:
@@ -29,7 +29,7 @@ class Space:
         self.source, self.shards, self.labeled = source, shards, labeled
 
 
-def open_space(campaign: Campaign, pool: Pool, teacher: Teacher, before: Round | None) -> Space:
+def open_space(campaign: Campaign, pool: Pool, teacher: Teacher, before: Round | None) -> OpenSpace:
     """The space as it is after a round, or the teacher's before the first one; open until :func:`close_space`.
 
     Called again for the same rows it gives the same shards, so they are read once.
@@ -45,7 +45,7 @@ def open_space(campaign: Campaign, pool: Pool, teacher: Teacher, before: Round |
     config = campaign.config.selection
     campaign.session.ensure()
     shards = campaign.open_shards.enter_context(open_shards(source, config.shards, config.num_cpus, config.num_gpus))
-    campaign.space = Space(source, shards, shards.labeled(labels))
+    campaign.space = OpenSpace(source, shards, shards.labeled(labels))
     return campaign.space
 
 
