@@ -1,4 +1,5 @@
 """SHIM."""
+
 from __future__ import annotations
 
 import difflib
@@ -17,21 +18,39 @@ from raykd.store.place import Place
 from raykd.store.tables import MANIFEST
 
 SPLIT_NAMES = {"pool": "pool", "train": "pool", "val": "val", "valid": "val", "validation": "val", "test": "test"}
+
+
 @dataclass
 class Listing:
-    rows: Any; found_classes: Any; mapping: Any
+    rows: Any
+    found_classes: Any
+    mapping: Any
+
+
 @dataclass
 class Grown:
-    new: Any; gone: Any; changed: Any
+    new: Any
+    gone: Any
+    changed: Any
+
+
 class C:
-    def __init__(s, say, classes): s.say=say; s.config=type("x",(),{"classes":classes})
+    def __init__(s, say, classes):
+        s.say = say
+        s.config = type("x", (), {"classes": classes})
+
+
 def list_source(source, split, classes, say):
     rows, found = list_source_(C(say, classes), source, split)
     return Listing(rows, found, {})
+
+
 def grown(before, now):
     new = now.filter(pc.invert(pc.is_in(now["sample_id"], value_set=before["sample_id"])))
     gone = before.filter(pc.invert(pc.is_in(before["sample_id"], value_set=now["sample_id"])))
     return Grown(new, gone, now.slice(0, 0))
+
+
 def draw_splits(rows: pa.Table, draws_N: np.ndarray, test_share: float, val_share: float) -> pa.Table:
     """Set aside random shares of the labeled pool rows as test and val."""
     if not test_share and not val_share:
@@ -211,5 +230,3 @@ def check_labels(table: pa.Table, classes: list[str]) -> None:
             f"{len(unknown)} labels in the data are not in classes, such as {unknown[0]!r}{hint} (label_values maps "
             "the data's own values to class names)"
         )
-
-

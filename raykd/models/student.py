@@ -36,7 +36,7 @@ from raykd.models.saved import WEIGHTS
 from raykd.store.place import Place
 
 if TYPE_CHECKING:
-    from raykd.config import Student as StudentConfig
+    from raykd.config import StudentConfig
 
 # What training scripts put beside the tensors. None of these does anything when it is made, so loading stays safe.
 NUMPY_SCALAR: Any = np.float64(0).__reduce__()[0]

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pyarrow.fs as pafs
 
-from raykd.config import Teacher as TeacherConfig
+from raykd.config import TeacherConfig
 from raykd.errors import UserError, did_you_mean
 from raykd.store.place import Place
 

@@ -39,7 +39,7 @@ LEAST_F16 = float(np.finfo(np.float16).min)
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingSettings:
-    """How to train. ``config.Student`` says what each means, in the same words.
+    """How to train. ``config.StudentConfig`` says what each means, in the same words.
 
     Args:
         key: What makes this training's draws its own: (seed, round).

@@ -13,10 +13,11 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from raykd.config import Teacher as TeacherConfig
+from raykd.config import TeacherConfig
 from raykd.errors import UserError
 from raykd.images.transforms import ClipPreprocess
 from raykd.models.teacher import ImageTower, fetch_weights, own_files, read_clip_preprocess
+from raykd.stages.budget import check_budgets
 from raykd.stages.campaign import Campaign
 from raykd.stages.map_images import Fetch, Model, check_splits, error_column, map_parts, num_missing, part_folders
 from raykd.store.outputs import QUARANTINE_FILE, Encoded, Pool
@@ -58,6 +59,8 @@ def encode(campaign: Campaign, pool: Pool) -> Encoded:
         done = map_parts(parts, fetch, description, ticker, here=here, check=check)
     encoded = Encoded(tuple(done), model.fingerprint, model.place)
     check_share(campaign, encoded)
+    if campaign.num_done < campaign.config.rounds:
+        check_budgets(campaign, pool, encoded.readable(pool.split("pool")).num_rows)
     return encoded
 
 

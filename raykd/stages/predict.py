@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pyarrow as pa
 
-from raykd.config import Student as StudentConfig
+from raykd.config import StudentConfig
 from raykd.models.preprocess import read_preprocess
 from raykd.stages.campaign import Campaign
 from raykd.stages.map_images import Fetch, Model, check_splits, error_column, map_parts, num_missing, part_folders

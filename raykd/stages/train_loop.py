@@ -22,7 +22,7 @@ from raykd.algo.batches import BatchPlan, num_steps
 from raykd.algo.dho import TEACHER_COLUMNS, StudentNet
 from raykd.algo.heads import HEADS
 from raykd.algo.keyed import generator
-from raykd.config import Student as StudentConfig
+from raykd.config import StudentConfig
 from raykd.errors import StorageError, UserError
 from raykd.models.student import Student, load_weights, make_backbone, preprocess_of, set_image_size
 from raykd.models.training import (

@@ -382,9 +382,7 @@ def test_a_driver_killed_for_real_in_its_training_goes_on_to_the_same_picks_and_
 
     def start(*command: str) -> subprocess.Popen:
         environment = os.environ | {"RAYKD_TEST": mark, "PYTHONPATH": str(ROOT)}
-        return subprocess.Popen(
-            command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-        )
+        return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
     def end_all() -> None:
         for pid in processes_with(mark):

@@ -145,12 +145,12 @@ def test_its_scores_are_those_of_the_test_split(finished):
 
 
 def test_a_siglip_like_model_from_config_and_checkpoint_files_gets_its_bias(opinion, finished, tmp_path):
-    from raykd.config import Teacher
+    from raykd.config import TeacherConfig
     from raykd.models.teacher import check_teacher
     from tests.unit.test_teacher_model import write_siglip
 
     config, weights = write_siglip(tmp_path)
-    check_teacher(Teacher(model="tiny-sigmoid", model_config_file=str(config), pretrained=str(weights)))
+    check_teacher(TeacherConfig(model="tiny-sigmoid", model_config_file=str(config), pretrained=str(weights)))
     found = opinion(
         "teacher.model=tiny-sigmoid", f"teacher.model_config_file={config}", f"teacher.pretrained={weights}",
         f"teacher.templates={json.dumps(TEMPLATES)}", "teacher.batch_size=20",

@@ -16,7 +16,7 @@ from torchvision import transforms as T
 
 from raykd.algo.dho import StudentNet
 from raykd.algo.heads import HEADS, Mixture, probabilities
-from raykd.config import Student as StudentConfig
+from raykd.config import StudentConfig
 from raykd.errors import UserError
 from raykd.models.preprocess import ABOUT, Preprocess, read_preprocess
 from raykd.models.saved import WEIGHTS, deploy

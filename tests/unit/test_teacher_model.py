@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from raykd.config import Teacher, load
+from raykd.config import TeacherConfig, load
 from raykd.errors import UserError
 from raykd.models.teacher import (
     check_teacher,
@@ -48,7 +48,7 @@ def write_siglip(folder: Path) -> tuple[Path, Path]:
 
 def check(**given) -> str:
     with pytest.raises(UserError) as caught:
-        check_teacher(Teacher(**given))
+        check_teacher(TeacherConfig(**given))
     return str(caught.value)
 
 
@@ -87,7 +87,7 @@ def test_a_checkpoint_that_does_not_fit_or_is_none_is_refused(siglip, tmp_path):
     import safetensors.torch
 
     config, weights = siglip
-    given = Teacher(model="tiny-sigmoid", model_config_file=str(config), pretrained=str(weights))
+    given = TeacherConfig(model="tiny-sigmoid", model_config_file=str(config), pretrained=str(weights))
     check_teacher(given)
     state = safetensors.torch.load_file(weights)
     del state["text.ln_final.weight"]
@@ -98,7 +98,7 @@ def test_a_checkpoint_that_does_not_fit_or_is_none_is_refused(siglip, tmp_path):
     empty.mkdir()
     shutil.copy(config, empty / "open_clip_config.json")
     with pytest.raises(UserError, match="cannot load teacher"):
-        fetch_weights(Teacher(model=f"local-dir:{empty}"), Place.of(tmp_path / "out"))
+        fetch_weights(TeacherConfig(model=f"local-dir:{empty}"), Place.of(tmp_path / "out"))
 
 
 def test_a_quickgelu_mismatch_is_refused_before_the_weights_are_fetched(monkeypatch):
@@ -107,8 +107,8 @@ def test_a_quickgelu_mismatch_is_refused_before_the_weights_are_fetched(monkeypa
 
     monkeypatch.setattr(open_clip.factory, "download_pretrained", None)
     assert "use ViT-B-32-quickgelu" in check(model="ViT-B-32", pretrained="openai")
-    check_teacher(Teacher(model="ViT-B-32-quickgelu", pretrained="openai"))
-    check_teacher(Teacher(model="ViT-B-32", pretrained="laion2b_s34b_b79k"))
+    check_teacher(TeacherConfig(model="ViT-B-32-quickgelu", pretrained="openai"))
+    check_teacher(TeacherConfig(model="ViT-B-32", pretrained="laion2b_s34b_b79k"))
 
 
 def test_a_tokenizer_that_needs_transformers_says_so(monkeypatch):
@@ -138,7 +138,7 @@ def test_all_of_a_models_files_are_known_by_their_content(teacher_folder, settin
 
 def test_a_fetched_model_is_whole_and_its_preprocessing_is_read_without_torch(teacher_folder, tmp_path):
     place = Place.of(tmp_path / "fetched")
-    count = fetch_weights(Teacher(model=f"local-dir:{teacher_folder}"), place)
+    count = fetch_weights(TeacherConfig(model=f"local-dir:{teacher_folder}"), place)
     assert count > 1000
     assert {info.base_name for info in place.files()} == {"open_clip_config.json", "open_clip_model.safetensors"}
     assert read_clip_preprocess(place)["mean"] == [0.5, 0.4, 0.3]
