@@ -25,7 +25,7 @@ from typing import Any, NamedTuple
 import profiles  # noqa: F401  (loads hypothesis' profile)
 import pytest
 import yaml
-from fakes import object_store, tiny_campaign, write_images, write_teacher
+from fakes import new_campaign, object_store, tiny_campaign, write_images, write_teacher
 
 from raykd.store.place import Place
 
@@ -167,20 +167,6 @@ def finished(run_job, tmp_path_factory, image_folder, teacher_folder) -> Finishe
         ended = run_job(settings, "progress=lines")
     assert ended.code == 0, ended.err
     return Finished(settings, folder / "run", ended, *given[0], done)
-
-
-def new_campaign(settings: dict, *overrides: str):
-    """A campaign in this process, on the session's Ray; what it says is in ``campaign.progress.stream``."""
-    from raykd.config import load
-    from raykd.stages.campaign import Campaign, note_config
-    from raykd.stages.progress import Progress
-    from raykd.stages.session import Session
-    from raykd.store.place import Place
-
-    config = load(settings, overrides)
-    campaign = Campaign(config, Place.of(config.storage_path), Progress("lines", io.StringIO()), Session())
-    note_config(campaign, [])
-    return campaign
 
 
 @pytest.fixture

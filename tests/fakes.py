@@ -3,6 +3,7 @@
 Nothing heavy is imported before it is used, so that what tests plain Python stays quick.
 """
 
+import io
 import json
 from pathlib import Path
 
@@ -95,3 +96,50 @@ def tiny_campaign(storage: Path, pool: Path, teacher: Path) -> dict:
         "labels": {"oracle": "simulated", "start": "one_per_class"},
         "progress": "none",
     }  # fmt: skip
+
+
+def new_campaign(settings: dict, *overrides: str):
+    """A campaign in this process, on the session's Ray; what it says is in ``campaign.progress.stream``."""
+    from raykd.config import load
+    from raykd.stages.campaign import Campaign, note_config
+    from raykd.stages.progress import Progress
+    from raykd.stages.session import Session
+    from raykd.store.place import Place
+
+    config = load(settings, overrides)
+    campaign = Campaign(config, Place.of(config.storage_path), Progress("lines", io.StringIO()), Session())
+    note_config(campaign, [])
+    return campaign
+
+
+def tiny_student(classes: list[str]):
+    """A student with random weights, of 32-pixel images."""
+    import torch
+
+    from raykd.algo.dho import StudentNet
+    from raykd.models.preprocess import Preprocess
+    from raykd.models.student import Student, make_backbone
+
+    torch.manual_seed(0)
+    net = StudentNet(*make_backbone("test_resnet"), len(classes))
+    return Student(net, "test_resnet", classes, Preprocess(32, (0.5,) * 3, (0.5,) * 3))
+
+
+def write_siglip(folder: Path) -> tuple[Path, Path]:
+    """A model config file and a checkpoint file of a SigLIP-like model: separate text tower, sigmoid bias."""
+    import open_clip
+    import safetensors.torch
+    import torch
+
+    model = {
+        "embed_dim": 16,
+        "init_logit_bias": -10,
+        "vision_cfg": {"image_size": 24, "patch_size": 8, "width": 32, "layers": 1, "head_width": 16},
+        "text_cfg": {"context_length": 12, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1},
+    }
+    torch.manual_seed(1)
+    state = open_clip.model.CustomTextCLIP(**model).state_dict()
+    state["logit_bias"] -= 2.5
+    safetensors.torch.save_file(state, folder / "weights.safetensors")
+    (folder / "tiny-sigmoid.json").write_text(json.dumps(model | {"custom_text": True}))
+    return folder / "tiny-sigmoid.json", folder / "weights.safetensors"

@@ -95,8 +95,8 @@ def tokenizer_of(model: str) -> Any:
         raise UserError(
             f"teacher.model: the tokenizer of {model!r} needs {error.name}: pip install raykd[hf]"
         ) from error
-    except OSError as error:
-        raise UserError(f"teacher.model: cannot get the tokenizer of {model!r}: {error}") from error
+    except (OSError, ValueError) as error:
+        raise UserError(f"teacher.model: cannot load teacher {model!r}, its tokenizer of {model!r}: {error}") from error
 
 
 def own_files(config: TeacherConfig) -> list[str]:

@@ -1,6 +1,5 @@
 import pytest
-
-from tests.jobs.campaigns import Reached
+from campaigns import Reached
 
 
 @pytest.fixture

@@ -16,6 +16,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 import yaml
+from campaigns import Reached, fill, labels_of, lines_of, manifest_of, picks_of, table_of
 from PIL import Image
 
 from raykd.algo.heads import Mixture, probabilities
@@ -28,7 +29,6 @@ from raykd.models.student import Student
 from raykd.store.lock import only_job
 from raykd.store.place import Place
 from raykd.store.stage_folder import MARKER, Writing
-from tests.jobs.campaigns import Reached, fill, labels_of, lines_of, manifest_of, picks_of, table_of
 
 ROOT = Path(__file__).parents[2]
 EACH = ["select", "ask", "label", "train", "predict", "student", "evaluate"]

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
+from campaigns import Reached, fill, labels_of, picks_of
 from PIL import Image
 
 from raykd.labels.ledger import Ledger
 from raykd.store.place import Place
-from tests.jobs.campaigns import Reached, fill, labels_of, picks_of
 
 
 @pytest.fixture

@@ -145,9 +145,10 @@ def test_its_scores_are_those_of_the_test_split(finished):
 
 
 def test_a_siglip_like_model_from_config_and_checkpoint_files_gets_its_bias(opinion, finished, tmp_path):
+    from fakes import write_siglip
+
     from raykd.config import TeacherConfig
     from raykd.models.teacher import check_teacher
-    from tests.unit.test_teacher_model import write_siglip
 
     config, weights = write_siglip(tmp_path)
     check_teacher(TeacherConfig(model="tiny-sigmoid", model_config_file=str(config), pretrained=str(weights)))

@@ -18,8 +18,7 @@ import safetensors.torch
 from fakes import forbid
 
 from raykd.algo.heads import HEADS
-from raykd.config import StudentConfig
-from raykd.config import load
+from raykd.config import StudentConfig, load
 from raykd.errors import UserError
 from raykd.store.outputs import Encoded, Labels, Pool, Teacher
 from raykd.store.place import Place

@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from conftest import new_campaign
+from fakes import new_campaign
 from PIL import Image
 
 from raykd.images.reading import ImageReader, load_many

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
+from fakes import write_siglip
 
 from raykd.config import TeacherConfig, load
 from raykd.errors import UserError
@@ -26,24 +26,6 @@ from raykd.store.place import Place
 def siglip(tmp_path) -> tuple[Path, Path]:
     """A model config file and a checkpoint file of a SigLIP-like model: separate text tower, sigmoid bias."""
     return write_siglip(tmp_path)
-
-
-def write_siglip(folder: Path) -> tuple[Path, Path]:
-    import open_clip
-    import safetensors.torch
-
-    model = {
-        "embed_dim": 16,
-        "init_logit_bias": -10,
-        "vision_cfg": {"image_size": 24, "patch_size": 8, "width": 32, "layers": 1, "head_width": 16},
-        "text_cfg": {"context_length": 12, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1},
-    }
-    torch.manual_seed(1)
-    state = open_clip.model.CustomTextCLIP(**model).state_dict()
-    state["logit_bias"] -= 2.5
-    safetensors.torch.save_file(state, folder / "weights.safetensors")
-    (folder / "tiny-sigmoid.json").write_text(json.dumps(model | {"custom_text": True}))
-    return folder / "tiny-sigmoid.json", folder / "weights.safetensors"
 
 
 def check(**given) -> str:
