@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
-from PIL import Image
-
+from raykd.images.transforms import CenterCrop, RandomCrop
 from raykd.store.place import Place
 
 ABOUT = "student.json"
@@ -27,31 +25,18 @@ class Preprocess:
     std: tuple[float, ...]
     interpolation: str = "bilinear"
 
-    def clean(self) -> Callable[[Image.Image], Image.Image]:
+    def clean(self) -> CenterCrop:
         """Short side to ``image_size``, centre crop: for predicting (PAPERS.md 1.4)."""
-        from torchvision import transforms as T
+        return CenterCrop(self.image_size, self.interpolation)
 
-        mode = T.InterpolationMode(self.interpolation)
-        return T.Compose([T.Resize(self.image_size, mode), T.CenterCrop(self.image_size)])
-
-    def augmented(self, area: tuple[float, float], flip: bool) -> Callable[[Image.Image, int], Image.Image]:
-        """A random resized crop, and a flip in half the cases; both hang on the seed alone: for training.
+    def augmented(self, area: tuple[float, float], flip: bool) -> RandomCrop:
+        """A random resized crop, and a flip in half the cases; called with image and seed: for training.
 
         Args:
             area: Of the crop, smallest and largest share of the image.
             flip: Whether to flip at all.
         """
-        import torch
-        from torchvision import transforms as T
-
-        crop = T.RandomResizedCrop(self.image_size, scale=area, interpolation=T.InterpolationMode(self.interpolation))
-        transform = T.Compose([crop, T.RandomHorizontalFlip()]) if flip else crop
-
-        def drawn(image: Image.Image, seed: int) -> Image.Image:
-            torch.default_generator.manual_seed(seed)
-            return transform(image)
-
-        return drawn
+        return RandomCrop(self.image_size, area, flip, self.interpolation)
 
 
 def read_preprocess(student: Place) -> Preprocess:

@@ -192,6 +192,25 @@ def preprocess_of(backbone: nn.Module, image_size: int, interpolation: str) -> P
 # ---------------------------------------------------------------- weights to start from
 
 
+def new_student(config: StudentConfig, classes: Sequence[str], seed: int, start: Place | None = None) -> Student:
+    """A student before its training: the backbone with pretrained or random weights, and random heads.
+
+    Args:
+        config: What to build.
+        classes: In the order of the logits.
+        seed: Of torch, which is left seeded.
+        start: File of the backbone's weights; None for random ones.
+    """
+    torch.manual_seed(seed)
+    backbone, width = make_backbone(config.backbone)
+    if start:
+        load_weights(backbone, start.uri)
+    set_image_size(backbone, config.image_size)
+    preprocess = preprocess_of(backbone, config.image_size, config.interpolation)
+    model = StudentNet(backbone, width, len(classes), config.heads)
+    return Student(model, config.backbone, list(classes), preprocess)
+
+
 def initial_backbone(name: str, pretrained: bool | str) -> nn.Module:
     """The backbone before any training: timm's weights, those of a file, or random ones (by torch's seed).
 

@@ -13,6 +13,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal, Protocol, TypedDict
 
 import numpy as np
@@ -25,8 +26,8 @@ from torch import nn
 from raykd.algo.batches import BatchPlan, learning_rate
 from raykd.algo.dho import Learner, Loss, StudentNet
 from raykd.algo.keyed import generator
-from raykd.errors import StorageError, UserError
-from raykd.images.reading import ImageReader, decode
+from raykd.errors import UserError
+from raykd.images.reading import ImageReader, load
 from raykd.models.preprocess import Preprocess
 from raykd.models.student import limited_threads, normalised
 from raykd.store.place import Place
@@ -119,8 +120,7 @@ class TrainingImages:
         flip: bool,
     ) -> None:
         self.ids, self.uris, self.preprocess = ids, uris, preprocess
-        self.crop_area, self.flip = crop_area, flip
-        self.reader = ImageReader()
+        self.crop, self.reader = preprocess.augmented(crop_area, flip), ImageReader()
         # object store clients do not survive a fork
         self.start_method = "spawn" if len(uris) and "://" in uris[0].as_py() else "fork"
 
@@ -129,14 +129,10 @@ class TrainingImages:
 
     def __getitem__(self, item: tuple[int, int]) -> torch.Tensor:
         place, seed = item
-        try:
-            image = decode(self.reader.read(self.uris[place].as_py()))
-        except StorageError:
-            raise
-        except OSError as error:
-            name = self.ids[place].as_py()
-            raise UserError(f"image {name!r} was readable and is no more: {error}") from error
-        return torch.from_numpy(np.array(self.preprocess.augmented(self.crop_area, self.flip)(image, seed)))
+        image = load(self.reader, self.uris[place].as_py(), partial(self.crop, seed=seed))
+        if isinstance(image, str):
+            raise UserError(f"image {self.ids[place].as_py()!r} was readable and is no more: {image}")
+        return torch.from_numpy(np.array(image))
 
     def to_input(self, batch: torch.Tensor) -> torch.Tensor:
         return normalised(batch, self.preprocess)

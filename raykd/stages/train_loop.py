@@ -19,12 +19,12 @@ import pyarrow as pa
 import torch
 
 from raykd.algo.batches import BatchPlan, num_steps
-from raykd.algo.dho import TEACHER_COLUMNS, StudentNet
+from raykd.algo.dho import TEACHER_COLUMNS
 from raykd.algo.heads import HEADS
 from raykd.algo.keyed import generator
 from raykd.config import StudentConfig
 from raykd.errors import StorageError, UserError
-from raykd.models.student import Student, load_weights, make_backbone, preprocess_of, set_image_size
+from raykd.models.student import Student, new_student
 from raykd.models.training import (
     StepLine,
     Targets,
@@ -97,15 +97,9 @@ class Job:
         )
 
     def student(self) -> Student:
-        """A fresh student: the pretrained or random backbone, and random heads. Seeds torch."""
-        torch.manual_seed(int(generator(*self.key, "init").integers(2**63)))
-        backbone, width = make_backbone(self.config.backbone)
-        if self.start:
-            load_weights(backbone, self.start.uri)
-        set_image_size(backbone, self.config.image_size)
-        preprocess = preprocess_of(backbone, self.config.image_size, self.config.interpolation)
-        model = StudentNet(backbone, width, len(self.classes), self.config.heads)
-        return Student(model, self.config.backbone, list(self.classes), preprocess)
+        """A fresh student, drawn by the key. Seeds torch."""
+        seed = int(generator(*self.key, "init").integers(2**63))
+        return new_student(self.config, self.classes, seed, self.start)
 
     def images(self, student: Student) -> TrainingImages:
         return TrainingImages(self.ids, self.uris, student.preprocess, self.config.crop_area, self.config.flip)

@@ -15,7 +15,6 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import safetensors.torch
-from fakes import forbid
 
 from raykd.algo.heads import HEADS
 from raykd.config import StudentConfig, load
@@ -26,6 +25,10 @@ from raykd.store.stage_folder import Done
 from raykd.store.tables import LABELS, MANIFEST, vectors
 
 CLASSES = ("blue", "green", "red")
+
+
+def forbidden(*_, **__):
+    pytest.fail("this was not to be called")
 
 
 class Inputs(NamedTuple):
@@ -120,7 +123,7 @@ def test_a_local_training_of_one_worker_starts_no_other_process(train, monkeypat
     from raykd.models.student import Student
     from raykd.stages import train as stage
 
-    forbid(monkeypatch, stage, "train_on_ray")
+    monkeypatch.setattr(stage, "train_on_ray", forbidden)
     trained = train("student.num_cpus=2")
     assert trained.done.facts["steps"] == 6
     assert trained.done.facts["num_labeled"] == 6
@@ -137,7 +140,7 @@ def test_what_is_done_is_not_done_again_and_keeps_its_settings(train, monkeypatc
     from raykd.stages import train as stage
 
     first = train()
-    forbid(monkeypatch, stage, "make_job")
+    monkeypatch.setattr(stage, "make_job", forbidden)
     (first.place / ".." / ".." / "ray_train" / "round-001-of-another-start" / "training.pt").write_bytes(b"")
     again = train("student.steps=9")
     assert again.done == first.done
