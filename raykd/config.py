@@ -107,7 +107,10 @@ class Source(Section):
         description="images: a folder, any depth, no labels; class_folders: one folder a class; parquet: encoded bytes "
         "or URIs; coop_split: images under path, split by a CoOp-style JSON (split_file)"
     )
-    id_column: str = Field("sample_id", description="parquet: the user's own id, string, all different")
+    id_column: str | None = Field(
+        "sample_id",
+        description="parquet: the user's own id, all different; null: the uri as it stands there, or else file and row",
+    )
     image_column: str | None = Field("image", description="parquet: encoded image bytes; null when uri_column is used")
     uri_column: str | None = Field(None, description="parquet: path or URI of each image, instead of image_column")
     label_column: str | None = Field(None, description="parquet: the label (see label_values); null: no labels")
