@@ -4,8 +4,8 @@
 
 *Work* is what a plain loop in one process takes for the same arithmetic, measured here, after its imports: reading,
 cropping and encoding every image, the training's steps, predicting. What a stage takes beyond that is process start,
-imports, and the bookkeeping of Ray and of files. ``--against``: the same demo by another checkout of raykd, in turns with
-this one. A table, then one JSON line.
+imports, and the bookkeeping of Ray and of files. ``--against``: the same demo by another checkout of raykd, in turns
+with this one. A table, then one JSON line.
 """
 
 from __future__ import annotations

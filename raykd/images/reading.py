@@ -337,7 +337,7 @@ def reason_of(error: Exception) -> str:
 # ---------------------------------------------------------------- without ever raising for a bad image
 
 
-def load(reader: ImageReader, uri: str, transform: Callable[[Image.Image], Result]) -> Result | str:
+def load_one(reader: ImageReader, uri: str, transform: Callable[[Image.Image], Result]) -> Result | str:
     """What ``transform`` makes of the decoded image, or in one short line why there is none.
 
     Never raises for a bad image, one that ``transform`` cannot take included.
@@ -359,14 +359,14 @@ def load(reader: ImageReader, uri: str, transform: Callable[[Image.Image], Resul
 def load_many(
     reader: ImageReader, uris: list[str], transform: Callable[[Image.Image], Result], threads: int = 8
 ) -> list[Result | str]:
-    """:func:`load` of each uri, in order; files are fetched in parallel, Parquet rows one after the other.
+    """:func:`load_one` of each uri, in order; files are fetched in parallel, Parquet rows one after the other.
 
     Every image is transformed as soon as it is decoded, so at most ``threads`` of them are in memory at full size.
     """
     if any(map(INSIDE_PARQUET.fullmatch, uris)):
-        return [load(reader, uri, transform) for uri in uris]
+        return [load_one(reader, uri, transform) for uri in uris]
     with ThreadPoolExecutor(threads) as pool:
-        return list(pool.map(lambda uri: load(reader, uri, transform), uris))
+        return list(pool.map(lambda uri: load_one(reader, uri, transform), uris))
 
 
 def storage_fails(error: Exception, uri: str) -> bool:

@@ -566,7 +566,7 @@ def class_file(path: str) -> list[str]:
     return lines
 
 
-def check_labels(rows: pa.Table, classes: Iterable[str]) -> None:
+def check_label_names(rows: pa.Table, classes: Iterable[str]) -> None:
     """Whether each label is a class. Raises UserError with the first that is none."""
     known = list(classes)
     if unknown := in_order(set(rows["label"].drop_null().unique().to_pylist()) - set(known)):

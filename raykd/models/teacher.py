@@ -223,9 +223,9 @@ def encode_texts(
     vocabulary = getattr(clip, "vocab_size", None) or getattr(getattr(clip, "text", None), "vocab_size", None)
     if vocabulary and int(tokens_PL.max()) >= vocabulary:
         raise UserError(
-            f"teacher.model: the tokenizer of {model!r} gives tokens up to {int(tokens_PL.max())}, its text tower knows "
-            f"{vocabulary}: they do not belong together. Name the right one as tokenizer_kwargs or hf_tokenizer_name under "
-            f"text_cfg in {MODEL_CONFIG}, or take the model's own folder"
+            f"teacher.model: the tokenizer of {model!r} gives tokens up to {int(tokens_PL.max())}, its text tower "
+            f"knows {vocabulary}: they do not belong together. Name the right one as hf_tokenizer_name under text_cfg "
+            f"in {MODEL_CONFIG}, or take the model's own folder"
         )
     with torch.inference_mode():
         batches = tokens_PL.split(batch_size)

@@ -27,7 +27,7 @@ from raykd.algo.batches import BatchPlan, learning_rate
 from raykd.algo.dho import Learner, Loss, StudentNet
 from raykd.algo.keyed import generator
 from raykd.errors import UserError
-from raykd.images.reading import ImageReader, load
+from raykd.images.reading import ImageReader, load_one
 from raykd.models.preprocess import Preprocess
 from raykd.models.student import limited_threads, normalised
 from raykd.store.place import Place
@@ -129,7 +129,7 @@ class TrainingImages:
 
     def __getitem__(self, item: tuple[int, int]) -> torch.Tensor:
         place, seed = item
-        image = load(self.reader, self.uris[place].as_py(), partial(self.crop, seed=seed))
+        image = load_one(self.reader, self.uris[place].as_py(), partial(self.crop, seed=seed))
         if isinstance(image, str):
             raise UserError(f"image {self.ids[place].as_py()!r} was readable and is no more: {image}")
         return torch.from_numpy(np.array(image))

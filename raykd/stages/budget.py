@@ -29,8 +29,8 @@ def check_budgets(campaign: Campaign, pool: Pool, num_images: int) -> None:
     left = num_images - num_answered(campaign)
     if num_rounds * budget + start > left:
         raise UserError(
-            f"rounds {first} to {config.rounds - 1} with a budget of {budget} ask for {num_rounds * budget + start} labels, "
-            f"and the pool has {left} images that can be read and have none; lower selection.budget (to "
+            f"rounds {first} to {config.rounds - 1} with a budget of {budget} ask for {num_rounds * budget + start} "
+            f"labels, and the pool has {left} images that can be read and have none; lower selection.budget (to "
             f"{max(0, left - start) // max(1, num_rounds)} or less) or rounds"
         )
 

@@ -98,7 +98,7 @@ class Campaign:
         return StageFolder(place, said, version, made_from or {}, settings or {}, self.still_ours)
 
     def done(self, folder: StageFolder, number: int) -> Done | None:
-        """What a round's folder holds when it is complete; it keeps the settings that it was made with, and that is said."""
+        """What a round's folder holds when it is complete; it keeps its settings, and that is said."""
         found = folder.done()
         if found and number >= self.num_done and (changed := folder.settings_changed(found)):
             self.say(
@@ -194,7 +194,7 @@ def read_history(place: Place) -> list[dict[str, Any]]:
 
 
 def check_unchanged(place: Place, config: Config, history: list[dict[str, Any]]) -> None:
-    """Refuse a change of what the whole campaign stands on, once the pool is listed. Raises UserError with the fields."""
+    """Refuse a change of what a whole campaign stands on, once the pool is listed. Raises UserError with the fields."""
     if not history or not is_started(place):
         return  # nothing is done yet, so a config with a mistake may be mended
     if changed := differences(history[-1]["fixed"], config.fixed()):

@@ -1,8 +1,8 @@
 """The teacher's features of every image, once: the only stage that shows it images.
 
 It has no opinion: no class and no prompt goes in, so whatever changes about those, nothing is read again. By parts: a
-part's name is the fingerprint of what it holds, so a grown pool adds parts, and a second campaign on the same pool finds
-them (``cache_path``).
+part's name is the fingerprint of what it holds, so a grown pool adds parts, and a second campaign on the same pool
+finds them (``cache_path``).
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ def encode(campaign: Campaign, pool: Pool) -> Encoded:
     config = campaign.config.teacher
     model = fetch_teacher(campaign)
     parts = part_folders(
-        campaign, campaign.cache / "encode", "encode", version=VERSION, batch_size=config.batch_size, tables=pool.listed,
-        made_from={"model": model.fingerprint, "precision": config.precision},
+        campaign, campaign.cache / "encode", "encode", version=VERSION, batch_size=config.batch_size,
+        tables=pool.listed, made_from={"model": model.fingerprint, "precision": config.precision},
     )  # fmt: skip
 
     def description() -> Model:

@@ -182,7 +182,7 @@ def map_parts(
         if writings:
             number = min(writings)
             raise UserError(
-                f"{parts[number][0].name}: {left[number]:,} images of it were not written; nothing of this part is kept: "
+                f"{parts[number][0].name}: {left[number]:,} images of it were not written; nothing of it is kept: "
                 "run the same command again"
             )
         check(pa.concat_tables([QUARANTINE.empty_table(), *bad]))
@@ -234,8 +234,8 @@ def check_splits(stage: str, rows: pa.Table, bad: pa.Table, max_bad_share: float
             first = missing.filter(pc.equal(missing["split"], split)).sort_by("sample_id").slice(0, 1).to_pylist()[0]
             raise UserError(
                 f"{stage}: {gone} of {count} {split} images cannot be read now, more than max_bad_share="
-                f"{max_bad_share:g}; first {first['sample_id']!r}, expected at {first['uri']!r}. The parts that they are "
-                "in are not kept: put them back, let this user read them, and run again; or raise max_bad_share"
+                f"{max_bad_share:g}; first {first['sample_id']!r}, expected at {first['uri']!r}. The parts that they "
+                "are in are not kept: put them back, let this user read them, and run again; or raise max_bad_share"
             )
 
 
@@ -245,7 +245,7 @@ def check_splits(stage: str, rows: pa.Table, bad: pa.Table, max_bad_share: float
 def run(
     runs: dict[int, pa.Table], places: dict[int, Place], fetch: Fetch, model: Model, ticker: Ticker, here: bool
 ) -> Iterator[tuple[int, int]]:
-    """Write the runs' blocks to their places as they come; yields the number of a run and how many rows were written."""
+    """Write the runs' blocks to their places as they come; yields a run's number and how many rows were written."""
     low, high = (model.replicas, model.replicas) if isinstance(model.replicas, int) else model.replicas
     blocks = even_blocks(runs, model.batch_size, high)
     write = WriteBlock(places, model.schema)
@@ -343,7 +343,7 @@ def error_column(errors: np.ndarray) -> tuple[np.ndarray, pa.Array]:
 
 @contextmanager
 def data_context(block_bytes: int) -> Iterator[None]:
-    """Ray Data as this pipeline needs it: blocks are never split, or batches would mix; errors are raised as they are."""
+    """Ray Data as this pipeline needs it: blocks are never split, or batches would mix; errors come as they are."""
     context = DataContext.get_current()
     before = context.raise_original_map_exception, context.target_max_block_size
     context.raise_original_map_exception = True  # or a StorageError arrives as its traceback's text

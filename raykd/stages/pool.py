@@ -20,7 +20,7 @@ from raykd.config import Config
 from raykd.demo.digits import materialise
 from raykd.errors import UserError
 from raykd.images.reading import ImageReader, load_many
-from raykd.images.sources import check_labels, class_names, draw_splits, grown, list_source
+from raykd.images.sources import check_label_names, class_names, draw_splits, grown, list_source
 from raykd.labels.ledger import resolve_renamed
 from raykd.stages.budget import check_budgets
 from raykd.stages.campaign import Campaign
@@ -50,7 +50,7 @@ def list_pool(campaign: Campaign) -> Pool:
     renamed = resolve_renamed(config.labels.renamed)
     classes = renamed_classes(class_names(config.classes, found), renamed)
     pool = Pool(tuple(parts), tuple(classes), renamed)
-    check_labels(pool.manifest, classes)
+    check_label_names(pool.manifest, classes)
     check_budgets(campaign, pool, pool.counts["pool"])
     check_oracle(campaign, pool)
     shown = ", ".join(classes[:SHOWN]) + (", ..." if len(classes) > SHOWN else "")
@@ -80,7 +80,7 @@ def first_part(campaign: Campaign) -> Done:
         renamed = resolve_renamed(config.labels.renamed)
         classes = renamed_classes(class_names(config.classes, found), renamed)
         labels = renamed_labels(table["label"], renamed)
-        check_labels(table.set_column(MANIFEST.get_field_index("label"), "label", labels), classes)
+        check_label_names(table.set_column(MANIFEST.get_field_index("label"), "label", labels), classes)
         check_readable(table, config.split_seed)
         write_part(out, table)
         (out.place / CLASSES_FILE).write_json(found)

@@ -1,6 +1,6 @@
 """A folder that is complete or absent, and knows what it was made from.
 
-On a local disk it is written aside, its marker ``_DONE.json`` last, and renamed. An object store cannot rename a folder:
+On a local disk it is written aside, its marker ``_DONE.json`` last, and renamed. An object store cannot rename folders:
 there it is written in place with the marker last, and a folder without a marker counts as absent. Nothing that is
 complete is ever overwritten or deleted.
 
@@ -95,8 +95,8 @@ def read_done(place: Place) -> Done | None:
         return Done(place, said["fingerprint"], said["facts"], said["settings"], said["made_from"])
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(
-            f"{marker} is damaged ({one_line(error)}): a copy that broke off, or another program's. If what is beside it "
-            f"is whole, put the marker back; else move {place} away and run again: it is made anew"
+            f"{marker} is damaged ({one_line(error)}): a copy that broke off, or another program's. If what is beside "
+            f"it is whole, put the marker back; else move {place} away and run again: it is made anew"
         ) from error
 
 
@@ -136,8 +136,8 @@ class StageFolder:
             return None
         if changed := differences(found.made_from, _plain(self._made_from)):
             raise UserError(
-                f"{self.name}: {self.place} was made from other inputs: {'; '.join(changed)}. It was copied from another "
-                "campaign, or made by another raykd (campaign.json says which): go on with that one, or give a new "
+                f"{self.name}: {self.place} was made from other inputs: {'; '.join(changed)}. It was copied from "
+                "another campaign, or made by another raykd (campaign.json says which): go on with that one, or give a new "
                 f"storage_path and labels.given: {str(self.place).rpartition('/round_')[0] or self.place}"
             )
         return found

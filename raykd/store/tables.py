@@ -66,7 +66,7 @@ def predicted(columns: Sequence[str]) -> pa.Schema:
 
 
 def checked(table: pa.Table, schema: pa.Schema) -> pa.Table:
-    """The same table; an AssertionError when its columns are not the schema's, in order (a vector of any width fits)."""
+    """The same table; an AssertionError when its columns are not the schema's, in order (vectors of any width fit)."""
     found = [(field.name, _without_width(field.type)) for field in table.schema]
     assert found == [(field.name, field.type) for field in schema], f"{table.schema} is not {schema}"
     return table

@@ -1,4 +1,4 @@
-"""What a lead changes in the middle of a campaign: what counts from when, what is refused, and no label is ever lost."""
+"""What a lead changes in the middle of a campaign: what counts from when, what is refused; no label is lost."""
 
 import json
 import shutil

@@ -17,7 +17,7 @@ from PIL import Image
 
 from raykd.errors import StorageError
 from raykd.images import reading
-from raykd.images.reading import UNREACHABLE, ImageReader, decode, load, load_many
+from raykd.images.reading import UNREACHABLE, ImageReader, decode, load_many, load_one
 from raykd.store.place import Place
 
 
@@ -99,15 +99,15 @@ def test_a_column_of_bytes_and_path_gives_the_bytes_or_else_the_file(tmp_path):
     reader = ImageReader()
     for start in (f"{path}", f"file://{path}"):
         assert [reader.read(f"{start}#image/{i}") for i in range(3)] == [b"inside", b"relative", b"absolute"]
-        reasons = [load(reader, f"{start}#image/{i}", same) for i in (3, 4, 5)]
+        reasons = [load_one(reader, f"{start}#image/{i}", same) for i in (3, 4, 5)]
         assert reasons == ["no image bytes in this row"] * 2 + ["unreachable: not found"]
 
 
 def test_rows_that_hold_no_bytes_say_what_they_hold(tmp_path):
     pq.write_table(pa.table({"image": ["aGVsbG8="], "list": [[1, 2]]}), tmp_path / "p.parquet")
     reader = ImageReader()
-    assert load(reader, f"{tmp_path}/p.parquet#image/0", same) == "str in this row; expected image bytes"
-    assert load(reader, f"{tmp_path}/p.parquet#list/0", same) == "list in this row; expected image bytes"
+    assert load_one(reader, f"{tmp_path}/p.parquet#image/0", same) == "str in this row; expected image bytes"
+    assert load_one(reader, f"{tmp_path}/p.parquet#list/0", same) == "list in this row; expected image bytes"
 
 
 def test_two_parquet_files_with_equal_names_are_kept_apart(tmp_path):
@@ -160,10 +160,10 @@ def test_missing_bytes_rows_columns_and_files_are_reasons_and_not_crashes(tmp_pa
     pq.write_table(pa.table({"image": [None, b""]}), path)
     reader = ImageReader()
     for row in (0, 1):
-        assert load(reader, f"{path}#image/{row}", same) == "no image bytes in this row"
+        assert load_one(reader, f"{path}#image/{row}", same) == "no image bytes in this row"
     (tmp_path / "cut.parquet").write_bytes(path.read_bytes()[:-30])
     for uri in (f"{path}#image/2", f"{path}#picture/0", f"{tmp_path}/cut.parquet#image/0", "http://x/y.png"):
-        reason = load(reader, uri, same)
+        reason = load_one(reader, uri, same)
         assert isinstance(reason, str), uri
         assert not reason.startswith(UNREACHABLE)
 
@@ -223,17 +223,17 @@ def test_what_is_not_there_or_not_for_us_is_a_reason_of_its_own_kind_and_not_tri
     (tmp_path / "file").write_bytes(b"")
     reader = ImageReader(sleep=lambda wait_s: pytest.fail("waited"))
     for uri in (f"{tmp_path}/no.png", f"{tmp_path}/file/no.png", f"{tmp_path}/no.parquet#image/0"):
-        assert load(reader, uri, same) == "unreachable: not found"
+        assert load_one(reader, uri, same) == "unreachable: not found"
 
     def refuse(place):
         raise PermissionError(errno.EACCES, "no")
 
     monkeypatch.setattr(Place, "read_bytes", refuse)
-    assert load(reader, "/images/a.png", same) == "unreachable: permission denied"
+    assert load_one(reader, "/images/a.png", same) == "unreachable: permission denied"
 
 
 def test_an_object_that_is_not_in_the_bucket_is_not_found(bucket):
-    assert load(ImageReader(), (bucket / "no.png").uri, same) == "unreachable: not found"
+    assert load_one(ImageReader(), (bucket / "no.png").uri, same) == "unreachable: not found"
 
 
 NETWORK = OSError("When reading key 'a' in bucket 'b': AWS Error NETWORK_CONNECTION:\ncurlCode: 7, Couldn't connect")
@@ -259,7 +259,7 @@ def test_storage_that_fails_for_a_moment_is_tried_again(times, tmp_path, monkeyp
     path = tmp_path / "a.png"
     path.write_bytes(encode(picture()))
     waits, reader = failing(monkeypatch, DISK, times)
-    assert np.array_equal(np.array(load(reader, str(path), same)), np.array(picture()))
+    assert np.array_equal(np.array(load_one(reader, str(path), same)), np.array(picture()))
     assert waits == [1, 2, 4][:times]
 
 
@@ -285,7 +285,7 @@ def test_a_bucket_that_cannot_be_looked_up_is_the_storages_fault(monkeypatch):
     cannot.__cause__ = NETWORK
     _, reader = failing(monkeypatch, cannot, 99)
     with pytest.raises(StorageError, match="cannot reach"):
-        load(reader, "s3://b/a.png", same)
+        load_one(reader, "s3://b/a.png", same)
 
 
 def test_a_parquet_file_whose_handle_went_stale_is_opened_again(parquet, monkeypatch):
@@ -357,7 +357,7 @@ CUT = "cut off: the file ends before the image does"
 def test_a_bad_image_is_a_reason_of_one_short_line(data, reason, tmp_path):
     path = tmp_path / "bad.png"
     path.write_bytes(data)
-    got = load(ImageReader(), str(path), same)
+    got = load_one(ImageReader(), str(path), same)
     assert isinstance(got, str)
     assert not got.startswith(UNREACHABLE)
     assert got.startswith(reason)
@@ -379,7 +379,7 @@ def test_reasons_can_be_counted(tmp_path):
         reasons = set()
         for i, data in enumerate(files):
             (tmp_path / f"{i}.jpg").write_bytes(data)
-            reasons.add(load(ImageReader(), f"{tmp_path}/{i}.jpg", same))
+            reasons.add(load_one(ImageReader(), f"{tmp_path}/{i}.jpg", same))
         assert len(reasons) == 1, (name, reasons)
         assert "0x" not in reasons.pop()
 
@@ -439,7 +439,7 @@ def test_an_image_that_the_transform_cannot_take_is_a_bad_one(tmp_path):
     def halve(image):
         return image.resize((image.width // 2, image.height // 2))
 
-    assert load(ImageReader(), str(path), halve).startswith("ValueError: ")
+    assert load_one(ImageReader(), str(path), halve).startswith("ValueError: ")
 
 
 # ---------------------------------------------------------------- every kind is RGB
