@@ -7,22 +7,19 @@ finds them (``cache_path``).
 
 from __future__ import annotations
 
-import os
-from typing import Any
-
 import numpy as np
 import pyarrow as pa
 
 from raykd.config import TeacherConfig
 from raykd.errors import UserError
 from raykd.images.transforms import ClipPreprocess
-from raykd.models.teacher import ImageTower, fetch_weights, own_files, read_clip_preprocess
+from raykd.models.teacher import ImageTower, read_clip_preprocess
 from raykd.stages.budget import check_budgets
 from raykd.stages.campaign import Campaign
 from raykd.stages.map_images import Fetch, Model, check_splits, error_column, map_parts, num_missing, part_folders
+from raykd.stages.weights import fetch_backbone, fetch_teacher
 from raykd.store.outputs import QUARANTINE_FILE, Encoded, Pool
 from raykd.store.place import Place
-from raykd.store.stage_folder import Done, complete
 from raykd.store.tables import ENCODED, vectors
 
 VERSION = 1
@@ -37,6 +34,7 @@ def encode(campaign: Campaign, pool: Pool) -> Encoded:
     """
     config = campaign.config.teacher
     model = fetch_teacher(campaign)
+    fetch_backbone(campaign)  # what cannot be had is told now, and not when people have labeled
     parts = part_folders(
         campaign, campaign.cache / "encode", "encode", version=VERSION, batch_size=config.batch_size,
         tables=pool.listed, made_from={"model": model.fingerprint, "precision": config.precision},
@@ -62,26 +60,6 @@ def encode(campaign: Campaign, pool: Pool) -> Encoded:
     if campaign.num_done < campaign.config.rounds:
         check_budgets(campaign, pool, encoded.readable(pool.split("pool")).num_rows)
     return encoded
-
-
-def fetch_teacher(campaign: Campaign) -> Done:
-    """The teacher's weights and config in the campaign's folder, so that no replica downloads anything."""
-    config = campaign.config.teacher
-    inputs: dict[str, Any] = {
-        "model": config.model,
-        "pretrained": config.pretrained,
-        "files": {os.path.basename(path): Place.of(path).sha256() for path in own_files(config)},
-    }
-    place = campaign.place / "teacher_model"
-    folder = campaign.folder("teacher model", version=VERSION, made_from=inputs)
-    folder = campaign.folder("teacher model", version=VERSION, made_from=inputs, at=place / folder.fingerprint)
-    if done := folder.done():
-        return done
-    with folder.writing() as out:
-        out.facts["parameters"] = fetch_weights(config, out.place)
-    done = complete(folder)
-    campaign.say("teacher model", f"{config.model}, {done.facts['parameters'] / 1e6:,.1f} M parameters")
-    return done
 
 
 def check_share(campaign: Campaign, encoded: Encoded) -> None:

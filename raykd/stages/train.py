@@ -18,9 +18,10 @@ from raykd.models.preprocess import ABOUT
 from raykd.models.saved import WEIGHTS
 from raykd.stages.campaign import Campaign
 from raykd.stages.progress import Ticker
+from raykd.stages.weights import fetch_backbone
 from raykd.store.outputs import STEPS_FILE, Encoded, Labels, Pool, Teacher, Trained
 from raykd.store.place import Place
-from raykd.store.stage_folder import Done, complete, fingerprint
+from raykd.store.stage_folder import Done, complete
 
 if TYPE_CHECKING:
     from raykd.stages.train_loop import Job
@@ -40,16 +41,15 @@ def train(campaign: Campaign, number: int, pool: Pool, encoded: Encoded, teacher
     """
     config = campaign.config.student
     made_from = {"labels": labels.content, "round": number}
-    settings = {"teacher": teacher.fingerprint, **campaign.config.part("train")}
+    start = fetch_backbone(campaign)
+    settings = {"teacher": teacher.fingerprint, "start": start and start.fingerprint, **campaign.config.part("train")}
     folder = campaign.folder("train", number, version=VERSION, made_from=made_from, settings=settings)
     scratch = campaign.place / "ray_train"
     if done := campaign.done(folder, number):
         clear_scratch(scratch, number)
         return Trained(done)
-    start = fetch_backbone(campaign)
     job = make_job(campaign, number, pool, encoded, teacher, labels, start)
-    # the same name goes on from the last checkpoint, so it says all that a training depends on
-    name = f"{of_round(number)}{fingerprint([folder.fingerprint, start and start.fingerprint])}"
+    name = of_round(number) + folder.fingerprint  # says all that a training depends on, so it goes on from its own
     here = campaign.session.is_local and config.num_workers == 1
     with (
         folder.writing() as out,
@@ -200,31 +200,3 @@ def in_worker(arguments: dict[str, Any]) -> UserError | None:
     from raykd.stages.train_loop import train_in_worker
 
     return train_in_worker(ray.get(arguments["job"]), arguments["ticker"])
-
-
-# ---------------------------------------------------------------- what a student starts from
-
-
-def fetch_backbone(campaign: Campaign) -> Done | None:
-    """The pretrained backbone in the campaign's folder, fetched once by the driver; None for random weights.
-
-    Raises:
-        UserError: The weights cannot be had, or do not fit the backbone.
-    """
-    config = campaign.config.student
-    if config.pretrained is False:
-        return None
-    made_from: dict[str, Any] = {"backbone": config.backbone, "pretrained": config.pretrained}
-    if isinstance(config.pretrained, str):
-        made_from["file"] = Place.of(config.pretrained).sha256()
-    name = fingerprint(made_from)
-    folder = campaign.folder(
-        "student model", version=VERSION, made_from=made_from, at=campaign.place / "student_model" / name
-    )
-    if done := folder.done():
-        return done
-    from raykd.models.student import initial_backbone, weights_of
-
-    with folder.writing() as out:
-        (out.place / WEIGHTS).write_bytes(weights_of(initial_backbone(config.backbone, config.pretrained)))
-    return complete(folder)

@@ -137,8 +137,8 @@ class StageFolder:
         if changed := differences(found.made_from, _plain(self._made_from)):
             raise UserError(
                 f"{self.name}: {self.place} was made from other inputs: {'; '.join(changed)}. It was copied from "
-                "another campaign, or made by another raykd (campaign.json says which): go on with that one, or give a new "
-                f"storage_path and labels.given: {str(self.place).rpartition('/round_')[0] or self.place}"
+                "another campaign, or made by another raykd (campaign.json says which): go on with that one, or give a "
+                f"new storage_path and labels.given: {str(self.place).rpartition('/round_')[0] or self.place}"
             )
         return found
 

@@ -314,7 +314,7 @@ def test_the_weights_are_fetched_once_into_the_campaigns_folder_by_their_content
     assert {file.name for file in model.iterdir()} == {
         "open_clip_config.json", "open_clip_model.safetensors", "_DONE.json",
     }  # fmt: skip
-    from raykd.stages.encode import fetch_teacher
+    from raykd.stages.weights import fetch_teacher
 
     folder = Path(shutil.copytree(finished.settings["teacher"]["model"].removeprefix("local-dir:"), tmp_path / "mine"))
     campaign = fresh(f"teacher.model=local-dir:{folder}")

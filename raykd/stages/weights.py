@@ -1,0 +1,60 @@
+"""The teacher's and the student's weights, fetched once into the campaign's folder: no worker downloads anything."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from raykd.models.saved import WEIGHTS
+from raykd.models.teacher import fetch_weights, own_files
+from raykd.stages.campaign import Campaign
+from raykd.store.place import Place
+from raykd.store.stage_folder import Done, StageFolder, complete
+
+VERSION = 1
+
+
+def weights_folder(campaign: Campaign, name: str, folder: str, made_from: dict[str, Any]) -> StageFolder:
+    """By what they are: other weights lie beside the older ones."""
+    named = campaign.folder(name, version=VERSION, made_from=made_from).fingerprint
+    return campaign.folder(name, version=VERSION, made_from=made_from, at=campaign.place / folder / named)
+
+
+def fetch_teacher(campaign: Campaign) -> Done:
+    """The teacher's weights and config. Raises UserError when they cannot be had."""
+    config = campaign.config.teacher
+    inputs: dict[str, Any] = {
+        "model": config.model,
+        "pretrained": config.pretrained,
+        "files": {os.path.basename(path): Place.of(path).sha256() for path in own_files(config)},
+    }
+    folder = weights_folder(campaign, "teacher model", "teacher_model", inputs)
+    if done := folder.done():
+        return done
+    with folder.writing() as out:
+        out.facts["parameters"] = fetch_weights(config, out.place)
+    done = complete(folder)
+    campaign.say("teacher model", f"{config.model}, {done.facts['parameters'] / 1e6:,.1f} M parameters")
+    return done
+
+
+def fetch_backbone(campaign: Campaign) -> Done | None:
+    """The pretrained backbone in the campaign's folder, fetched once by the driver; None for random weights.
+
+    Raises:
+        UserError: The weights cannot be had, or do not fit the backbone.
+    """
+    config = campaign.config.student
+    if config.pretrained is False:
+        return None
+    made_from: dict[str, Any] = {"backbone": config.backbone, "pretrained": config.pretrained}
+    if isinstance(config.pretrained, str):
+        made_from["file"] = Place.of(config.pretrained).sha256()
+    folder = weights_folder(campaign, "student model", "student_model", made_from)
+    if done := folder.done():
+        return done
+    from raykd.models.student import initial_backbone, weights_of
+
+    with folder.writing() as out:
+        (out.place / WEIGHTS).write_bytes(weights_of(initial_backbone(config.backbone, config.pretrained)))
+    return complete(folder)
