@@ -37,7 +37,8 @@ def encode(campaign: Campaign, pool: Pool) -> Encoded:
     fetch_backbone(campaign)  # what cannot be had is told now, and not when people have labeled
     parts = part_folders(
         campaign, campaign.cache / "encode", "encode", version=VERSION, batch_size=config.batch_size,
-        tables=pool.listed, made_from={"model": model.fingerprint, "precision": config.precision},
+        tables=pool.listed, shared=bool(campaign.config.cache_path),
+        made_from={"model": model.fingerprint, "precision": config.precision},
     )  # fmt: skip
 
     def description() -> Model:

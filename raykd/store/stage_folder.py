@@ -28,6 +28,7 @@ from raykd.errors import UserError, one_line
 from raykd.store.place import Place
 
 MARKER = "_DONE.json"
+SURELY_KILLED_S = 24 * 3600.0  # after so long without a change a half-made folder is nobody's
 
 
 def fingerprint(value: Any) -> str:
@@ -111,6 +112,8 @@ class StageFolder:
         made_from: Plain data: fingerprints and contents of what earlier stages left.
         settings: Plain data: the config's part.
         still_ours: Raises when another job took over the campaign's folder (:func:`raykd.store.lock.only_job`).
+        shared: Other jobs may make the same folder at the same time, as in a cache: whoever is first completes it, and
+            nobody deletes what others are making.
     """
 
     place: Place
@@ -119,6 +122,7 @@ class StageFolder:
     made_from: dict[str, Any] = field(default_factory=dict)
     settings: dict[str, Any] = field(default_factory=dict)
     still_ours: Callable[[], None] = field(default=lambda: None, repr=False, compare=False)
+    shared: bool = False
 
     @property
     def fingerprint(self) -> str:
@@ -159,13 +163,14 @@ class StageFolder:
         self.still_ours()  # or what is deleted next may be that job's
         place = self.place
         if place.is_local:
-            if place.files(recursive=True):  # the rename would fail, when all the work is done
+            if place.files(recursive=True) and not self.shared:  # the rename would fail, when all the work is done
                 raise UserError(f"{place} holds files but no {MARKER}: not made by raykd, or half copied; move it away")
             folder, name = os.path.split(place.path)
             for leftover in Path(folder).glob(f".{name}.*.aside"):  # of an attempt that was killed
-                shutil.rmtree(leftover)
+                if not self.shared or time.time() - leftover.stat().st_mtime > SURELY_KILLED_S:
+                    shutil.rmtree(leftover, ignore_errors=self.shared)
             place = Place(f"{folder}/.{name}.{uuid.uuid4().hex[:8]}.aside")
-        else:  # what a killed attempt left behind was never complete, and would be read as part of this one
+        elif not self.shared:  # what a killed attempt left was never complete, and would be read as part of this one
             for info in place.files(recursive=True):
                 place.fs.delete_file(info.path)
         place.fs.create_dir(place.path, recursive=True)
@@ -213,7 +218,13 @@ class Writing:
         }
         (self.place / MARKER).write_json(marker)
         if self.place != folder.place:
-            os.rename(self.place.path, folder.place.path)
+            try:
+                os.rename(self.place.path, folder.place.path)
+            except OSError:
+                if not folder.shared or (theirs := read_done(folder.place)) is None:
+                    raise
+                self.abandon()
+                return theirs
         return Done(
             folder.place, folder.fingerprint, _plain(self.facts), _plain(folder.settings), _plain(folder._made_from)
         )

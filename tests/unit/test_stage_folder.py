@@ -305,3 +305,39 @@ def test_long_values_are_shortened_in_a_difference():
     (line,) = differences({"classes": list(range(1000))}, {"classes": [1]})
     assert len(line) < 250
     assert line.endswith("..., now [1]")
+
+
+# ---------------------------------------------------------------- shared by several jobs
+
+
+def shared(place):
+    return StageFolder(place, "encode", 1, INPUTS, shared=True)
+
+
+def test_in_a_shared_place_two_jobs_make_the_same_folder_and_the_first_completes_it(tmp_path):
+    place = Place.of(tmp_path) / "part"
+    one, other = shared(place).begin(), shared(place).begin()
+    for out in (one, other):
+        (out.place / "rows").write_bytes(b"the same")
+    first = one.commit()
+    assert other.commit() == first == shared(place).done()
+    assert sorted(os.listdir(tmp_path)) == ["part"]
+
+
+def test_in_a_shared_place_only_what_is_old_is_taken_for_a_killed_attempts(tmp_path):
+    place = Place.of(tmp_path) / "part"
+    killed, living = shared(place).begin(), shared(place).begin()
+    os.utime(killed.place.path, (0, 0))
+    shared(place).begin().abandon()
+    assert not killed.place.exists()
+    (living.place / "rows").write_bytes(b"rows")
+    assert living.commit() == shared(place).done()
+
+
+def test_in_a_shared_bucket_nothing_of_another_job_is_deleted(bucket):
+    one, other = shared(bucket / "part").begin(), shared(bucket / "part").begin()
+    one.place.fs.create_dir(one.place.path, recursive=True)
+    (one.place / "rows").write_bytes(b"the same")
+    shared(bucket / "part").begin()
+    assert (one.place / "rows").read_bytes() == b"the same"
+    assert one.commit().fingerprint == other.commit().fingerprint
