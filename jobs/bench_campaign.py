@@ -3,7 +3,7 @@
     python jobs/bench_campaign.py [--against CHECKOUT] [--repeats 3]
 
 *Work* is what a plain loop in one process takes for the same arithmetic, measured here, after its imports: reading,
-cropping and encoding every image, the training's steps, predicting. What a stage takes beyond that is process start,
+cropping and encoding every image, predicting; and the training's steps, by their own record. What a stage takes beyond that is process start,
 imports, and the bookkeeping of Ray and of files. ``--against``: the same demo by another checkout of raykd, in turns
 with this one. A table, then one JSON line.
 """
@@ -24,6 +24,7 @@ from typing import Any
 ROOT = Path(__file__).parents[1]
 ROUND_STAGES = ("select", "label", "train", "predict", "mix", "evaluate")
 FIXED = ("train", "predict", "mix", "evaluate")  # whose cost beyond work is a round's fixed cost
+BATCH = 32 + 64  # images of a step in the demo
 OLD_NAMES = {"tune": "mix"}
 
 
@@ -40,10 +41,22 @@ def campaign_seconds(checkout: Path) -> dict[str, float]:
             for name, value in json.loads(file.read_text())["seconds"].items():
                 name = OLD_NAMES.get(name, name)
                 seconds[name] = seconds.get(name, 0.0) + value
+        for file in run.glob("round_*/train/steps.jsonl"):
+            seconds["train work"] = seconds.get("train work", 0.0) + steps_seconds(file)
         for name in ("pool", "encode", "teacher"):
             markers = (run / name).rglob("_DONE.json")
             seconds[name] = sum(json.loads(marker.read_text())["facts"]["seconds"] for marker in markers)
         return seconds
+
+
+def steps_seconds(file: Path) -> float:
+    """What the steps of a training took, by its own record."""
+    lines = [json.loads(line) for line in file.read_text().splitlines()]
+    before, seconds = 0, 0.0
+    for line in lines:
+        seconds += (line["step"] - before) * BATCH / line["images_per_s"]
+        before = line["step"]
+    return seconds
 
 
 def work_seconds() -> dict[str, float]:
@@ -96,7 +109,7 @@ def main() -> None:
     for _ in range(given.repeats):
         for name, checkout in checkouts.items():  # in turns: the machine's mood is everybody's
             found[name].append(campaign_seconds(checkout))
-    work = work_seconds()
+    work = work_seconds() | {"train": median(run["train work"] for run in found["this"])}
     middle = {
         name: {stage: median(run.get(stage, 0.0) for run in runs) for stage in runs[0]} for name, runs in found.items()
     }

@@ -197,6 +197,6 @@ def wait_for_people(campaign: Campaign, number: int, picks: Picks, current: pa.T
     enough = "" if needed == asked else f" ({needed - answered} more would do, by labels.min_answered)"
     raise WaitingForLabels(
         f"{asked - answered} of {asked} images of round {number} wait for a label{enough}: fill the label column of "
-        f"{tasks} (or put CSV, JSONL or Parquet files with sample_id and label into {answers}) and run the same command "
-        "again"
+        f"{tasks} (or put CSV, JSONL or Parquet files with sample_id and label into {answers}) and run the same command"
+        " again"
     )
