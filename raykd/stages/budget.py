@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from raykd.errors import UserError
 from raykd.stages.campaign import Campaign
-from raykd.store.outputs import Pool
+from raykd.store.outputs import Labels, Pool
 from raykd.store.stage_folder import read_done
 
 
@@ -38,4 +38,4 @@ def check_budgets(campaign: Campaign, pool: Pool, num_images: int) -> None:
 def num_answered(campaign: Campaign) -> int:
     """Images that have an answer after the rounds that are done."""
     done = read_done(campaign.round_place(campaign.num_done - 1) / "label") if campaign.num_done else None
-    return int(done.facts["num_answered"]) if done else 0
+    return Labels(done).num_answered if done else 0

@@ -112,11 +112,17 @@ def part_folders(
     """
     parts = []
     for run in (run for table in tables for run in cut(table)):
-        inputs = {**made_from, "rows": fingerprint([run["sample_id"].to_pylist(), run["uri"].to_pylist()])}
+        inputs = {**made_from, "rows": names_of(run)}
         folder = StageFolder(place, name, version, inputs, {}, campaign.still_ours, shared)
         settings = {"batch_size": batch_size}
         parts.append((replace(folder, place=place / folder.fingerprint, settings=settings), run))
     return parts
+
+
+def names_of(rows: pa.Table) -> str:
+    """Names a run of rows: its ids and uris, in order. About 10 ms for 16,384 rows."""
+    texts = [pa.ListArray.from_arrays([0, rows.num_rows], rows[name].combine_chunks()) for name in ("sample_id", "uri")]
+    return fingerprint([rows.num_rows, *(pc.binary_join(text, "\n")[0].as_py() for text in texts)])
 
 
 def num_missing(parts: Sequence[tuple[StageFolder, pa.Table]]) -> int:

@@ -214,6 +214,12 @@ class Labels:
         outcomes: dict[str, int] = self.done.facts["outcomes"]
         return outcomes
 
+    @property
+    def num_answered(self) -> int:
+        """Images that have an answer by then."""
+        number: int = self.done.facts["num_answered"]
+        return number
+
     def given(self, classes: Sequence[str], renamed: Mapping[str, str]) -> tuple[pa.ChunkedArray, np.ndarray]:
         """Ids and class indices [n] of the images that have a label among these classes, by sample_id."""
         table = self.table.filter(pc.equal(self.table["outcome"], "label"))
