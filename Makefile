@@ -1,4 +1,4 @@
-# make demo | test | check | clean. Each sets up all it needs: a virtual environment in .venv, made once and reused.
+# make demo | test | quick | check | clean. Each sets up all it needs: a virtual environment in .venv, made once and reused.
 PYTHON ?= python3
 PY := .venv/bin/python
 SETUP := .venv/.set-up
@@ -7,7 +7,7 @@ SETUP := .venv/.set-up
 unexport PYTHONDONTWRITEBYTECODE
 export PYTHONUNBUFFERED = 1
 
-.PHONY: setup demo test check clean
+.PHONY: setup demo test quick check clean
 
 setup: $(SETUP)
 
@@ -20,8 +20,13 @@ $(SETUP): pyproject.toml constraints.txt
 demo: $(SETUP)
 	$(PY) jobs/active_round.py --preset demo
 
+# everything; CI=1 makes hypothesis try harder (tests/profiles.py)
 test: $(SETUP)
 	$(PY) -m pytest
+
+# all that needs one process only
+quick: $(SETUP)
+	$(PY) -m pytest -m "not ray"
 
 check: $(SETUP)
 	$(PY) -m ruff check .

@@ -7,13 +7,14 @@
 Run it again to go on: what is done is skipped. With labels from people it ends where they are needed.
 """
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from raykd import cli
 from raykd.config import Config
 
 
-def run(config: Config) -> list[dict[str, Any]]:
+def run(config: Config) -> Sequence[Mapping[str, Any]]:
     """A whole campaign, from wherever it stands; the figures of its rounds."""
     from raykd.stages.campaign import open_campaign
     from raykd.stages.encode import encode

@@ -5,9 +5,10 @@
     python jobs/bench_selection.py scaling --plot scaling.png
     python jobs/bench_selection.py imagenet --baseline
 
-Cases: ``small`` (200,000 x 100), ``large`` (500,000 x 1,000), ``imagenet`` (1,281,167 x 1,000, eight Ray actors against
-eight shards in process), ``real`` (a matrix of your own: --matrix FILE.npz with ``probs``), ``hard`` (data without
-structure), ``badge``, ``memory`` (a pool several times the memory that is allowed), ``scaling``.
+Cases: ``tiny`` (a second: is all of this still right?), ``small`` (200,000 x 100), ``large`` (500,000 x 1,000),
+``imagenet`` (1,281,167 x 1,000, eight Ray actors against eight shards in process), ``real`` (a matrix of your own:
+--matrix FILE.npz with ``probs``), ``hard`` (data without structure), ``badge``, ``memory`` (a pool several times the
+memory that is allowed), ``scaling``.
 
 Everything is measured in one run, on the same data and threads: *pass* is the time to read the matrix once (``sum``),
 the running minimum is FAISS for the labeled rows and a BLAS product a pick, in float32; *reference* is the algorithm of
@@ -40,6 +41,7 @@ import numpy as np
 
 from raykd.algo.selection.distances import residuals
 from raykd.algo.selection.kcenter import Picked
+from raykd.algo.selection.reference import running_minimum
 from raykd.algo.selection.rows import Rows
 from raykd.algo.selection.shard import LocalShards, Shard
 from raykd.algo.selection.strategies import pick
@@ -80,7 +82,7 @@ def peaked_mixture(num_rows: int, num_classes: int, seed: int, out: np.ndarray |
     return out
 
 
-def ids_of(num_rows: int, prefix: str = "") -> np.ndarray:
+def numbered(num_rows: int, prefix: str = "") -> np.ndarray:
     return np.array([f"{prefix}{number:08d}" for number in range(num_rows)], object)
 
 
@@ -111,7 +113,7 @@ def hard_cases(num_rows: int, num_classes: int) -> Iterator[tuple[str, np.ndarra
 # ---------------------------------------------------------------- what it is measured against
 
 
-def running_minimum(x_NC: np.ndarray, base_LC: np.ndarray, budget: int) -> tuple[np.ndarray, np.ndarray]:
+def float32_running_minimum(x_NC: np.ndarray, base_LC: np.ndarray, budget: int) -> tuple[np.ndarray, np.ndarray]:
     """What a good engineer would write: the labeled rows by FAISS, then one product and one minimum a pick."""
     x_sq_N = np.empty(len(x_NC), np.float32)
     for start in range(0, len(x_NC), 2**14):
@@ -133,7 +135,7 @@ def running_minimum(x_NC: np.ndarray, base_LC: np.ndarray, budget: int) -> tuple
     return rows, distances
 
 
-def reference(x_NC: np.ndarray, base_LC: np.ndarray, budget: int) -> tuple[np.ndarray, np.ndarray]:
+def paper_code(x_NC: np.ndarray, base_LC: np.ndarray, budget: int) -> tuple[np.ndarray, np.ndarray]:
     """As the paper's code does it: for every pick, the distances of all that are left to all centers."""
     import torch
 
@@ -149,6 +151,12 @@ def reference(x_NC: np.ndarray, base_LC: np.ndarray, budget: int) -> tuple[np.nd
     return rows, distances
 
 
+def plain_running_minimum(x_NC: np.ndarray, base_LC: np.ndarray, budget: int) -> tuple[np.ndarray, np.ndarray]:
+    """The reference that the engine is held to."""
+    ids, distances = zip(*running_minimum(numbered(len(x_NC)).tolist(), x_NC, base_LC, budget), strict=True)
+    return np.array(ids).astype(np.int64), np.array(distances)
+
+
 def activeml(x_NC: np.ndarray, base_LC: np.ndarray, budget: int) -> tuple[np.ndarray, np.ndarray]:
     """scikit-activeml's CoreSet."""
     from skactiveml.pool import CoreSet
@@ -160,7 +168,7 @@ def activeml(x_NC: np.ndarray, base_LC: np.ndarray, budget: int) -> tuple[np.nda
 
 def peers() -> dict[str, Method]:
     """What can be run at small sizes only."""
-    found: dict[str, Method] = {"running minimum": running_minimum, "reference": reference}
+    found: dict[str, Method] = {"running minimum": float32_running_minimum, "reference": paper_code}
     if importlib.util.find_spec("skactiveml"):
         return found | {"scikit-activeml": activeml}
     print("scikit-activeml is not installed, so not compared (pip install scikit-activeml)")
@@ -247,13 +255,13 @@ def compare(
     repeats: int = 5,
 ) -> dict[str, float]:
     """The engine and others on the same data; seconds by method."""
-    others = {"running minimum": running_minimum} if others is None else others
+    others = {"running minimum": float32_running_minimum} if others is None else others
     one_pass, _ = timed(lambda: float(x_NC.sum()), 5)
     bounds = np.linspace(0, len(x_NC), num_shards + 1).astype(int)
-    ids = ids_of(len(x_NC))
+    ids = numbered(len(x_NC))
     parts = [slice(first, last) for first, last in itertools.pairwise(bounds)]
     shards = LocalShards([Shard(Rows(ids[part], x_NC[part])) for part in parts])
-    labeled = Rows(ids_of(len(base_LC), "labeled-"), base_LC)
+    labeled = Rows(numbered(len(base_LC), "labeled-"), base_LC)
 
     def engine() -> Picked:
         return pick("pcoreset", shards, labeled, budget, seed=0)
@@ -291,18 +299,25 @@ def compare(
 # ---------------------------------------------------------------- cases
 
 
-def small(args: argparse.Namespace) -> None:
+def bench_tiny(args: argparse.Namespace) -> None:
+    """Both ways to pick, and the plain algorithm in float64, whose picks and radius they must have to the last bit."""
+    for num_rows, budget in ((2_000, 40), (5_000, 200)):
+        data = peaked_mixture(num_rows, 20, 0), peaked_mixture(50, 20, 1)
+        compare(f"{num_rows:,} x 20, L 50, B {budget}", *data, budget, 2, {"plain": plain_running_minimum}, repeats=1)
+
+
+def bench_small(args: argparse.Namespace) -> None:
     compare("200,000 x 100, L 1,000, B 1,000", peaked_mixture(200_000, 100, 0), peaked_mixture(1_000, 100, 1), 1_000)
     few = peaked_mixture(5_000, 100, 0), peaked_mixture(100, 100, 1)
     compare("5,000 x 100, L 100, B 50", *few, 50, others=peers())
 
 
-def large(args: argparse.Namespace) -> None:
+def bench_large(args: argparse.Namespace) -> None:
     x, base = peaked_mixture(500_000, 1_000, 0), peaked_mixture(8_000, 1_000, 1)
     compare("500,000 x 1,000, L 8,000, B 1,000", x, base, 1_000, repeats=3)
 
 
-def real(args: argparse.Namespace) -> None:
+def bench_real(args: argparse.Namespace) -> None:
     if args.matrix is None:
         print("real: give --matrix FILE.npz (with `probs`, float [N, C])")
         return
@@ -312,14 +327,14 @@ def real(args: argparse.Namespace) -> None:
     compare(name, probs[200:].copy(), probs[:200].copy(), 200, others=peers())
 
 
-def hard(args: argparse.Namespace) -> None:
+def bench_hard(args: argparse.Namespace) -> None:
     for num_rows, num_classes, num_labeled, budget in ((100_000, 100, 1_000, 1_000), (50_000, 1_000, 2_000, 300)):
         for name, x in hard_cases(num_rows + num_labeled, num_classes):
             case = f"{name}, C {num_classes:,}"
             compare(case, x[num_labeled:].copy(), x[:num_labeled].copy(), budget, repeats=2)
 
 
-def imagenet(args: argparse.Namespace) -> None:
+def bench_imagenet(args: argparse.Namespace) -> None:
     """Eight Ray actors against eight shards in this process, and the running minimum if there is time for it."""
     from raykd.stages.session import ray_session
     from raykd.stages.shard_actors import open_shards
@@ -328,11 +343,11 @@ def imagenet(args: argparse.Namespace) -> None:
     num_rows, num_classes, num_shards = 1_281_167, 1_000, 8
     case = f"{num_rows:,} x {num_classes:,}, L 8,000, B 1,000"
     base = peaked_mixture(8_000, num_classes, 1)
-    labeled = Rows(ids_of(len(base), "labeled-"), base)
+    labeled = Rows(numbered(len(base), "labeled-"), base)
     with tempfile.TemporaryDirectory() as folder:
         table = Path(folder) / "pool.parquet"
         x = peaked_mixture(num_rows, num_classes, 0)
-        others: dict[str, Method] = {"running minimum": running_minimum} if args.baseline else {}
+        others: dict[str, Method] = {"running minimum": float32_running_minimum} if args.baseline else {}
         times = compare(case, x, base, 1_000, num_shards, others, repeats=3)
         write_parquet(table, x)
         del x
@@ -363,7 +378,7 @@ def write_parquet(path: Path, x_NC: np.ndarray) -> None:
 
     from raykd.store.tables import vectors
 
-    ids = ids_of(len(x_NC))
+    ids = numbered(len(x_NC))
     writer = None
     for start in range(0, len(x_NC), 2**14):
         part = slice(start, start + 2**14)
@@ -374,7 +389,7 @@ def write_parquet(path: Path, x_NC: np.ndarray) -> None:
     writer.close()
 
 
-def badge(args: argparse.Namespace) -> None:
+def bench_badge(args: argparse.Namespace) -> None:
     """D² sampling over gradient embeddings: against one product a draw, and at a size where that takes too long."""
     badge_at(100_000, 100, 128, 1_000, np.float32)
     badge_at(1_281_167, 1_000, 512, 1_000, np.float16)
@@ -385,7 +400,7 @@ def badge_at(num_rows: int, num_classes: int, width: int, budget: int, kind: typ
     features = rng.standard_normal((num_rows, width), np.float32)
     features += 2 * rng.standard_normal((num_classes, width), np.float32)[probs.argmax(axis=1)]
     probs, features = probs.astype(kind), features.astype(kind)
-    pool = Rows(ids_of(num_rows), probs, features)
+    pool = Rows(numbered(num_rows), probs, features)
     one_pass, _ = timed(lambda: (probs.sum(dtype=np.float32), features.sum(dtype=np.float32)), 3)
     found = (
         {"seconds_of_one_product_a_draw": timed(lambda: product_a_draw(probs, features, budget))[0]}
@@ -415,7 +430,7 @@ def product_a_draw(probs_NC: np.ndarray, z: np.ndarray, budget: int) -> None:
         row = int(rng.choice(len(z), p=sq / sq.sum()))
 
 
-def memory(args: argparse.Namespace) -> None:
+def bench_memory(args: argparse.Namespace) -> None:
     """A shard with four times the vectors that it may have in memory; the limit is the kernel's (RLIMIT_DATA)."""
     num_rows, num_classes, budget = 1_000_000, 1_000, 500
     with tempfile.TemporaryDirectory() as folder:
@@ -425,18 +440,18 @@ def memory(args: argparse.Namespace) -> None:
 import resource, time
 limit = 3 * 2**29
 resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
-from jobs.bench_selection import ids_of, peaked_mixture
+from jobs.bench_selection import numbered, peaked_mixture
 from raykd.algo.selection.rows import Rows
 from raykd.algo.selection.shard import LocalShards, Shard
 from raykd.algo.selection.distances import residuals
 from raykd.algo.selection.strategies import pick
-from raykd.stages.shard_rows import PoolSource, open_table, plan, read
-source = PoolSource(uri={folder + "/pool.parquet"!r}, memory_gib=0.25)
+from raykd.stages.shard_rows import PoolSource, open_pool, plan, read_slices
+source = PoolSource(uris=({folder + "/pool.parquet"!r},), memory_gib=0.25)
 start = time.perf_counter()
-pool, _ = read(source, plan(open_table(source.uri, source.columns, "pool table"), 1)[0])
+pool, _ = read_slices(source, plan(open_pool(source), 1)[0])
 read_s = time.perf_counter() - start
 shards = LocalShards([Shard(pool)])
-labeled = Rows(ids_of(4_000, "labeled-"), peaked_mixture(4_000, {num_classes}, 1))
+labeled = Rows(numbered(4_000, "labeled-"), peaked_mixture(4_000, {num_classes}, 1))
 start = time.perf_counter()
 picks = pick("pcoreset", shards, labeled, {budget}, seed=0)
 seconds = time.perf_counter() - start
@@ -466,7 +481,7 @@ print(seconds, read_s, used["RssAnon"] / 2**20, data / 2**20, picks.rounds, pick
     )
 
 
-def scaling(args: argparse.Namespace) -> None:
+def bench_scaling(args: argparse.Namespace) -> None:
     """Seconds against N, C, B and K, the others at 100,000 x 100, L 1,000, B 1,000, one shard; and a picture of it."""
     standard = {"N": 100_000, "C": 100, "B": 1_000, "K": 1}
     axes = {
@@ -525,7 +540,17 @@ def plot_scaling(curves: dict[str, list[tuple[int, dict[str, float]]]], path: Pa
     plt.close(figure)
 
 
-CASES = {case.__name__: case for case in (small, large, real, hard, badge, memory, imagenet, scaling)}
+CASES: dict[str, Callable[[argparse.Namespace], None]] = {
+    "tiny": bench_tiny,
+    "small": bench_small,
+    "large": bench_large,
+    "real": bench_real,
+    "hard": bench_hard,
+    "badge": bench_badge,
+    "memory": bench_memory,
+    "imagenet": bench_imagenet,
+    "scaling": bench_scaling,
+}
 STANDARD = ["small", "large", "real"]
 
 

@@ -18,7 +18,7 @@ import sys
 import threading
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, Literal, TypeVar, get_args, get_origin
 
 from pydantic import ValidationError
@@ -184,9 +184,10 @@ def user_errors() -> Iterator[None]:
         print(wait, flush=True)
         sys.exit(0)
     except KeyboardInterrupt as stop:
-        said, code = ("stopped", stop.code) if isinstance(stop, Stopped) else ("\ninterrupted", 130)
-        print(f"{said}; {AGAIN}", file=sys.stderr, flush=True)
-        sys.exit(code)
+        if isinstance(stop, Stopped):
+            sys.exit(stop.code)
+        print(f"\ninterrupted; {AGAIN}", file=sys.stderr, flush=True)
+        sys.exit(130)
     except Exception as error:
         if (words := for_the_reader(error)) is None:
             raise
@@ -206,7 +207,7 @@ def for_the_reader(error: BaseException) -> str | None:
     if isinstance(error, UserError):
         return str(error)
     if isinstance(error, OSError) and error.errno in STORAGE:
-        where = error.filename or " ".join(str(error).split())
+        where = error.filename or f"a file ({' '.join(str(error).split())})"
         return f"cannot write or read {where}: {STORAGE[error.errno]}, then {AGAIN}"
     return None
 
@@ -224,6 +225,8 @@ def stopped_by_signals() -> Iterator[None]:
     def stop(number: int, frame: Any) -> None:
         for each in before:
             signal.signal(each, signal.SIG_IGN)  # a second one would cut off the cleaning up
+        with suppress(RuntimeError, OSError):  # in the middle of another print; a terminal that is gone
+            print(f"stopped; {AGAIN}", file=sys.stderr, flush=True)  # at once: ray job stop kills 3 s later
         raise Stopped(number)
 
     before = {

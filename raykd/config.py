@@ -135,7 +135,7 @@ class Source(Section):
         return self
 
 
-class Teacher(Section):
+class TeacherConfig(Section):
     """The vision-language model that scores every image once."""
 
     depends: ClassVar[JsonDict] = until("encode")
@@ -157,7 +157,7 @@ class Teacher(Section):
     num_gpus: Gpus = Field(0, description="GPUs of each replica, a part of one allowed", json_schema_extra=FREE)
 
     @model_validator(mode="after")
-    def _weights_come_from_one_place(self) -> Teacher:
+    def _weights_come_from_one_place(self) -> TeacherConfig:
         if self.pretrained and self.model.startswith(("local-dir:", "hf-hub:")):
             raise UserError(f"model {self.model!r} brings its own weights; pretrained would not be used, leave it out")
         return self
@@ -168,13 +168,18 @@ class Teacher(Section):
         return self.model.replace("{raykd}", str(Path(__file__).parent))
 
 
-class Student(Section):
-    """The compact dual-head model and its training (DHO)."""
+class StudentConfig(Section):
+    """The compact model and its training (DHO)."""
 
     depends: ClassVar[JsonDict] = until("train")
 
     backbone: str = Field(description="timm model name")
     pretrained: bool | str = Field(True, description="true: timm's weights; a path: that file; false: random weights")
+    heads: Literal["dual", "ce", "kd", "ce+kd"] = Field(
+        "dual",
+        description="dual: one head learns from labels, one from the teacher; baselines with one head: ce (labels), kd "
+        "(teacher), ce+kd (both)",
+    )
     image_size: Count = Field(224, description="Side of the square the student sees, pixels")
     batch_labeled: Count = Field(64, description="Labeled images a step, all workers together")
     batch_unlabeled: Count = Field(64, description="Unlabeled images a step, all workers together")
@@ -207,7 +212,7 @@ class Student(Section):
     max_failures: int = Field(3, ge=-1, description="Restarts of a training; -1: no limit", json_schema_extra=FREE)
 
     @model_validator(mode="after")
-    def _one_length(self) -> Student:
+    def _one_length(self) -> StudentConfig:
         given = [k for k in ("steps", "passes_labeled", "passes_unlabeled") if getattr(self, k) is not None]
         if len(given) != 1:
             raise UserError(f"give exactly one of steps, passes_labeled, passes_unlabeled; given: {given or 'none'}")
@@ -217,7 +222,7 @@ class Student(Section):
         return self
 
 
-class Mixture(Section):
+class MixtureConfig(Section):
     """How the two heads are mixed at inference."""
 
     depends: ClassVar[JsonDict] = until("mix")
@@ -227,7 +232,7 @@ class Mixture(Section):
     search: bool = Field(True, description="Search both each round on the validation split, when there is one")
 
 
-class Selection(Section):
+class SelectionConfig(Section):
     """What to label next."""
 
     depends: ClassVar[JsonDict] = until("select")
@@ -253,7 +258,7 @@ class Selection(Section):
     num_gpus: Gpus = Field(0, description="GPUs of each shard, a part of one allowed", json_schema_extra=FREE)
 
     @model_validator(mode="after")
-    def _cosine_has_a_limit(self) -> Selection:
+    def _cosine_has_a_limit(self) -> SelectionConfig:
         if self.duplicate_cosine is not None and self.max_duplicates is None:
             raise UserError("duplicate_cosine says which picks are near-duplicates; give max_duplicates, their limit")
         return self
@@ -268,7 +273,7 @@ class Selection(Section):
         return Cap(limit=self.max_duplicates, cosine=self.duplicate_cosine, column=self.duplicate_column)
 
 
-class Labels(Section):
+class LabelsConfig(Section):
     """Where labels come from."""
 
     depends: ClassVar[JsonDict] = until("label")
@@ -298,7 +303,7 @@ class Labels(Section):
     )
 
     @model_validator(mode="after")
-    def _start_is_possible(self) -> Labels:
+    def _start_is_possible(self) -> LabelsConfig:
         if self.start == "one_per_class" and self.oracle != "simulated":
             raise UserError("start: one_per_class needs oracle: simulated; with people, use start: none or given")
         if (self.start == "given") != (self.given is not None):
@@ -336,11 +341,11 @@ class Config(Section):
     test_share: Share = Field(0.0, description="Share of a labeled pool set aside as test")
     val_share: Share = Field(0.0, description="Share of a labeled pool set aside as val")
     max_bad_share: Share = Field(0.05, description="Unreadable images the campaign bears", json_schema_extra=FREE)
-    teacher: Teacher
-    student: Student
-    mixture: Mixture = Mixture()
-    selection: Selection = Selection()
-    labels: Labels = Labels()
+    teacher: TeacherConfig
+    student: StudentConfig
+    mixture: MixtureConfig = MixtureConfig()
+    selection: SelectionConfig = SelectionConfig()
+    labels: LabelsConfig = LabelsConfig()
     local_cpus: Count | None = Field(
         None,
         description="Logical CPUs of a Ray that raykd starts itself; null: cores, at least 4",

@@ -1,4 +1,8 @@
-"""One small local Ray for the whole session, and a tiny pool and teacher made on the spot."""
+"""One small local Ray for the whole session, a tiny pool and teacher made on the spot, and which tests need what.
+
+A test is marked ``ray`` by what it uses, not by hand: ``ray_cluster``, or a folder whose tests are whole stages and
+jobs. Every other test fails when it starts Ray, so ``-m "not ray"`` (``make quick``) is one process.
+"""
 
 import os
 
@@ -13,19 +17,52 @@ os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # or each of Ray's processes co
 
 import copy
 import io
-import json
 import shutil
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
+import profiles  # noqa: F401  (loads hypothesis' profile)
 import pytest
 import yaml
-from PIL import Image
+from fakes import new_campaign, object_store, tiny_campaign, write_images, write_teacher
+
+from raykd.store.place import Place
 
 ROOT = Path(__file__).parents[1]
-CLASSES = ["red", "green", "blue"]
+WITH_RAY = (ROOT / "tests" / "stages", ROOT / "tests" / "jobs")
+
+
+def pytest_collection_modifyitems(items):
+    for item in items:
+        if "ray_cluster" in getattr(item, "fixturenames", ()) or any(
+            folder in item.path.parents for folder in WITH_RAY
+        ):
+            item.add_marker(pytest.mark.ray)
+
+
+@pytest.fixture(autouse=True)
+def _ray_starts_only_where_marked(request):
+    if request.node.get_closest_marker("ray"):
+        yield
+        return
+    import raykd.stages  # noqa: F401, I001  (sets what Ray reads when it is imported)
+    import ray
+
+    def refuse(*_, **__):
+        pytest.fail("this test starts Ray: it belongs into tests/stages or tests/jobs, or uses ray_cluster")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ray, "init", refuse)
+        yield
+
+
+@pytest.fixture
+def bucket(monkeypatch) -> Place:
+    """A folder on an object store: every ``mock://`` place of the test is on the same one."""
+    store = object_store(monkeypatch)
+    store.fs.create_dir("bucket/folder")
+    return Place("mock://bucket/folder?region=eu-west-1")
 
 
 @pytest.fixture(scope="session")
@@ -44,71 +81,15 @@ def ray_cluster():
     ray.shutdown()
 
 
-def write_images(folder: Path, per_class: int, seed: int = 0, size: int = 24) -> Path:
-    """A folder per class of noisy one-colour PNGs: easy to tell apart, all different."""
-    rng = np.random.default_rng(seed)
-    for c, name in enumerate(CLASSES):
-        (folder / name).mkdir(parents=True, exist_ok=True)
-        for i in range(per_class):
-            pixels = rng.integers(0, 120, (size, size, 3), dtype=np.uint8)
-            pixels[..., c] += rng.integers(60, 130, dtype=np.uint8)
-            Image.fromarray(pixels).save(folder / name / f"{i:03d}.png")
-    return folder
-
-
 @pytest.fixture(scope="session")
 def image_folder(tmp_path_factory) -> Path:
     """48 images in 3 class folders."""
     return write_images(tmp_path_factory.mktemp("pool"), 16)
 
 
-def write_teacher(folder: Path) -> Path:
-    """An open_clip model with random weights, in open_clip's own layout (``local-dir:``)."""
-    import open_clip
-    import safetensors.torch
-    import torch
-
-    model = {
-        "embed_dim": 16,
-        "vision_cfg": {"image_size": 24, "patch_size": 8, "width": 32, "layers": 1, "head_width": 16},
-        "text_cfg": {"context_length": 12, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1},
-    }
-    folder.mkdir(parents=True, exist_ok=True)
-    torch.manual_seed(0)
-    state = open_clip.CLIP(**model).state_dict()
-    safetensors.torch.save_file(state, folder / "open_clip_model.safetensors")
-    preprocess = {
-        "mean": [0.5, 0.4, 0.3],
-        "std": [0.2, 0.25, 0.3],
-        "interpolation": "bicubic",
-        "resize_mode": "shortest",
-    }
-    (folder / "open_clip_config.json").write_text(json.dumps({"model_cfg": model, "preprocess_cfg": preprocess}))
-    return folder
-
-
 @pytest.fixture(scope="session")
 def teacher_folder(tmp_path_factory) -> Path:
     return write_teacher(tmp_path_factory.mktemp("teacher"))
-
-
-def tiny_campaign(storage: Path, pool: Path, teacher: Path) -> dict:
-    """3 classes, 2 rounds, everything that takes time as small as it goes."""
-    return {
-        "storage_path": str(storage),
-        "rounds": 2,
-        "pool": {"path": str(pool), "format": "class_folders"},
-        "test_share": 0.2,
-        "val_share": 0.2,
-        "teacher": {"model": f"local-dir:{teacher}", "batch_size": 16},
-        "student": {
-            "backbone": "test_vit", "pretrained": False, "image_size": 32, "steps": 6, "batch_labeled": 4,
-            "batch_unlabeled": 8, "flip": False, "checkpoints": 3, "predict_batch_size": 32,
-        },
-        "selection": {"strategy": "pcoreset", "budget": 3, "shards": 2, "num_cpus": 0.1},
-        "labels": {"oracle": "simulated", "start": "one_per_class"},
-        "progress": "none",
-    }  # fmt: skip
 
 
 @pytest.fixture
@@ -188,20 +169,6 @@ def finished(run_job, tmp_path_factory, image_folder, teacher_folder) -> Finishe
     return Finished(settings, folder / "run", ended, *given[0], done)
 
 
-def new_campaign(settings: dict, *overrides: str):
-    """A campaign in this process, on the session's Ray; what it says is in ``campaign.progress.stream``."""
-    from raykd.config import load
-    from raykd.stages.campaign import Campaign, note_config
-    from raykd.stages.progress import Progress
-    from raykd.stages.session import Session
-    from raykd.store.place import Place
-
-    config = load(settings, overrides)
-    campaign = Campaign(config, Place.of(config.storage_path), Progress("lines", io.StringIO()), Session())
-    note_config(campaign, [])
-    return campaign
-
-
 @pytest.fixture
 def seeded(finished, tmp_path):
     """Campaigns in a new folder that has the finished one's pool, features and teacher already.
@@ -212,6 +179,7 @@ def seeded(finished, tmp_path):
     def make(*overrides: str, name: str = "run") -> tuple[dict, Any]:
         settings = copy.deepcopy(finished.settings) | {"storage_path": str(tmp_path / name)}
         campaign = new_campaign(settings, *overrides)
+        settings = campaign.config.model_dump(mode="json")
         for stage in ("pool", "teacher_model", "encode", "teacher"):
             shutil.copytree(finished.place / stage, tmp_path / name / stage)
         return settings, campaign

@@ -17,7 +17,7 @@ from raykd.algo.keyed import generator
 
 @dataclass
 class BatchPlan:
-    """Labeled draws with replacement, unlabeled ones in shuffled passes (papers.md 1.3).
+    """Labeled draws with replacement, unlabeled ones in shuffled passes (PAPERS.md 1.3).
 
     The reference pads the labeled list from its front, so that early samples weigh more; here all weigh the same.
 

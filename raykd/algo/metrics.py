@@ -13,7 +13,12 @@ def accuracy(probs_NC: np.ndarray, labels_N: np.ndarray) -> float:
 
 
 def recall(probs_NC: np.ndarray, labels_N: np.ndarray) -> np.ndarray:
-    """Accuracy within each true class, float [C]; NaN for a class with no row."""
+    """Accuracy within each true class, float [C]; NaN for a class with no row.
+
+    Example:
+        >>> recall(np.array([[0.9, 0.1, 0.0], [0.6, 0.4, 0.0], [0.2, 0.8, 0.0]]), np.array([0, 1, 1]))
+        array([1. , 0.5, nan])
+    """
     num_classes = probs_NC.shape[1]
     hits_C = np.bincount(labels_N[probs_NC.argmax(axis=1) == labels_N], minlength=num_classes)
     rows_C = np.bincount(labels_N, minlength=num_classes)
@@ -28,7 +33,12 @@ def macro_accuracy(probs_NC: np.ndarray, labels_N: np.ndarray) -> float:
 def calibration_error(probs_NC: np.ndarray, labels_N: np.ndarray, num_bins: int = 15) -> float:
     """Expected calibration error of the top class: mean |confidence - accuracy| over equal-width bins, by rows.
 
-    Guo et al. 2017 (arXiv 1706.04599), Eq. 3; bins are (lower, upper], the first one closed.
+    0 (as sure as it is right) to 1. Guo et al. 2017 (arXiv 1706.04599), Eq. 3; bins are (lower, upper], the first one
+    closed. Cost: one pass.
+
+    Example:
+        >>> calibration_error(np.array([[0.75, 0.25], [0.75, 0.25]]), np.array([0, 1]))  # sure to 3/4, right on 1/2
+        0.25
     """
     confidence_N = probs_NC.max(axis=1)
     correct_N = probs_NC.argmax(axis=1) == labels_N

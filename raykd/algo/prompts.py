@@ -1,10 +1,10 @@
-"""Prompt templates: ``{}`` is the class name. Sources: CoOp/PCoreSet (papers.md 2.2) and open_clip (OpenAI's 80)."""
+"""Prompt templates: ``{}`` is the class name. Sources: CoOp/PCoreSet (PAPERS.md 2.2) and open_clip (OpenAI's 80)."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from raykd.algo.errors import UserError
+from raykd.algo.errors import UserError, did_you_mean
 
 TEMPLATE_SETS: dict[str, tuple[str, ...]] = {
     "simple": ("a photo of a {}.",),
@@ -46,7 +46,7 @@ def templates(choice: str | Sequence[str]) -> list[str]:
         return [template("{}") for template in OPENAI_IMAGENET_TEMPLATES]
     if isinstance(choice, str):
         if choice not in TEMPLATE_SETS:
-            raise UserError(f"unknown template set {choice!r}; known: {', '.join(sorted([*TEMPLATE_SETS, OPENAI_80]))}")
+            raise UserError(f"unknown template set {choice!r}; {did_you_mean(choice, [*TEMPLATE_SETS, OPENAI_80])}")
         return list(TEMPLATE_SETS[choice])
     if not choice:
         raise UserError("no prompt templates given; expected at least one, such as 'a photo of a {}.'")
@@ -57,5 +57,10 @@ def templates(choice: str | Sequence[str]) -> list[str]:
 
 
 def prompts(classes: Sequence[str], chosen: Sequence[str]) -> list[str]:
-    """Every class in every template, class by class: C * T texts. Underscores in names become spaces."""
+    """Every class in every template, class by class: C * T texts. Underscores in names become spaces.
+
+    Example:
+        >>> prompts(["cat", "hot_dog"], ["a photo of a {}.", "art of the {}."])
+        ['a photo of a cat.', 'art of the cat.', 'a photo of a hot dog.', 'art of the hot dog.']
+    """
     return [template.replace("{}", name.replace("_", " ")) for name in classes for template in chosen]

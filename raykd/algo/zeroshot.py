@@ -27,7 +27,7 @@ def class_embeddings(text_features_PD: torch.Tensor, num_classes: int) -> torch.
 def zero_shot_logits(
     image_features_ND: torch.Tensor, classes_CD: torch.Tensor, scale: float, bias: float = 0.0
 ) -> torch.Tensor:
-    """``scale * cosine + bias``, whose softmax is the zero-shot prediction.
+    """``scale * cosine + bias``, whose softmax is the zero-shot prediction (the papers' teacher: PAPERS.md 2.3).
 
     Args:
         image_features_ND: float [N, D], any length.

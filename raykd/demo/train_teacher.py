@@ -61,7 +61,7 @@ PEN_SHARE = 0.6  # of the digits; the others are from fonts
 PEN_DIGITS = 400  # drawings of every digit
 
 
-def train(num_steps: int, seed: int, num_threads: int) -> open_clip.CLIP:
+def train_clip(num_steps: int, seed: int, num_threads: int) -> open_clip.CLIP:
     """The teacher, trained on the CPU in some minutes.
 
     The same arguments on the same machine with the same torch and matplotlib give the same weights.
@@ -195,7 +195,7 @@ def main() -> None:
     log.setLevel(logging.INFO)
 
     start_s, start_cpu_s = time.perf_counter(), time.process_time()
-    save(train(args.steps, args.seed, args.threads), args.out)
+    save(train_clip(args.steps, args.seed, args.threads), args.out)
     wall_s, cpu_s = time.perf_counter() - start_s, time.process_time() - start_cpu_s
     log.info("teacher in %s: %.0f s, %.0f CPU s", args.out, wall_s, cpu_s)
     report(args.out)

@@ -8,6 +8,9 @@ What a written label means, in this order:
 2. A *number* (JSONL, Parquet; whole floats too, as pandas writes them where rows are missing) is a class index. If some
    class is named by a number other than its index, numbers could mean either and are refused: write names as text.
 3. Empty, null or NaN, with no outcome: not answered yet.
+
+Where classes were renamed or became one, a text may also be an old name, and means the class that has taken its place.
+An index is refused then: it could be one of the classes before.
 """
 
 from __future__ import annotations
@@ -21,6 +24,7 @@ import re
 import unicodedata
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
@@ -29,16 +33,18 @@ import pyarrow.compute as pc
 import pyarrow.dataset as pads
 import pyarrow.types as pt
 
-from raykd.errors import LabelFileError, UserError
-from raykd.labels.ledger import OUTCOMES, Ledger
+from raykd.errors import LabelFileError, UserError, did_you_mean
+from raykd.labels.ledger import OUTCOMES, Ledger, current_labels, resolve_renamed
 from raykd.store.place import Place
 from raykd.store.tables import LEDGER
 
+TASKS_FILE = "tasks.csv"  # in a round's folder
 COLUMNS = ("sample_id", "label", "outcome", "annotator", "time")  # what is read of a label file; others are ignored
 MAX_SHOWN = 20  # problems of one file that its error lists
 MAX_NEAR = 2_000  # ids among which a nearest one is looked for
 _FORMULA = "=+-@\uff1d\uff0b\uff0d\uff20"  # begins a formula in a spreadsheet; the wide forms in some
 
+NOTHING_RENAMED: Mapping[str, str] = MappingProxyType({})
 Problem = tuple[int, str]  # line (0: the whole file), message
 Row = tuple[int, dict[str, Any]]  # line, cells by column name
 Ids: TypeAlias = "pa.Array | pa.ChunkedArray | Collection[str]"
@@ -50,13 +56,15 @@ Ids: TypeAlias = "pa.Array | pa.ChunkedArray | Collection[str]"
 class _Meanings:
     """Which class or outcome a written label means; the rules stand at the top of this file."""
 
-    def __init__(self, classes: Sequence[str]) -> None:
+    def __init__(self, classes: Sequence[str], renamed: Mapping[str, str] = NOTHING_RENAMED) -> None:
         self.classes = list(classes)
-        self.exact = set(classes)
+        self.renamed = resolve_renamed(renamed)
+        names = list(dict.fromkeys([*classes, *self.renamed]))
+        self.exact = set(names)
         self.loose: dict[str, list[str]] = {}
-        for name in classes:
+        for name in names:
             self.loose.setdefault(_loose(name), []).append(name)
-        numbered = [(index, name) for index, name in enumerate(classes) if name.strip().isdecimal()]
+        numbered = [(index, name) for index, name in enumerate(names) if name.strip().isdecimal()]
         self.has_numbers = bool(numbered)
         self.misnumbered = [name for index, name in numbered if name.strip() != str(index)]
 
@@ -64,12 +72,10 @@ class _Meanings:
         """Outcome and class name; None when not answered yet.
 
         Raises:
-            ValueError: It means nothing, or more than one thing; with the nearest class if ``hint`` (milliseconds).
+            UserError: It means nothing, or more than one thing; with the nearest class if ``hint`` (milliseconds).
         """
         if outcome and (outcome := _word(outcome)) not in OUTCOMES:
-            near = difflib.get_close_matches(outcome, OUTCOMES, n=1)
-            more = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(OUTCOMES)}"
-            raise UserError(f"unknown outcome {outcome!r}; {more}")
+            raise UserError(f"unknown outcome {outcome!r}; {did_you_mean(outcome, OUTCOMES)}")
         if _is_empty(label):
             if outcome == "label":
                 raise UserError("the outcome is 'label', but the label is empty")
@@ -91,17 +97,22 @@ class _Meanings:
     def _by_name(self, text: str) -> str | None:
         for form in (text, text[1:] if text.startswith("'") else text):  # an apostrophe: see write_tasks
             if form in self.exact:
-                return form
+                return self.renamed.get(form, form)
             fits = self.loose.get(_loose(form), [])
-            if len(fits) > 1:
+            meant = {self.renamed.get(name, name) for name in fits}
+            if len(meant) > 1:
                 raise UserError(f"label {text!r} could be {' or '.join(map(repr, fits))}; write it exactly")
-            if fits:
-                return fits[0]
+            if meant:
+                return meant.pop()
         return None
 
     def _by_number(self, value: Any) -> str:
         if isinstance(value, bool) or not isinstance(value, (int, float)) or value != value // 1:
             raise UserError(f"label {value!r} ({type(value).__name__}); expected a class name or a class index")
+        if self.renamed:
+            raise UserError(
+                f"label {value!r} could be an index of the classes before or after labels.renamed; write names as text"
+            )
         if self.misnumbered:
             raise UserError(
                 f"label {value!r} could be a class index or a name such as {self.misnumbered[0]!r}; write names as text"
@@ -151,8 +162,9 @@ def read_answers(
     classes: Sequence[str],
     known_ids: Ids,
     forbidden_ids: Ids | Mapping[str, str] = (),
-    source: str | None = None,
-    round: int | None = None,
+    renamed: Mapping[str, str] = NOTHING_RENAMED,
+    *,
+    round_number: int | None = None,
 ) -> Answers:
     """The answers in one CSV, JSONL or Parquet file, all checked; nothing is written.
 
@@ -166,8 +178,8 @@ def read_answers(
         classes: Class names, in the order of their indices.
         known_ids: Samples that may be labeled; an Arrow column is quickest.
         forbidden_ids: Samples of test and validation, or a mapping from each to its split; goes before ``known_ids``.
-        source: For the column of that name; None: the file's name.
-        round: For the column of that name.
+        renamed: What old class names mean now.
+        round_number: For the column ``round``.
 
     Raises:
         LabelFileError: Anything is wrong; lists the first 20 problems, each with its line (of a CSV row over several
@@ -176,54 +188,105 @@ def read_answers(
     Cost: about 1.5 s for 100,000 rows against 1,000,000 ids, on 2 cores.
     """
     problems: list[Problem] = []
+    written = _read_rows(place, problems)
+    known, forbidden = _strings(known_ids), _strings(forbidden_ids)
+    ids = _match_ids([_sample_id(cells.get("sample_id")) for _, cells in written], pa.concat_arrays([known, forbidden]))
+    meanings = _Meanings(classes, renamed)
+    answers = _read_meanings(written, ids, meanings, problems)
+    splits = forbidden_ids if isinstance(forbidden_ids, Mapping) else {}
+    problems += _wrong_ids(answers, known, forbidden, splits)
+    problems += _contradictions(answers)
+    if problems:
+        raise _error(place, problems)
+    constant = {"source": place.name, "round": round_number}
+    rows = [{**dict(zip(COLUMNS, answer.values, strict=True)), **constant} for answer in answers]
+    unanswered = sum(bool(sample_id.strip()) for sample_id in ids) - len(answers)
+    return Answers(pa.Table.from_pylist(rows, LEDGER), unanswered)
+
+
+class _Answer(NamedTuple):
+    """A row that says something, as it is meant."""
+
+    line: int
+    written_id: Any
+    sample_id: str
+    meaning: tuple[str, str | None]  # outcome, class
+    annotator: str
+    time: str
+
+    @property
+    def values(self) -> tuple[str | None, ...]:
+        """In the order of COLUMNS."""
+        outcome, label = self.meaning
+        return self.sample_id, label, outcome, self.annotator or None, self.time or None
+
+
+def _read_rows(place: Place, problems: list[Problem]) -> list[Row]:
+    """What stands in the file; what can't be read of it is a problem, and a file that can't be read at all an error."""
     reader = READERS.get(_ending(place.name))
     if reader is None:
         raise _error(place, [(0, f"unknown kind of file; expected {', '.join(READERS)}")])
     if not place.exists():
         raise _error(place, [(0, "no such file")])
     try:
-        written = list(reader(place, problems))
+        return list(reader(place, problems))
     except UnicodeDecodeError as error:
         line, byte = error.object.count(b"\n", 0, error.start) + 1, error.object[error.start]
         message = f"not UTF-8 (byte {byte:#04x}); save it as UTF-8 ('CSV UTF-8' in Excel)"
         raise _error(place, [(line, message)]) from None
 
-    meanings = _Meanings(classes)
-    known, forbidden = _strings(known_ids), _strings(forbidden_ids)
-    ids = _match_ids([_sample_id(cells.get("sample_id")) for _, cells in written], pa.concat_arrays([known, forbidden]))
-    is_forbidden = pc.is_in(pa.array(ids, pa.string()), value_set=forbidden).to_pylist()
-    is_known = pc.is_in(pa.array(ids, pa.string()), value_set=known).to_pylist()
-    rows, unanswered = [], 0
-    wrong: list[Problem] = []  # of rows, in order: hints cost, so only those that may be shown get one
-    seen: dict[tuple[str, str], tuple[int, tuple[str, str | None]]] = {}
-    for index, (line, cells) in enumerate(written):
-        sample_id, annotator = ids[index], _text(cells.get("annotator"))
+
+def _read_meanings(written: list[Row], ids: list[str], meanings: _Meanings, problems: list[Problem]) -> list[_Answer]:
+    """The rows that say something; what means nothing is a problem. Hints cost, so only what may be shown gets one."""
+    answers: list[_Answer] = []
+    num_wrong = 0
+    for (line, cells), sample_id in zip(written, ids, strict=True):
         try:
-            meaning = meanings.of(cells.get("label"), _text(cells.get("outcome")), len(wrong) < MAX_SHOWN)
-        except ValueError as error:
-            wrong.append((line, str(error)))
+            meaning = meanings.of(cells.get("label"), _text(cells.get("outcome")), hint=num_wrong < MAX_SHOWN)
+        except UserError as error:
+            problems.append((line, str(error)))
+            num_wrong += 1
             continue
-        if meaning is None:
-            unanswered += bool(sample_id.strip())
+        if meaning is not None:
+            annotator, time = _text(cells.get("annotator")), _text(cells.get("time"))
+            answers.append(_Answer(line, cells.get("sample_id"), sample_id, meaning, annotator, time))
+    return answers
+
+
+def _wrong_ids(
+    answers: list[_Answer], known: pa.Array, forbidden: pa.Array, splits: Mapping[str, str]
+) -> list[Problem]:
+    """The rows whose id is none, is measured on, or is not in the pool."""
+    problems: list[Problem] = []
+    ids = pa.array([answer.sample_id for answer in answers], pa.string())
+    is_forbidden, is_known = (pc.is_in(ids, value_set=those).to_pylist() for those in (forbidden, known))
+    for answer, never, ever in zip(answers, is_forbidden, is_known, strict=True):
+        if not answer.sample_id.strip():
+            message = f"sample_id is {answer.written_id!r}; expected the id of a sample"
+        elif never:
+            split = splits.get(answer.sample_id, "test or validation")
+            message = f"sample {answer.sample_id!r} is a {split} image: measured on, never learned from"
+        elif not ever:
+            hint = _near_id(answer.sample_id, known) if len(problems) < MAX_SHOWN else ""
+            message = f"unknown sample_id {answer.sample_id!r}{hint}"
+        else:
             continue
-        first, before = seen.setdefault((sample_id, annotator), (line, meaning))
-        if not sample_id.strip():
-            wrong.append((line, f"sample_id is {cells.get('sample_id')!r}; expected the id of a sample"))
-        elif is_forbidden[index]:
-            split = forbidden_ids[sample_id] if isinstance(forbidden_ids, Mapping) else "test or validation"
-            wrong.append((line, f"sample {sample_id!r} is a {split} image: measured on, never learned from"))
-        elif not is_known[index]:
-            hint = _near_id(sample_id, known) if len(wrong) < MAX_SHOWN else ""
-            wrong.append((line, f"unknown sample_id {sample_id!r}{hint}"))
-        elif before != meaning:
-            one, two = (label or outcome for outcome, label in (before, meaning))
-            who = f" by {annotator}" if annotator else ""
-            wrong.append((line, f"sample {sample_id!r} is {two!r} here, but {one!r}{who} in line {first}; keep one"))
-        values = (sample_id, *meaning, annotator or None, _text(cells.get("time")) or None, source or place.name, round)
-        rows.append(dict(zip(LEDGER.names, values, strict=True)))
-    if problems or wrong:
-        raise _error(place, problems + wrong)
-    return Answers(pa.Table.from_pylist(rows, LEDGER), unanswered)
+        problems.append((answer.line, message))
+    return problems
+
+
+def _contradictions(answers: list[_Answer]) -> list[Problem]:
+    """The rows that say of a sample something else than its first row by the same annotator."""
+    problems: list[Problem] = []
+    firsts: dict[tuple[str, str], _Answer] = {}
+    for answer in answers:
+        first = firsts.setdefault((answer.sample_id, answer.annotator), answer)
+        if answer.sample_id.strip() and answer.meaning != first.meaning:
+            here, there = (label or outcome for outcome, label in (answer.meaning, first.meaning))
+            who = f" by {answer.annotator}" if answer.annotator else ""
+            said = f"sample {answer.sample_id!r} is {here!r} here, but {there!r}{who} in line {first.line}; keep one"
+            problems.append((answer.line, said))
+    return problems
 
 
 def _error(place: Place, problems: list[Problem]) -> LabelFileError:
@@ -362,11 +425,11 @@ def _near_id(given: str, known: pa.Array) -> str:
 def write_tasks(place: Place, table: pa.Table) -> bool:
     """Write tasks.csv, what people are to label, in the order of ``rank``; a file that exists is left as it is.
 
-    Comma, UTF-8, line feeds; with a BOM only when something is not ASCII, as Excel needs it then and others do not.
-    Opened in a spreadsheet, no cell is a formula, as one would be that begins with ``= + - @``: such an id, and one
-    that begins with an apostrophe, gets an apostrophe before it, which :func:`read_answers` takes off again, so every
-    id comes back as it was. Uris and guesses are for looking at: they get theirs also after a separator inside the
-    cell, where a spreadsheet that is set to another separator would begin a new one.
+    Comma, every cell in quotes, UTF-8, line feeds; with a BOM only when something is not ASCII, as Excel needs it then
+    and others do not. Opened in a spreadsheet, no cell is a formula, as one would be that begins with ``= + - @``: such
+    an id, and one that begins with an apostrophe, gets an apostrophe before it, which :func:`read_answers` takes off
+    again, so every id comes back as it was. Uris and guesses are for looking at: they get theirs also after a separator
+    inside the cell, where a spreadsheet that is set to another separator would begin a new one.
 
     Args:
         place: The file.
@@ -378,11 +441,12 @@ def write_tasks(place: Place, table: pa.Table) -> bool:
     if place.exists():
         return False
     names = ["sample_id", "uri", "rank", "guess_1", "guess_2", "guess_3", "label", "annotator"]
-    lines = [",".join(names)]
+    out = io.StringIO()
+    writer = csv.writer(out, quoting=csv.QUOTE_ALL, lineterminator="\n")
+    writer.writerow(names)
     for row in table.sort_by("rank").to_pylist():
-        cells = [_escaped(row["sample_id"])] + [_defused(_text(row.get(name))) for name in names[1:]]
-        lines.append(",".join(_quoted(cell) for cell in cells))
-    text = "\n".join(lines) + "\n"
+        writer.writerow([_escaped(row["sample_id"]), *(_defused(_text(row.get(name))) for name in names[1:])])
+    text = out.getvalue()
     place.write_bytes(text.encode("utf-8" if text.isascii() else "utf-8-sig"))
     return True
 
@@ -399,16 +463,12 @@ def _defused(text: str) -> str:
     return re.sub(rf"(^|[,;\t\r\n])(\s*[{re.escape(_FORMULA)}])", r"\1'\2", text)
 
 
-def _quoted(cell: str) -> str:
-    return '"' + cell.replace('"', '""') + '"' if re.search(r'[",;\t\r\n]', cell) else cell
-
-
 # ---------------------------------------------------------------- a folder of label files
 
 
 @dataclass(frozen=True)
 class ImportSummary:
-    """What :func:`collect` found: files read, rows new, known and not yet answered; see :class:`Appended`."""
+    """What :func:`import_folder` found: files read, rows new, known and not yet answered; see ``ledger.Appended``."""
 
     files: int
     new: int
@@ -424,18 +484,20 @@ class ImportSummary:
         return text + (f"; not read: {', '.join(self.ignored)}" if self.ignored else "")
 
 
-def collect(
+def import_folder(
     folder: Place,
     classes: Sequence[str],
     known_ids: Ids,
     forbidden_ids: Ids | Mapping[str, str],
     ledger: Ledger,
-    round: int | None,
+    renamed: Mapping[str, str] = NOTHING_RENAMED,
+    *,
+    round_number: int | None = None,
 ) -> ImportSummary:
     """Import every label file of a folder (not of folders in it), by name, each whole or not at all.
 
     Hidden and temporary files (``.~lock.tasks.csv#``, ``~$tasks.csv``) are passed over; no folder is an empty folder.
-    Repeating it changes nothing, so it may be called whenever files may have come.
+    Repeating it changes nothing, so it may be called whenever files may have come. Arguments: :func:`read_answers`.
 
     Raises:
         LabelFileError: A file is wrong; those before it are imported, it and those after it are not.
@@ -448,7 +510,8 @@ def collect(
         if _ending(info.base_name) not in READERS:
             ignored.append(info.base_name)
             continue
-        answers = read_answers(folder.sibling(info.path), classes, known_ids, forbidden_ids, info.base_name, round)
+        file = folder.sibling(info.path)
+        answers = read_answers(file, classes, known_ids, forbidden_ids, renamed, round_number=round_number)
         done.append(ledger.append(answers.rows))
         files, unanswered = files + 1, unanswered + answers.unanswered
     return ImportSummary(
@@ -459,3 +522,75 @@ def collect(
         superseded=tuple(line for one in done for line in one.superseded),
         ignored=tuple(ignored),
     )
+
+
+# ---------------------------------------------------------------- labels from elsewhere
+
+
+def labels_from(
+    place: Place,
+    classes: Sequence[str],
+    known_ids: Ids,
+    forbidden_ids: Ids | Mapping[str, str] = (),
+    renamed: Mapping[str, str] = NOTHING_RENAMED,
+) -> pa.Table:
+    """Answers to begin with, schema LEDGER, ready for ``Ledger.append``; nothing is written.
+
+    Args:
+        place: A label file, a ledger's folder, or another campaign's folder (its ledger is in it). Of a ledger all
+            answers are taken, in their order, with who gave them and what for.
+        classes: And the others: as for :func:`read_answers`. Every answer is of round 0.
+
+    Raises:
+        LabelFileError: The file is wrong.
+        UserError: There is no such place, or no ledger in the folder; a current label is no class; samples are not in
+            the pool, or are measured on.
+    """
+    ledger = _ledger_in(place, renamed)
+    if ledger is None:
+        return read_answers(place, classes, known_ids, forbidden_ids, renamed, round_number=0).rows
+    current_labels(ledger, classes)  # or refuse
+    rows = ledger.read()
+    known, forbidden = _strings(known_ids), _strings(forbidden_ids)
+    is_forbidden = pc.is_in(rows["sample_id"], value_set=forbidden)
+    is_strange = pc.invert(pc.is_in(rows["sample_id"], value_set=pa.concat_arrays([known, forbidden])))
+    for wrong, what, advice in (
+        (is_strange, "not in the pool", "give the pool that they are of"),
+        (is_forbidden, "test or validation images here", "give that campaign's split_seed, test_share and val_share"),
+    ):
+        if len(ids := rows["sample_id"].filter(wrong).unique()):
+            labeled = len(rows["sample_id"].unique())
+            raise UserError(
+                f"{len(ids)} of the {labeled} images labeled in {ledger.place} are {what}, such as {ids[0].as_py()!r}; "
+                f"{advice}, or write a label file of those that you mean"
+            )
+    return rows.set_column(LEDGER.get_field_index("round"), "round", pa.array([0] * len(rows), pa.int32()))
+
+
+def check_given(place: Place) -> None:
+    """Whether answers stand there, as far as that can be told without pool and classes: before anything expensive.
+
+    Raises:
+        LabelFileError: The file is of no known kind, or its rows or columns are none.
+        UserError: There is no such place, or no ledger in the folder.
+    """
+    if _ledger_in(place, NOTHING_RENAMED) is None:
+        problems: list[Problem] = []
+        _read_rows(place, problems)
+        if problems:
+            raise _error(place, problems)
+
+
+def _ledger_in(place: Place, renamed: Mapping[str, str]) -> Ledger | None:
+    """The ledger of a folder, or of the campaign in it; None of a file."""
+    if not place.exists():
+        raise UserError(f"labels.given: there is no {place}; expected {_SOURCES}")
+    if not place.is_dir():
+        return None
+    for ledger in (Ledger(place, renamed), Ledger(place / "ledger", renamed)):
+        if ledger.read().num_rows:
+            return ledger
+    raise UserError(f"labels.given: no answer in {place}; expected {_SOURCES}")
+
+
+_SOURCES = f"a label file ({', '.join(READERS)}), or the folder of a ledger or of a campaign that has labels"

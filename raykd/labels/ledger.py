@@ -8,15 +8,15 @@ The current answer of a sample is the one that was appended last, whoever gave i
 best) and decides nothing, it only tells answers apart. So A, then B, then A again is, without a time, a repeat of the
 first A: B stays, and the import says so. To go back to A, give its row a ``time`` that the first A did not have.
 
-A label stays as it was given, under the name that its class had then: so a file that is imported again after a class
-was renamed is still known. Whoever reads the ledger says what old names mean now (``renamed``).
+A label stays on disk as it was given, under the name that its class had then. A ledger that is told what old names
+mean now (``renamed``) reads all of them as today's: a file that is imported again after a class was renamed is known.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -24,10 +24,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.dataset as pads
 
-from raykd.errors import UserError
+from raykd.errors import UserError, did_you_mean
+from raykd.store.outputs import renamed_labels
 from raykd.store.place import Place
 from raykd.store.stage_folder import fingerprint
-from raykd.store.tables import LEDGER
+from raykd.store.tables import LABELS, LEDGER, ROLES
 
 OUTCOMES = ("label", "unsure", "cannot_label", "none_of_the_classes")
 KEY = ("sample_id", "annotator", "outcome", "label", "time")
@@ -52,6 +53,7 @@ class Ledger:
 
     Args:
         place: The folder; made by the first append.
+        renamed: What old class names mean now, in any number of steps (:func:`resolve_renamed`).
 
     Example:
         >>> ledger = Ledger(Place.of("runs/demo") / "ledger")                    # doctest: +SKIP
@@ -59,6 +61,7 @@ class Ledger:
     """
 
     place: Place
+    renamed: Mapping[str, str] = field(default_factory=dict)
 
     def _files(self) -> list[tuple[int, str]]:
         """Sequence and path of each file, in the order appended."""
@@ -66,11 +69,16 @@ class Ledger:
         return sorted((int(match[1]), path) for match, path in infos if match)
 
     def read(self) -> pa.Table:
-        """All answers, schema LEDGER, in the order appended; each once, where it came first."""
+        """All answers, schema LEDGER, in the order appended; each once, where it came first. Labels by today's names.
+
+        Raises:
+            UserError: ``renamed`` leads in a circle.
+        """
         if not (files := self._files()):
             return LEDGER.empty_table()
         paths = [path for _, path in files]
         table = pads.dataset(paths, filesystem=self.place.fs, format="parquet", schema=LEDGER).to_table()
+        table = self._named(table)
         return table.take(np.sort(_firsts(_codes(table, KEY))))
 
     def current(self) -> pa.Table:
@@ -79,20 +87,27 @@ class Ledger:
         samples = _codes(table, ["sample_id"])
         return table.take(len(samples) - 1 - _firsts(samples[::-1])).sort_by("sample_id")
 
+    def _named(self, table: pa.Table) -> pa.Table:
+        """The same rows, their labels by today's names."""
+        labels = renamed_labels(table["label"], resolve_renamed(self.renamed))
+        return table.set_column(LEDGER.get_field_index("label"), "label", labels)
+
     def append(self, rows: pa.Table) -> Appended:
         """Add the answers that are not there yet, all or none of them; costs one read of the ledger.
 
         Args:
-            rows: The columns of LEDGER, others are ignored; empty text counts as null. Their order is kept.
+            rows: The columns of LEDGER, others are ignored; empty text counts as null. Their order is kept. ``role``
+                and ``probability`` may be missing; a role that is null or missing is ``train``.
 
         Returns:
             How many were new and known. A known one is reported in ``superseded`` when it has no time, the sample's
             current answer is another one, and that one is not among ``rows`` too.
 
         Raises:
-            ValueError: A row without sample_id, of unknown outcome, or with a class where none belongs or without one.
+            UserError: A row without sample_id, of unknown outcome or role, with a class where none belongs or without
+                one, or drawn with a probability that is not above 0 and at most 1.
         """
-        rows = _checked(rows)
+        rows = self._named(_checked(rows))
         before = self.read()
         both, start = pa.concat_tables([before, rows]), len(before)
         keys, samples, answers = (_codes(both, names) for names in (KEY, ["sample_id"], ["outcome", "label"]))
@@ -130,18 +145,27 @@ def _firsts(codes: np.ndarray) -> np.ndarray:
 
 
 def _checked(rows: pa.Table) -> pa.Table:
+    for name in ("role", "probability"):
+        if name not in rows.column_names:
+            rows = rows.append_column(name, pa.nulls(len(rows), LEDGER.field(name).type))
     rows = rows.select(LEDGER.names).cast(LEDGER)
-    for index, name in enumerate(LEDGER.names):
-        if name != "round":
-            filled = pc.if_else(pc.equal(rows[name], ""), pa.scalar(None, pa.string()), rows[name])
-            rows = rows.set_column(index, LEDGER.field(name), filled)
+    for index, column in enumerate(LEDGER):
+        if column.type == pa.string():
+            missing = pa.scalar(ROLES[0] if column.name == "role" else None, pa.string())
+            empty = pc.equal(pc.fill_null(rows[column.name], ""), "")
+            rows = rows.set_column(index, column, pc.if_else(empty, missing, rows[column.name]))
     known = pc.is_in(rows["outcome"], value_set=pa.array(OUTCOMES))
     fits = pc.equal(pc.equal(rows["outcome"], "label"), pc.is_valid(rows["label"]))
-    good = pc.and_(pc.is_valid(rows["sample_id"]), pc.and_(known, pc.fill_null(fits, False)))
+    drawn = pc.and_(pc.greater(rows["probability"], 0), pc.less_equal(rows["probability"], 1))
+    good = pc.is_valid(rows["sample_id"])
+    for also in (known, pc.fill_null(fits, False), pc.is_in(rows["role"], value_set=pa.array(ROLES))):
+        good = pc.and_(good, also)
+    good = pc.and_(good, pc.fill_null(drawn, True))
     if len(bad := rows.filter(pc.invert(good))):
         raise UserError(
             f"{len(bad)} of {len(rows)} answers are not valid, first: {bad.slice(0, 1).to_pylist()[0]}; expected a "
-            f"sample_id, an outcome ({', '.join(OUTCOMES)}), and a label with the outcome 'label' only"
+            f"sample_id, an outcome ({', '.join(OUTCOMES)}), a label with the outcome 'label' only, a role "
+            f"({', '.join(ROLES)}) and, of an image that was drawn at random, a probability above 0 and at most 1"
         )
     return rows
 
@@ -151,3 +175,50 @@ def _superseded(old: Mapping[str, Any], now: Mapping[str, Any]) -> str:
     by = f" ({now['annotator']})" if now["annotator"] else ""
     said, current = (repr(row["label"]) if row["outcome"] == "label" else row["outcome"] for row in (old, now))
     return f"{old['sample_id']}: {who} {said} again, but the current answer is {current}{by}; give a time to go back"
+
+
+# ---------------------------------------------------------------- what its labels mean today
+
+
+def resolve_renamed(renamed: Mapping[str, str]) -> dict[str, str]:
+    """What each old name is called in the end: where a became b and b became c, both are c.
+
+    Raises:
+        UserError: Names lead back to themselves.
+
+    Example:
+        >>> resolve_renamed({"puppy": "dog", "whelp": "puppy"})
+        {'puppy': 'dog', 'whelp': 'dog'}
+    """
+    ends = {}
+    for old in renamed:
+        path = [old]
+        while path[-1] in renamed:
+            path.append(renamed[path[-1]])
+            if path[-1] in path[:-1]:
+                raise UserError(
+                    f"labels.renamed leads in a circle: {' -> '.join(map(repr, path))}; expected old names on the left "
+                    "and, in the end, a class of today on the right"
+                )
+        ends[old] = path[-1]
+    return ends
+
+
+def current_labels(ledger: Ledger, classes: Sequence[str]) -> pa.Table:
+    """The current answer of each sample, all labels among today's classes: tables.LABELS, by sample_id.
+
+    Raises:
+        UserError: A label is neither a class nor renamed to one; says which, how many, and what to write.
+    """
+    table = ledger.current().select(LABELS.names).cast(LABELS)
+    strange = pc.and_(pc.is_valid(table["label"]), pc.invert(pc.is_in(table["label"], value_set=pa.array(classes))))
+    if len(names := table["label"].filter(strange)):
+        counts = [(one["values"], one["counts"]) for one in pc.value_counts(names).to_pylist()]
+        counted = ", ".join(f"{name!r} ({count} {'label' if count == 1 else 'labels'})" for name, count in counts[:5])
+        more = f" and {len(counts) - 5} more" if len(counts) > 5 else ""
+        name = counts[0][0]
+        raise UserError(
+            f"{ledger.place} has labels that are no class: {counted}{more}; say what they are called now "
+            f"(labels.renamed: {{{name}: ...}}), or put them back among the classes; {did_you_mean(name, classes)}"
+        )
+    return table

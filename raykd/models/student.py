@@ -1,20 +1,23 @@
-"""The student as a thing to train, save and deploy: a timm backbone under two heads, with its preprocessing.
+"""The student as a thing to train, save and deploy: a timm backbone under one or two heads, with its preprocessing.
 
-A saved student is a folder: ``model.safetensors`` and ``student.json`` (backbone, classes, preprocessing, mixture).
-Knows no Ray.
+A saved student is a folder: ``model.safetensors`` and ``student.json`` (backbone, kind of heads, classes,
+preprocessing, mixture). Knows no Ray.
 
-    >>> student = Student.load("runs/demo/round_003/tune")          # doctest: +SKIP
+    >>> student = Student.load("runs/demo/round_002/student")       # doctest: +SKIP
     >>> student.predict([PIL.Image.open("cat.jpg")])                # doctest: +SKIP
     array([[0.91, 0.09]], dtype=float32)
 """
 
 from __future__ import annotations
 
+import argparse
 import io
 import os
-from collections.abc import Callable, Sequence
+import pathlib
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import safetensors.torch
@@ -23,74 +26,67 @@ import timm.data
 import torch
 from PIL import Image
 from torch import nn
-from torchvision import transforms as T
 
-from raykd.algo.dho import DualHead
-from raykd.algo.heads import Mixture, probabilities
-from raykd.errors import UserError
+from raykd.algo.dho import Learner, StudentNet
+from raykd.algo.heads import HEADS, Mixture, probabilities
+from raykd.errors import UserError, did_you_mean, one_line
 from raykd.images.reading import upright
+from raykd.models.preprocess import ABOUT, Preprocess, read_preprocess
+from raykd.models.saved import WEIGHTS
 from raykd.store.place import Place
 
-WEIGHTS, ABOUT = "model.safetensors", "student.json"
+if TYPE_CHECKING:
+    from raykd.config import StudentConfig
 
-
-@dataclass(frozen=True)
-class Preprocess:
-    """From an RGB image to the square that the student sees."""
-
-    image_size: int
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
-    interpolation: str = "bilinear"
-
-    @property
-    def _mode(self) -> T.InterpolationMode:
-        return T.InterpolationMode(self.interpolation)
-
-    def clean(self) -> Callable[[Image.Image], Image.Image]:
-        """Short side to ``image_size``, centre crop: for predicting (papers.md 1.4)."""
-        return T.Compose([T.Resize(self.image_size, self._mode), T.CenterCrop(self.image_size)])
-
-    def augmented(self, crop_area: tuple[float, float], flip: bool) -> Callable[[Image.Image], Image.Image]:
-        """Random resized crop and flip, drawn from torch's global generator: for training."""
-        crop = T.RandomResizedCrop(self.image_size, scale=crop_area, interpolation=self._mode)
-        return T.Compose([crop, T.RandomHorizontalFlip()]) if flip else crop
-
-    def normalise(self, pixels: torch.Tensor) -> torch.Tensor:
-        """uint8 [n, H, W, 3], 0 to 255, to float32 [n, 3, H, W] with the backbone's mean and deviation."""
-        mean, std = (torch.tensor(v, device=pixels.device).view(3, 1, 1) * 255 for v in (self.mean, self.std))
-        return (pixels.permute(0, 3, 1, 2).float() - mean) / std
+# What training scripts put beside the tensors. None of these does anything when it is made, so loading stays safe.
+NUMPY_SCALAR: Any = np.float64(0).__reduce__()[0]
+HARMLESS: list[Callable[..., Any] | tuple[Callable[..., Any], str]] = [
+    argparse.Namespace,
+    *(getattr(np.dtypes, name) for name in np.dtypes.__all__ if name != "ObjectDType"),
+    np.dtype,
+    (NUMPY_SCALAR, "numpy.core.multiarray.scalar"),  # as numpy 1 called it
+    (NUMPY_SCALAR, "numpy._core.multiarray.scalar"),
+    pathlib.PurePosixPath,
+    pathlib.PosixPath,
+]
+STATES = ("state_dict_ema", "model_ema", "state_dict", "model")  # which weights of a checkpoint, as timm prefers them
+PREFIXES = ("module.", "_orig_mod.")  # of DistributedDataParallel and torch.compile
 
 
 @dataclass
 class Student:
-    """A dual-head model with all that is needed to use it.
+    """A model with all that is needed to use it.
 
     Args:
         model: The network.
         backbone: timm name.
         classes: Names, in the order of the logits.
         preprocess: What images go through first.
-        mixture: Of the heads, for inference.
+        mixture: Of two heads, for inference.
     """
 
-    model: DualHead
+    model: StudentNet
     backbone: str
     classes: list[str]
     preprocess: Preprocess
     mixture: Mixture = field(default_factory=Mixture)
 
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The logits that it writes."""
+        return HEADS[self.model.heads]
+
     def save(self, folder: str | os.PathLike[str] | Place) -> None:
         """Write ``model.safetensors`` and ``student.json``."""
         place = Place.of(folder)
         place.fs.create_dir(place.path, recursive=True)
-        state = {name: value.contiguous() for name, value in self.model.state_dict().items()}
-        (place / WEIGHTS).write_bytes(safetensors.torch.save(state))
+        (place / WEIGHTS).write_bytes(weights_of(self.model))
         (place / ABOUT).write_json(self.about())
 
     def about(self) -> dict[str, Any]:
         return {
             "backbone": self.backbone,
+            "heads": self.model.heads,
             "classes": self.classes,
             "preprocess": asdict(self.preprocess),
             "mixture": asdict(self.mixture),
@@ -100,32 +96,71 @@ class Student:
     def load(cls, folder: str | os.PathLike[str] | Place, device: str = "cpu") -> Student:
         """Read a saved student, ready to predict."""
         place = Place.of(folder)
-        about = (place / ABOUT).read_json()
-        model = DualHead(*make_backbone(about["backbone"]), len(about["classes"]))
-        set_image_size(model.backbone, about["preprocess"]["image_size"])
+        about, preprocess = (place / ABOUT).read_json(), read_preprocess(place)
+        model = StudentNet(*make_backbone(about["backbone"]), len(about["classes"]), about["heads"])
+        set_image_size(model.backbone, preprocess.image_size)
         model.load_state_dict(safetensors.torch.load((place / WEIGHTS).read_bytes()))
-        saved = about["preprocess"]
-        preprocess = Preprocess(saved["image_size"], tuple(saved["mean"]), tuple(saved["std"]), saved["interpolation"])
-        return cls(
-            model.eval().to(device), about["backbone"], about["classes"], preprocess, Mixture(**about["mixture"])
-        )
+        model = model.eval().to(device)
+        return cls(model, about["backbone"], about["classes"], preprocess, Mixture(**about["mixture"]))
 
     @torch.inference_mode()
+    def outputs(self, pixels: np.ndarray, num_threads: int | None = None) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+        """What the heads say of images that are cropped already.
+
+        Args:
+            pixels: uint8 [n, H, W, 3], 0 to 255.
+            num_threads: Of torch; None: as it is.
+
+        Returns:
+            Features float32 [n, D], and float32 [n, C] of each column of logits.
+        """
+        with limited_threads(num_threads):
+            device = next(self.model.parameters()).device
+            out = self.model(normalised(torch.from_numpy(np.array(pixels)).to(device), self.preprocess))
+            logits = {column: value.float().cpu().numpy() for column, value in out.logits.items()}
+            return out.features_ND.float().cpu().numpy(), logits
+
     def predict(self, images: Sequence[Image.Image]) -> np.ndarray:
-        """Class probabilities of PIL images (turned upright), float32 [n, C]: the mixture of the two heads."""
-        device = next(self.model.parameters()).device
+        """Class probabilities of PIL images (turned upright), float32 [n, C]: with two heads, their mixture."""
+        if not images:
+            return np.empty((0, len(self.classes)), np.float32)
         clean = self.preprocess.clean()
-        pixels = torch.stack([torch.from_numpy(np.array(clean(upright(image).convert("RGB")))) for image in images])
-        out = self.model(self.preprocess.normalise(pixels.to(device)))
-        logits = {"ce_logits": out.ce_logits_NC.cpu().numpy(), "kd_logits": out.kd_logits_NC.cpu().numpy()}
-        return probabilities(logits, self.mixture)
+        pixels = np.stack([np.asarray(clean(upright(image).convert("RGB"))) for image in images])
+        return probabilities(self.outputs(pixels)[1], self.mixture)
+
+
+def normalised(pixels: torch.Tensor, preprocess: Preprocess) -> torch.Tensor:
+    """uint8 [n, H, W, 3], 0 to 255, to float32 [n, 3, H, W] with the backbone's mean and deviation."""
+    mean, std = (torch.tensor(v, device=pixels.device).view(3, 1, 1) * 255 for v in (preprocess.mean, preprocess.std))
+    return (pixels.permute(0, 3, 1, 2).float() - mean) / std
+
+
+@contextmanager
+def limited_threads(num_threads: int | None) -> Iterator[None]:
+    """Let torch work with so many threads in the block; None: as it is. Bits may hang on their number."""
+    before = torch.get_num_threads()
+    if num_threads is not None:
+        torch.set_num_threads(num_threads)
+    try:
+        yield
+    finally:
+        if num_threads is not None:
+            torch.set_num_threads(before)
+
+
+def weights_of(module: nn.Module) -> bytes:
+    """A module's state as safetensors. Tensors that share memory (tied layers) are written one by one."""
+    return safetensors.torch.save({name: value.contiguous().clone() for name, value in module.state_dict().items()})
+
+
+# ---------------------------------------------------------------- backbones
 
 
 def make_backbone(name: str, pretrained: bool = False) -> tuple[nn.Module, int]:
     """A timm model that returns pooled features [N, D], and D.
 
     Raises:
-        ValueError: timm has no such model; names the nearest.
+        UserError: timm has no such model; names the nearest.
     """
     check_backbone(name)
     module = timm.create_model(name, pretrained=pretrained, num_classes=0)
@@ -141,27 +176,35 @@ def set_image_size(backbone: nn.Module, image_size: int) -> None:
 
 
 def check_backbone(name: str) -> None:
-    """Raises ValueError with the nearest names when timm has no model ``name``."""
+    """Raises UserError with the nearest name when timm has no model ``name``."""
     tagged = "." in name
     if not (timm.models.is_model_pretrained(name) if tagged else timm.is_model(name)):
-        import difflib
+        known = timm.list_models(pretrained=tagged)
+        raise UserError(f"student.backbone: timm has no model {name!r}; {did_you_mean(name, known)}")
 
-        near = difflib.get_close_matches(name, timm.list_models(pretrained=tagged), n=5)
-        raise UserError(f"unknown student.backbone {name!r}; timm has {', '.join(near) or 'nothing like it'}")
+
+def preprocess_of(backbone: nn.Module, image_size: int, interpolation: str) -> Preprocess:
+    """The preprocessing that fits a backbone: timm's mean and deviation for it."""
+    config = timm.data.resolve_model_data_config(backbone)
+    return Preprocess(image_size, config["mean"], config["std"], interpolation)
+
+
+# ---------------------------------------------------------------- weights to start from
 
 
 def initial_backbone(name: str, pretrained: bool | str) -> nn.Module:
     """The backbone before any training: timm's weights, those of a file, or random ones (by torch's seed).
 
     Raises:
-        ValueError: The weights cannot be had, or do not fit the backbone.
+        UserError: The weights cannot be had, or do not fit the backbone.
     """
     if pretrained is True:
         try:
             return make_backbone(name, pretrained=True)[0]
         except Exception as error:
             raise UserError(
-                f"cannot get timm's weights for {name!r}: {error}; set student.pretrained to a checkpoint file or false"
+                f"student.pretrained: cannot get timm's weights for {name!r}: {one_line(error)}; give a checkpoint "
+                "file, or false for random weights"
             ) from error
     module = make_backbone(name)[0]
     if pretrained:
@@ -170,24 +213,17 @@ def initial_backbone(name: str, pretrained: bool | str) -> nn.Module:
 
 
 def load_weights(module: nn.Module, path: str) -> None:
-    """Load a checkpoint file (safetensors or torch, weights only) into a backbone; its classifier is left out."""
+    """Load a checkpoint file (safetensors or torch, weights only) into a backbone; its classifier is left out.
+
+    Of a training script's checkpoint the averaged weights (EMA) are taken when it has them, as timm does.
+
+    Raises:
+        UserError: No such file, not a checkpoint, or not of this backbone.
+    """
     place = Place.of(path)
     if not place.exists():
         raise UserError(f"student.pretrained: no file {path!r}; give a checkpoint, true (timm's weights) or false")
-    data = place.read_bytes()
-    try:
-        if place.name.endswith(".safetensors"):
-            state: Any = safetensors.torch.load(data)
-        else:
-            state = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
-    except Exception as error:  # each format has its own
-        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
-        raise UserError(f"student.pretrained: {path!r} is not a checkpoint: {reason}") from error
-    if not isinstance(state, dict):
-        raise UserError(f"student.pretrained: {path!r} holds a {type(state).__name__}; expected tensors by name")
-    for key in ("state_dict", "model"):
-        state = state.get(key, state)
-    state = {name.removeprefix("module."): value for name, value in state.items()}
+    state = read_state(place, path)
     own = module.state_dict()
     missing = [name for name in own if name not in state or state[name].shape != own[name].shape]
     if missing:
@@ -198,7 +234,103 @@ def load_weights(module: nn.Module, path: str) -> None:
     module.load_state_dict({name: state[name] for name in own})
 
 
-def preprocess_of(backbone: nn.Module, image_size: int, interpolation: str) -> Preprocess:
-    """The preprocessing that fits a backbone: timm's mean and deviation for it."""
-    data = timm.data.resolve_model_data_config(backbone)
-    return Preprocess(image_size, tuple(data["mean"]), tuple(data["std"]), interpolation)
+def read_state(place: Place, path: str) -> dict[str, torch.Tensor]:
+    """The tensors of a checkpoint by name, without what tools put before the names. Runs no code of the file's."""
+    data = place.read_bytes()
+    try:
+        if place.name.endswith(".safetensors"):
+            state: Any = safetensors.torch.load(data)
+        else:
+            with torch.serialization.safe_globals(HARMLESS):
+                state = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+    except Exception as error:  # each format has its own
+        reason = one_line(error)
+        if "Unsupported global" in str(error):
+            reason = "it holds Python objects beside its tensors; save its state_dict() alone"
+        raise UserError(f"student.pretrained: {path!r} is not a checkpoint: {reason}") from error
+    if not isinstance(state, dict):
+        raise UserError(f"student.pretrained: {path!r} holds a {type(state).__name__}; expected tensors by name")
+    state = next((state[key] for key in STATES if isinstance(state.get(key), dict)), state)
+    for prefix in PREFIXES:
+        state = {str(name).removeprefix(prefix): value for name, value in state.items()}
+    return {name: value for name, value in state.items() if isinstance(value, torch.Tensor)}
+
+
+# ---------------------------------------------------------------- tried in the first seconds
+
+
+def check_weights(config: StudentConfig) -> None:
+    """Whether ``pretrained`` can be had, as far as that can be told without a download.
+
+    Raises:
+        UserError: timm has no weights of this name, or the file is missing, no checkpoint, or of another backbone.
+    """
+    check_backbone(config.backbone)
+    if config.pretrained is True and not timm.models.is_model_pretrained(config.backbone):
+        raise UserError(
+            f"student.pretrained: timm has no weights for {config.backbone!r}; give a checkpoint file, or false for "
+            "random weights"
+        )
+    if isinstance(config.pretrained, str):
+        initial_backbone(config.backbone, config.pretrained)
+
+
+def try_student(config: StudentConfig, num_classes: int = 2) -> None:
+    """Train the configured student for one step on blank images and save it, in memory: what fails fails here.
+
+    With random weights and two images (or as few as a worker's share is). Takes a second for small models.
+
+    Raises:
+        UserError: The backbone does not take images of this size, cannot be trained on so few, or cannot be saved;
+            names the field, and what would do.
+    """
+    check_backbone(config.backbone)
+    with torch.random.fork_rng(devices=[]):
+        try:
+            _try_at(config, num_classes, config.image_size)
+        except Exception as error:
+            if "Expected more than 1 value per channel" in str(error):
+                raise UserError(_too_few(config)) from error
+            reason = one_line(error)
+            if (size := own_size(config.backbone)) != config.image_size:
+                try:
+                    _try_at(config, num_classes, size)
+                except Exception as again:
+                    reason = one_line(again)
+                else:
+                    raise UserError(
+                        f"student.image_size: {config.backbone} does not take images of {config.image_size} pixels "
+                        f"({reason}); it takes {size}: set student.image_size to {size}, or choose another "
+                        "student.backbone"
+                    ) from error
+            raise UserError(
+                f"student.backbone: {config.backbone} cannot be trained here: {reason}; choose another model"
+            ) from error
+
+
+def own_size(name: str) -> int:
+    """The side of the images that a timm model was made for."""
+    cfg = timm.get_pretrained_cfg(name)
+    return int(cfg.input_size[-1]) if cfg else 224
+
+
+def _try_at(config: StudentConfig, num_classes: int, image_size: int) -> None:
+    module, width = make_backbone(config.backbone)
+    set_image_size(module, image_size)
+    model = StudentNet(module, width, num_classes, config.heads).train()
+    learner = Learner(model, config.forward == "stacked", config.loss_ce_weight, config.distill_temperature)
+    num_l, num_u = (min(2, size // config.num_workers) for size in (config.batch_labeled, config.batch_unlabeled))
+    num_u = num_u if learner.needs_teacher else 0
+    images, teacher = torch.zeros(num_l + num_u, 3, image_size, image_size), torch.zeros(num_l + num_u, num_classes)
+    learner(images, torch.zeros(num_l, dtype=torch.int64), teacher[:num_l], teacher[num_l:]).total.backward()
+    model.load_state_dict(safetensors.torch.load(weights_of(model)))
+
+
+def _too_few(config: StudentConfig) -> str:
+    shares = {name: getattr(config, name) // config.num_workers for name in ("batch_labeled", "batch_unlabeled")}
+    fields = " and ".join(f"student.{name}={getattr(config, name)}" for name, share in shares.items() if share < 2)
+    return (
+        f"{fields} over num_workers={config.num_workers} gives a worker one image a step, and {config.backbone} "
+        f"normalises over a batch: at {config.image_size} pixels it cannot over one image. Give at least "
+        f"{2 * config.num_workers}"
+    )

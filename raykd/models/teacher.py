@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pyarrow.fs as pafs
 
-from raykd.config import Teacher as TeacherConfig
+from raykd.config import TeacherConfig
 from raykd.errors import UserError, did_you_mean
 from raykd.store.place import Place
 
@@ -95,8 +95,8 @@ def tokenizer_of(model: str) -> Any:
         raise UserError(
             f"teacher.model: the tokenizer of {model!r} needs {error.name}: pip install raykd[hf]"
         ) from error
-    except OSError as error:
-        raise UserError(f"teacher.model: cannot get the tokenizer of {model!r}: {error}") from error
+    except (OSError, ValueError) as error:
+        raise UserError(f"teacher.model: cannot load teacher {model!r}, its tokenizer of {model!r}: {error}") from error
 
 
 def own_files(config: TeacherConfig) -> list[str]:
@@ -138,7 +138,7 @@ def fetch_weights(config: TeacherConfig, folder: Place) -> int:
     return int(sum(value.numel() for value in state.values()))
 
 
-def read_preprocess(folder: Place) -> dict[str, Any]:
+def read_clip_preprocess(folder: Place) -> dict[str, Any]:
     """open_clip's ``preprocess_cfg`` of a fetched model; imports no torch."""
     preprocess: dict[str, Any] = (folder / MODEL_CONFIG).read_json()["preprocess_cfg"]
     return preprocess
@@ -232,4 +232,4 @@ def encode_texts(
         features_PD = torch.cat([clip.encode_text(batch.to(device)).float() for batch in batches])
         classes_CD = class_embeddings(features_PD, num_classes).cpu().numpy()
     bias = getattr(clip, "logit_bias", None)
-    return classes_CD, float(clip.logit_scale.exp()), 0.0 if bias is None else float(bias)
+    return classes_CD, float(clip.logit_scale.detach().exp()), 0.0 if bias is None else float(bias)

@@ -1,49 +1,37 @@
 """The report of a campaign as one HTML page that opens anywhere, offline.
 
-This module turns a report into what the page shows: figures, chart geometry, cards and rows. `page.html.j2` beside it
+This module turns a report into what the page shows: figures, chart geometry, cards and rows. ``page.html.j2`` beside it
 draws them. Every string goes through jinja2's autoescape, SVG included; nothing here builds markup.
 """
 
 import base64
 import itertools
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
-from typing import Any, TypedDict, TypeGuard
+from typing import Any, Literal, TypedDict, TypeGuard
 
 import jinja2
+
+from raykd.algo.metrics import Scores
+from raykd.store.outputs import RoundFigures
+from raykd.store.stage_folder import flatten
 
 UNKNOWN = "\N{EN DASH}"
 
 Guess = tuple[str, float]  # class, probability 0 to 1
 
 
-class Teacher(TypedDict):
+class TeacherFigures(Scores):
+    """How good the teacher is, on the labeled test images."""
+
     model: str
-    accuracy: float | None
-    macro_accuracy: float | None
-    ece: float | None
-    recall_C: list[float | None] | None
 
 
-class Round(TypedDict):
-    round: int
-    num_labeled: int  # after this round's labels
-    num_unlabeled: int
-    num_test: int
-    accuracy: dict[str, float] | None  # mixture, ce_head, kd_head, teacher; None: no labeled test split
-    macro_accuracy: float | None
-    ece: float | None
-    recall_C: list[float | None] | None  # of the mixture; None in it: no test image of that class
-    labels_C: list[int]  # all labels so far
-    outcomes: dict[str, int]  # label, unsure, cannot_label, none_of_the_classes: this round's answers
-    coverage_radius: float | None
-    mixture: dict[str, Any]  # ce_weight, temperature, reason
-    seconds: dict[str, float]  # stage -> seconds
+class PickCard(TypedDict):
+    """An image that was picked: what was thought of it, and what people said."""
 
-
-class Pick(TypedDict):
     round: int
     rank: int
     sample_id: str
@@ -56,7 +44,9 @@ class Pick(TypedDict):
     label: str | None  # the class, when outcome is "label"
 
 
-class Report(TypedDict):
+class ReportData(TypedDict):
+    """All that the page shows."""
+
     title: str
     storage_path: str
     made: str
@@ -67,25 +57,26 @@ class Report(TypedDict):
     budget: int
     rounds_configured: int
     status: str  # "complete", or what the campaign waits for
+    next_step: str | None  # what people are to do: which file, what may be written, which command; None: nothing
     classes: list[str]
     samples: dict[str, int]  # pool, test, val, quarantined
     quarantine: list[dict[str, str]]  # the first ones: sample_id, uri, reason
-    teacher: Teacher
-    rounds: list[Round]
+    teacher: TeacherFigures
+    rounds: list[RoundFigures]
     setup_seconds: dict[str, float]
-    picks: list[Pick]
+    picks: list[PickCard]
     config: dict[str, Any]
     versions: dict[str, str]
 
 
-def render(report: Report) -> str:
+def render(report: ReportData) -> str:
     """One self-contained HTML page that shows a campaign.
 
     A pure function: no Ray, no reading of the pool, nothing fetched when the page is opened. Strings may come from
     anywhere (class names, paths, ids) and are escaped. NaN and infinity are shown like None, as a dash.
 
     Args:
-        report: See `Report`. Rounds in order; `rounds`, `picks`, `quarantine` may be empty.
+        report: See :class:`ReportData`. Rounds in order; ``rounds``, ``picks``, ``quarantine`` may be empty.
 
     Returns:
         The page, to be written as UTF-8. About 2 kB a pick plus 4/3 of its thumbnail, 0.5 kB a class.
@@ -101,7 +92,7 @@ def render(report: Report) -> str:
         last=rounds[-1] if rounds else None,
         tested=is_tested(report),
         summary=summary(report),
-        figures=figures(report),
+        figures=headline(report),
         charts=charts(report),
         gallery=gallery(report["picks"]),
         class_rows=class_rows(report),
@@ -116,7 +107,7 @@ def render(report: Report) -> str:
         ],
         stages=names_in(r["seconds"] for r in rounds),
         longest_s=max((sum(r["seconds"].values()) for r in rounds), default=0),
-        settings=list(flatten(report["config"])),
+        settings=list(flatten(report["config"]).items()),
     )
     return page.encode("utf-8", "replace").decode()  # a file name that is not UTF-8 arrives as lone surrogates
 
@@ -124,7 +115,7 @@ def render(report: Report) -> str:
 # What the page says
 
 
-def summary(report: Report) -> str:
+def summary(report: ReportData) -> str:
     """The campaign in two sentences, for those who read no further."""
     pool, rounds, teacher = report["samples"]["pool"], report["rounds"], report["teacher"]
     if not rounds:
@@ -142,7 +133,7 @@ def summary(report: Report) -> str:
     return f"{text} That is {compared} its teacher, {teacher['model']}."
 
 
-def figures(report: Report) -> list[tuple[str, str, str]]:
+def headline(report: ReportData) -> list[tuple[str, str, str]]:
     """Headline figures: (name, value, remark)."""
     pool, num_classes = report["samples"]["pool"], len(report["classes"])
     teacher, rounds = report["teacher"], report["rounds"]
@@ -176,22 +167,22 @@ def figures(report: Report) -> list[tuple[str, str, str]]:
     ]
 
 
-def labeled_share(report: Report) -> str:
+def labeled_share(report: ReportData) -> str:
     """Labels over the pool's size; small shares of large pools keep their digits."""
     share = report["rounds"][-1]["num_labeled"] / max(report["samples"]["pool"], 1)
     return percent(share, 1 if share >= 0.001 else 3)
 
 
-def is_tested(report: Report) -> bool:
+def is_tested(report: ReportData) -> bool:
     return any(known(score(r, "mixture")) for r in report["rounds"])
 
 
-def score(r: Round, who: str) -> float | None:
+def score(r: RoundFigures, who: str) -> float | None:
     """A round's accuracy of mixture, ce_head, kd_head or teacher."""
     return finite((r["accuracy"] or {}).get(who))
 
 
-def teacher_accuracy(report: Report, r: Round) -> float | None:
+def teacher_accuracy(report: ReportData, r: RoundFigures) -> float | None:
     """The teacher's accuracy in a round (a few-shot teacher changes), else its first."""
     found = score(r, "teacher")
     return finite(report["teacher"]["accuracy"]) if found is None else found
@@ -201,12 +192,13 @@ def difference(ours: float | None, theirs: float | None) -> float | None:
     return ours - theirs if known(ours) and known(theirs) else None
 
 
-def round_numbers(report: Report) -> tuple[list[str], list[list[str]]]:
+def round_numbers(report: ReportData) -> tuple[list[str], list[list[str]]]:
     """Headings and rows of the table of all rounds; columns that would be empty are left out."""
     rounds = report["rounds"]
     outcomes = [o for o in names_in(r["outcomes"] for r in rounds) if any(r["outcomes"].get(o) for r in rounds)]
     tested = is_tested(report)
-    heads = {"mixture": "Student", "ce_head": "CE head", "kd_head": "KD head", "teacher": "Teacher"} if tested else {}
+    named = {"mixture": "Student", "ce_head": "CE head", "kd_head": "KD head", "teacher": "Teacher"}
+    heads = {who: name for who, name in named.items() if any(known(score(r, who)) for r in rounds)}
     headings = ["Round", "Labels"] + [{"label": "New labels"}.get(o, words(o)) for o in outcomes] + list(heads.values())
     rows = []
     for r in rounds:
@@ -217,30 +209,31 @@ def round_numbers(report: Report) -> tuple[list[str], list[list[str]]]:
     return [*headings, *(["Macro", "ECE"] if tested else []), "Radius"], rows
 
 
-def class_rows(report: Report) -> list[dict[str, Any]]:
+def class_rows(report: ReportData) -> list[dict[str, Any]]:
     """One row a class: labels so far, those before the last round, both recalls and their difference."""
-    rounds = report["rounds"]
-    num_classes = len(report["classes"])
-    labels_C = rounds[-1]["labels_C"] if rounds else [0] * num_classes
-    before_C = rounds[-2]["labels_C"] if len(rounds) > 1 else [0] * num_classes
-    student_C = (rounds[-1]["recall_C"] if rounds else None) or [None] * num_classes
-    teacher_C = report["teacher"]["recall_C"] or [None] * num_classes
+    last, before = report["rounds"][-1:], report["rounds"][-2:-1]
+    teacher_C = report["teacher"]["recall_C"] or [None] * len(report["classes"])
+    labels, labels_before = (by_class(found, "labels_C") for found in (last, before))
+    recall = by_class(last, "recall_C")
     return [
         {
             "name": name,
-            "labels": labels,
-            "before": before,
-            "student": finite(student),
+            "labels": labels.get(name, 0),
+            "before": labels_before.get(name, 0),
+            "student": finite(recall.get(name)),
             "teacher": finite(teacher),
-            "gain": difference(student, teacher),
+            "gain": difference(recall.get(name), teacher),
         }
-        for name, labels, before, student, teacher in zip(
-            report["classes"], labels_C, before_C, student_C, teacher_C, strict=True
-        )
+        for name, teacher in zip(report["classes"], teacher_C, strict=True)
     ]
 
 
-def gallery(picks: Sequence[Pick]) -> list[dict[str, Any]]:
+def by_class(rounds: Sequence[RoundFigures], key: Literal["labels_C", "recall_C"]) -> dict[str, Any]:
+    """A round's values by the names that the classes had in it: later there may be more, or others. {}: no round."""
+    return {name: value for r in rounds for name, value in zip(r["classes"], r[key] or (), strict=False)}
+
+
+def gallery(picks: Sequence[PickCard]) -> list[dict[str, Any]]:
     """Picks by round, the newest round first, each with what to show and who was wrong."""
     groups = []
     for r in sorted({pick["round"] for pick in picks}, reverse=True):
@@ -273,12 +266,12 @@ def data_uri(image: bytes | None) -> str | None:
     return f"data:image/{kind};base64,{base64.b64encode(image).decode()}"
 
 
-# Charts: data to pixels. The template draws what `line_chart` returns.
+# Charts: data to pixels. The template draws what ``line_chart`` returns.
 
 
 @dataclass(frozen=True, kw_only=True)
 class Line:
-    """A named curve, not empty. `style` is a CSS class of the template."""
+    """A named curve, not empty. ``style`` is a CSS class of the template."""
 
     name: str
     style: str
@@ -286,13 +279,15 @@ class Line:
     band: list[tuple[float, float]]  # low, high at each point of xy; or empty
 
 
-def charts(report: Report) -> dict[str, Any] | None:
+def charts(report: ReportData) -> dict[str, Any] | None:
     """The large chart, once for a desk and once for a phone, and two small ones beside it."""
     rounds = report["rounds"]
     if not rounds:
         return None
 
-    def curve(name: str, style: str, y_of: Callable[[Round], float | None], *, interval: bool = False) -> list[Line]:
+    def curve(
+        name: str, style: str, y_of: Callable[[RoundFigures], float | None], *, interval: bool = False
+    ) -> list[Line]:
         """The line through the rounds where y is known; no line where it never is."""
         seen = [(r, y) for r in rounds if known(y := y_of(r))]
         band = [wilson(y, r["num_test"]) for r, y in seen] if interval else []
@@ -367,7 +362,7 @@ def line_chart(title: str, lines: list[Line], show: Callable[..., str], *, width
 
 
 def ticks(low: float, high: float, most: int, *, integers: bool = False) -> list[float]:
-    """Round numbers, evenly spaced, from at or below `low` to at or above `high`; at least two, about `most`."""
+    """Round numbers, evenly spaced, from at or below ``low`` to at or above ``high``; at least two, about ``most``."""
     span = (high - low) or 1.0
     power = 10.0 ** math.floor(math.log10(span / most))
     step = next(power * factor for factor in (1, 2, 5, 10, 20) if span / (power * factor) <= most - 1 or factor == 20)
@@ -383,7 +378,7 @@ def tick_digits(values: Sequence[float], show: Callable[..., str]) -> int:
 
 
 def spread(ys: Sequence[float], *, gap: float, low: float, high: float) -> list[float]:
-    """The ys moved as little as needed to be `gap` apart, in their order, inside low..high where they fit."""
+    """The ys moved as little as needed to be ``gap`` apart, in their order, inside low..high where they fit."""
     order = sorted(range(len(ys)), key=lambda i: ys[i])
     placed: list[float] = []
     for i in order:
@@ -452,7 +447,7 @@ def counted(count: int, noun: str) -> str:
 
 
 def wilson(share: float, count: int, z: float = 1.96) -> tuple[float, float]:
-    """Wilson's 95% interval of a share observed on `count` test images."""
+    """Wilson's 95% interval of a share observed on ``count`` test images."""
     count = max(count, 1)
     center = share + z * z / (2 * count)
     half = z * math.sqrt(share * (1 - share) / count + z * z / (4 * count * count))
@@ -470,12 +465,3 @@ def evenness(labels_C: Sequence[int]) -> float | None:
 def names_in(dicts: Iterable[dict[str, Any]]) -> list[str]:
     """The keys of all the dictionaries, each once, in order of appearance."""
     return list(dict.fromkeys(key for each in dicts for key in each))
-
-
-def flatten(config: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """("train.epochs", 10) for {"train": {"epochs": 10}}."""
-    for key, value in config.items():
-        if isinstance(value, dict) and value:
-            yield from flatten(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value

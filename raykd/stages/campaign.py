@@ -37,7 +37,7 @@ from raykd.errors import UserError, WaitingForLabels
 from raykd.stages.progress import Progress
 from raykd.stages.session import Session
 from raykd.store.lock import only_job
-from raykd.store.outputs import read_metrics
+from raykd.store.outputs import RoundFigures, read_metrics
 from raykd.store.place import Place
 from raykd.store.stage_folder import Done, StageFolder, differences, read_done
 
@@ -106,7 +106,7 @@ class Campaign:
             )
         return found
 
-    def figures(self) -> list[dict[str, Any]]:
+    def figures(self) -> list[RoundFigures]:
         """Of every round that has been evaluated, in order."""
         found = (read_metrics(self.round_place(number)) for number in range(self.num_done))
         return [values for values in found if values is not None]
@@ -208,9 +208,10 @@ def check_unchanged(place: Place, config: Config, history: list[dict[str, Any]])
 def note_config(campaign: Campaign, history: list[dict[str, Any]]) -> None:
     """Add the config to the history, when it or the code has changed; and say what counts from now on."""
     config = campaign.config
-    entry = {
+    entry: dict[str, Any] = {
         "before_round": campaign.num_done,
         "fixed": config.fixed(),
+        "settings": {"rounds": config.rounds, **config.identity()},
         "config": config.model_dump(mode="json"),
         "raykd": raykd.__version__,
         "commit": commit(),
@@ -220,7 +221,7 @@ def note_config(campaign: Campaign, history: list[dict[str, Any]]) -> None:
     last = history[-1] if history and is_started(campaign.place) else None
     history = history if last else []
     if last:
-        if changed := differences(last["config"], entry["config"]):
+        if changed := differences(last["settings"], entry["settings"]):
             campaign.say("campaign", f"config changed before round {campaign.num_done}: {'; '.join(changed)}")
         elif all(last[key] == entry[key] for key in ("raykd", "commit", "python", "versions")):
             return

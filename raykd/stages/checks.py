@@ -20,6 +20,7 @@ def check_everything_cheap(campaign: Campaign) -> None:
         UserError: Something the config names does not exist, or cannot work.
     """
     config = campaign.config
+    campaign.session.check()
     templates(config.teacher.templates)
     check_teacher(config.teacher)
     for path in own_files(config.teacher):

@@ -13,10 +13,11 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from raykd.config import Teacher as TeacherConfig
+from raykd.config import TeacherConfig
 from raykd.errors import UserError
 from raykd.images.transforms import ClipPreprocess
-from raykd.models.teacher import ImageTower, fetch_weights, own_files, read_preprocess
+from raykd.models.teacher import ImageTower, fetch_weights, own_files, read_clip_preprocess
+from raykd.stages.budget import check_budgets
 from raykd.stages.campaign import Campaign
 from raykd.stages.map_images import Fetch, Model, check_splits, error_column, map_parts, num_missing, part_folders
 from raykd.store.outputs import QUARANTINE_FILE, Encoded, Pool
@@ -42,7 +43,6 @@ def encode(campaign: Campaign, pool: Pool) -> Encoded:
     )  # fmt: skip
 
     def description() -> Model:
-        campaign.session.ensure()
         arguments = {"folder": model.place, "config": config}
         gpus = config.num_gpus
         return Model(Encoder, arguments, ENCODED, config.batch_size, config.replicas, config.num_cpus, gpus)
@@ -50,13 +50,17 @@ def encode(campaign: Campaign, pool: Pool) -> Encoded:
     def check(bad: pa.Table) -> None:
         check_splits("encode", pool.manifest, bad, campaign.config.max_bad_share)
 
-    preprocess = ClipPreprocess(read_preprocess(model.place))
+    preprocess = ClipPreprocess(read_clip_preprocess(model.place))
     fetch = Fetch(preprocess, preprocess.size)
     here = campaign.session.is_local and config.replicas == 1
-    with campaign.progress.stage("encode", num_missing(parts), "images") as ticker:
+    if missing := num_missing(parts):
+        campaign.session.ensure()
+    with campaign.progress.stage("encode", missing, "images", here=here) as ticker:
         done = map_parts(parts, fetch, description, ticker, here=here, check=check)
     encoded = Encoded(tuple(done), model.fingerprint, model.place)
     check_share(campaign, encoded)
+    if campaign.num_done < campaign.config.rounds:
+        check_budgets(campaign, pool, encoded.readable(pool.split("pool")).num_rows)
     return encoded
 
 

@@ -86,7 +86,7 @@ def gather(campaign: Campaign, number: int, pool: Pool, picks: Picks) -> None:
     """
     if answers_of(campaign, number, picks).done():
         return
-    ledger = Ledger(campaign.place / "ledger")
+    ledger = Ledger(campaign.place / "ledger", pool.renamed)
     config = campaign.config.labels
     if config.given and number == 0:
         take_over(campaign, pool, ledger)
@@ -107,8 +107,8 @@ def settle(campaign: Campaign, number: int, pool: Pool, picks: Picks) -> Labels:
     if done := campaign.done(folder, number):
         return Labels(done)
     started = time.perf_counter()
-    ledger = Ledger(campaign.place / "ledger")
-    table = current_labels(ledger, pool.classes, pool.renamed)
+    ledger = Ledger(campaign.place / "ledger", pool.renamed)
+    table = current_labels(ledger, pool.classes)
     wait_for_people(campaign, number, picks, table)
     with folder.writing() as out:
         (out.place / LABELS_FILE).write_table(checked(table, LABELS))

@@ -29,7 +29,7 @@ from raykd.errors import StorageError, UserError
 from raykd.images.reading import UNREACHABLE, ImageReader, load_many
 from raykd.stages.campaign import Campaign
 from raykd.stages.progress import Ticker
-from raykd.store.outputs import QUARANTINE_FILE
+from raykd.store.outputs import BROKEN_FILE
 from raykd.store.place import Place
 from raykd.store.stage_folder import Done, StageFolder, Writing, fingerprint
 from raykd.store.tables import QUARANTINE, SPLITS, checked
@@ -135,7 +135,7 @@ def map_parts(
     """The parts, complete; those that are not yet are made, whatever number of them was made before.
 
     A part's folder holds ``block_*.parquet`` (the model's schema) with each row once, which is checked, and, when some
-    cannot be read, ``quarantine.parquet``. A part with images that are out of reach is only complete when ``check``
+    cannot be read, ``quarantine.json``. A part with images that are out of reach is only complete when ``check``
     bears what is missing in all: they may be back at the next attempt. Broken ones stay broken.
 
     Args:
@@ -175,7 +175,7 @@ def map_parts(
             broken = quarantined(table, rows)
             out.facts |= {"rows": rows.num_rows, "unreadable": broken.num_rows}
             if broken.num_rows:
-                (out.place / QUARANTINE_FILE).write_table(checked(broken, QUARANTINE))
+                (out.place / BROKEN_FILE).write_json(broken.to_pylist())
                 bad.append(broken)
             if not pc.any(pc.starts_with(broken["reason"], UNREACHABLE)).as_py():
                 done[number] = held.pop(number).commit()

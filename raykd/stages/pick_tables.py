@@ -140,7 +140,7 @@ def pick_from_tables(
         num_gpus: GPUs of each shard; likewise.
 
     Raises:
-        UserError: As :func:`raykd.stages.shard_rows.read` and :func:`raykd.algo.selection.strategies.pick` say.
+        UserError: As :func:`raykd.stages.shard_rows.read_slices` and :func:`raykd.algo.selection.strategies.pick` say.
     """
     request, source, labeled = checked
     with open_shards(source, num_shards, num_cpus, num_gpus) as shards:

@@ -21,9 +21,11 @@ from raykd.demo.digits import materialise
 from raykd.errors import UserError
 from raykd.images.reading import ImageReader, load_many
 from raykd.images.sources import check_labels, class_names, draw_splits, grown, list_source
+from raykd.labels.ledger import resolve_renamed
+from raykd.stages.budget import check_budgets
 from raykd.stages.campaign import Campaign
 from raykd.store.outputs import CLASSES_FILE, MANIFEST_FILE, Pool, renamed_labels
-from raykd.store.stage_folder import Done, StageFolder, complete, fingerprint, read_done
+from raykd.store.stage_folder import Done, StageFolder, complete, fingerprint
 from raykd.store.tables import MANIFEST, SPLITS, checked, first_duplicates
 
 VERSION = 1
@@ -45,10 +47,12 @@ def list_pool(campaign: Campaign) -> Pool:
     elif campaign.num_done < config.rounds:  # a finished campaign is only looked at
         parts += grown_part(campaign, parts)
     found = (parts[0].place / CLASSES_FILE).read_json()
-    classes = renamed_classes(class_names(config.classes, found), config.labels.renamed)
-    pool = Pool(tuple(parts), tuple(classes), config.labels.renamed)
+    renamed = resolve_renamed(config.labels.renamed)
+    classes = renamed_classes(class_names(config.classes, found), renamed)
+    pool = Pool(tuple(parts), tuple(classes), renamed)
     check_labels(pool.manifest, classes)
-    check_sizes(campaign, pool)
+    check_budgets(campaign, pool, pool.counts["pool"])
+    check_oracle(campaign, pool)
     shown = ", ".join(classes[:SHOWN]) + (", ..." if len(classes) > SHOWN else "")
     campaign.say(
         "pool", ", ".join(f"{pool.counts[split]:,} {split}" for split in SPLITS) + f"; {len(classes)} classes: {shown}"
@@ -73,8 +77,9 @@ def first_part(campaign: Campaign) -> Done:
     config = campaign.config
     with (folder := part_folder(campaign, 0)).writing() as out:
         table, found = list_sources(campaign)
-        classes = renamed_classes(class_names(config.classes, found), config.labels.renamed)
-        labels = renamed_labels(table["label"], config.labels.renamed)
+        renamed = resolve_renamed(config.labels.renamed)
+        classes = renamed_classes(class_names(config.classes, found), renamed)
+        labels = renamed_labels(table["label"], renamed)
         check_labels(table.set_column(MANIFEST.get_field_index("label"), "label", labels), classes)
         check_readable(table, config.split_seed)
         write_part(out, table)
@@ -172,38 +177,22 @@ def renamed_classes(names: list[str], renamed: dict[str, str]) -> list[str]:
 # ---------------------------------------------------------------- checks
 
 
-def check_sizes(campaign: Campaign, pool: Pool) -> None:
-    """Whether the pool has as many images as the rounds to come will ask for. Raises UserError."""
-    config = campaign.config
-    in_pool = pool.split("pool")
-    budget = config.selection.budget or len(pool.classes)
-    first = campaign.num_done
-    asked = sum(number > 0 or config.labels.start == "none" for number in range(first, config.rounds)) * budget
-    start = len(pool.classes) if config.labels.start == "one_per_class" and not first else 0
-    taken = labels_so_far(campaign)
-    if asked + start > in_pool.num_rows - taken:
+def check_oracle(campaign: Campaign, pool: Pool) -> None:
+    """Whether a simulated oracle knows what it may be asked. Raises UserError."""
+    config, in_pool = campaign.config.labels, pool.split("pool")
+    if config.oracle != "simulated":
+        return
+    if in_pool["label"].null_count:
         raise UserError(
-            f"rounds {first} to {config.rounds - 1} with a budget of {budget} ask for {asked + start} labels, the pool has "
-            f"{in_pool.num_rows - taken} images without one; lower rounds or selection.budget"
+            f"labels.oracle: simulated needs a label for every pool image; {in_pool['label'].null_count} of "
+            f"{in_pool.num_rows} have none; use oracle: people"
         )
-    if config.labels.oracle == "simulated":
-        if in_pool["label"].null_count:
-            raise UserError(
-                f"labels.oracle: simulated needs a label for every pool image; {in_pool['label'].null_count} of "
-                f"{in_pool.num_rows} have none; use oracle: people"
-            )
-        absent = sorted(set(pool.classes) - set(in_pool["label"].unique().to_pylist()))
-        if absent and config.labels.start == "one_per_class" and not first:
-            raise UserError(
-                f"labels.start: one_per_class, but {len(absent)} classes have no image, such as {absent[0]!r}"
-            )
-
-
-def labels_so_far(campaign: Campaign) -> int:
-    if not campaign.num_done:
-        return 0
-    done = read_done(campaign.round_place(campaign.num_done - 1) / "label")
-    return int(done.facts["num_answered"]) if done else 0
+    absent = sorted(set(pool.classes) - set(in_pool["label"].unique().to_pylist()))
+    if absent and config.start == "one_per_class" and not campaign.num_done:
+        raise UserError(
+            f"labels.start: one_per_class, but {len(absent)} classes have no image, such as {absent[0]!r}; "
+            "use start: none"
+        )
 
 
 def check_readable(table: pa.Table, seed: int) -> None:

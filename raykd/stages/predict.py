@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pyarrow as pa
 
-from raykd.config import Student as StudentConfig
+from raykd.config import StudentConfig
 from raykd.models.preprocess import read_preprocess
 from raykd.stages.campaign import Campaign
 from raykd.stages.map_images import Fetch, Model, check_splits, error_column, map_parts, num_missing, part_folders
@@ -38,7 +38,6 @@ def predict(campaign: Campaign, number: int, pool: Pool, encoded: Encoded, train
     preprocess = read_preprocess(trained.place)
 
     def description() -> Model:
-        campaign.session.ensure()
         arguments = {"student": trained.place, "config": config}
         schema, batch_size = predicted(trained.columns), config.predict_batch_size
         return Model(
@@ -54,7 +53,9 @@ def predict(campaign: Campaign, number: int, pool: Pool, encoded: Encoded, train
 
     fetch = Fetch(preprocess.clean(), (preprocess.image_size, preprocess.image_size))
     here = campaign.session.is_local and config.predict_replicas == 1
-    with campaign.progress.stage(f"round {number} predict", num_missing(parts), "images") as ticker:
+    if missing := num_missing(parts):
+        campaign.session.ensure()
+    with campaign.progress.stage(f"round {number} predict", missing, "images", here=here) as ticker:
         done = map_parts(parts, fetch, description, ticker, here=here, check=check)
     return Predictions(tuple(done), trained.columns, tuple(trained.classes), trained.fingerprint)
 

@@ -6,7 +6,6 @@ with the very same.
 
 from __future__ import annotations
 
-import pyarrow as pa
 import pyarrow.compute as pc
 
 from raykd.algo.heads import Mixture
@@ -18,7 +17,7 @@ from raykd.stages.shard_rows import PoolSource
 from raykd.store.outputs import Pool, Round, Teacher
 
 
-class Space:
+class OpenSpace:
     """The pool's shards, and the rows that are labeled.
 
     Args:
@@ -30,7 +29,7 @@ class Space:
         self.source, self.shards, self.labeled = source, shards, labeled
 
 
-def open_space(campaign: Campaign, pool: Pool, teacher: Teacher, before: Round | None) -> Space:
+def open_space(campaign: Campaign, pool: Pool, teacher: Teacher, before: Round | None) -> OpenSpace:
     """The space as it is after a round, or the teacher's before the first one; open until :func:`close_space`.
 
     Called again for the same rows it gives the same shards, so they are read once.
@@ -46,7 +45,7 @@ def open_space(campaign: Campaign, pool: Pool, teacher: Teacher, before: Round |
     config = campaign.config.selection
     campaign.session.ensure()
     shards = campaign.open_shards.enter_context(open_shards(source, config.shards, config.num_cpus, config.num_gpus))
-    campaign.space = Space(source, shards, shards.labeled(labels))
+    campaign.space = OpenSpace(source, shards, shards.labeled(labels))
     return campaign.space
 
 
@@ -73,8 +72,8 @@ def student_space(campaign: Campaign, pool: Pool, before: Round) -> tuple[PoolSo
         classes = dict(zip(ids.to_pylist(), indices.tolist(), strict=True))
     here = pc.is_in(ids, value_set=predictions.ids)  # an image that can no longer be read is no center
     labeled = ids.filter(here).to_pylist()
-    excluded = labels.without_class()["sample_id"]
-    excluded = pa.chunked_array([*excluded.chunks, *given.filter(pc.invert(pc.is_in(given, value_set=ids))).chunks])
+    unknown = given.filter(pc.invert(pc.is_in(given, value_set=ids)))  # labeled, but no class of this student's
+    excluded = [*labels.without_class()["sample_id"].to_pylist(), *unknown.to_pylist()]
     mixture = acquisition_mixture(campaign, before)
     source = PoolSource(
         uris=predictions.uris,
@@ -82,7 +81,7 @@ def student_space(campaign: Campaign, pool: Pool, before: Round) -> tuple[PoolSo
         probs_from=predictions.columns,
         mixture=mixture,
         labeled=tuple(labeled),
-        excluded=tuple(excluded.to_pylist()),
+        excluded=tuple(excluded),
         precision=config.precision,
         memory_gib=config.memory_gib,
     )

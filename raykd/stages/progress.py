@@ -45,6 +45,17 @@ class Ticker:
             self.counter.add.remote(self.stage, int(rows))
 
 
+@dataclass
+class LocalTicker(Ticker):
+    """What this process calls, when there are no workers."""
+
+    counter: Any = None
+    done: int = 0
+
+    def add(self, rows: int) -> None:
+        self.done += int(rows)
+
+
 class Lines(logging.Handler):
     """Shows what is logged as lines of the module that logs it; errors in spite of ``none``."""
 
@@ -96,14 +107,17 @@ class Progress:
             logger.propagate = propagate
 
     @contextmanager
-    def stage(self, name: str, total: int, unit: str = "rows") -> Iterator[Ticker]:
-        """Show a stage of ``total`` units while the block runs; its workers call the ticker. Needs a running Ray."""
-        if self.mode == "none":
+    def stage(self, name: str, total: int, unit: str = "rows", *, here: bool = False) -> Iterator[Ticker]:
+        """Show a stage of ``total`` units while the block runs; whoever does them calls the ticker.
+
+        ``here``: that is this process alone; else workers may, and a Ray must be running. Of no units nothing is shown.
+        """
+        if self.mode == "none" or not total:
             yield Ticker(None)
             return
         import ray
 
-        counter, number = self._counter(), next(self._numbers)
+        ticker = LocalTicker() if here else Ticker(self._counter(), next(self._numbers))
         stop, started = threading.Event(), time.perf_counter()
         every = BAR_EVERY_S if self.mode == "bar" else LINE_EVERY_S
 
@@ -111,14 +125,14 @@ class Progress:
             first = started  # when the first rows came: the workers' start says nothing about their pace
             while not stop.wait(every):
                 with suppress(ray.exceptions.RayError, ray.exceptions.GetTimeoutError):
-                    done = min(total, ray.get(counter.get.remote(number), timeout=5))
+                    done = min(total, _count_of(ticker))
                     first = first if done else time.perf_counter()
                     self._show(status(name, done, total, unit, time.perf_counter() - first))
 
         thread = threading.Thread(target=watch, daemon=True)
         thread.start()
         try:
-            yield Ticker(counter, number)
+            yield ticker
         finally:
             stop.set()
             thread.join()
@@ -141,6 +155,15 @@ class Progress:
             print(f"\r{text}\x1b[K", end="", file=self.stream, flush=True)
         else:
             print(text, file=self.stream, flush=True)
+
+
+def _count_of(ticker: Ticker) -> int:
+    if isinstance(ticker, LocalTicker):
+        return ticker.done
+    import ray
+
+    count: int = ray.get(ticker.counter.get.remote(ticker.stage), timeout=5)
+    return count
 
 
 def status(name: str, done: int, total: int, unit: str, seconds: float) -> str:

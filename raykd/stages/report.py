@@ -10,7 +10,7 @@ from raykd.labels.files import TASKS_FILE
 from raykd.labels.ledger import Ledger
 from raykd.report import page
 from raykd.stages.campaign import Campaign, commit, versions
-from raykd.store.outputs import CARDS_FILE, Encoded, Pool, Teacher
+from raykd.store.outputs import CARDS_FILE, Encoded, Pool, RoundFigures, Teacher
 from raykd.store.place import Place
 
 SHOWN_PICKS = 60  # of a round
@@ -20,7 +20,7 @@ SHOWN_QUARANTINE = 50
 def write_report(campaign: Campaign, pool: Pool, encoded: Encoded, teacher: Teacher) -> None:
     """Write the page anew from what is done; it is a view, so an older one is replaced. No image is read."""
     classes, rounds, config = list(pool.classes), campaign.figures(), campaign.config
-    answers = {row["sample_id"]: row for row in Ledger(campaign.place / "ledger").current().to_pylist()}
+    answers = {row["sample_id"]: row for row in Ledger(campaign.place / "ledger", pool.renamed).current().to_pylist()}
     picks = [pick for number in campaign.rounds for pick in cards_of(campaign, number, answers)]
     unanswered = sum(pick["outcome"] is None for pick in picks)
     under_way = f"waiting for {page.counted(unanswered, 'label')}" if unanswered else f"round {len(rounds)} under way"
@@ -61,7 +61,7 @@ def next_step(campaign: Campaign, number: int, unanswered: int) -> str | None:
     )
 
 
-def print_summary(campaign: Campaign) -> list[dict[str, Any]]:
+def print_summary(campaign: Campaign) -> list[RoundFigures]:
     """Print the learning curve and where the report is; the figures of all rounds."""
     rows: list[tuple[str, ...]] = [("round", "labels", "student", "CE head", "KD head", "teacher", "coverage radius")]
     for values in campaign.figures():

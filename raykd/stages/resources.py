@@ -17,7 +17,7 @@ def check_resources(config: Config, session: Session, say: Callable[[str, str], 
     so there it is a line, by ``say``.
 
     Raises:
-        UserError: A stage asks for more than a Ray of this machine has.
+        UserError: A stage asks for more than a Ray of this machine has, or no Ray can be had (:meth:`Session.check`).
     """
     teacher, student, selection = config.teacher, config.student, config.selection
     asked = {  # (actors, CPUs and GPUs of each, CPUs beside them: Ray Data's own tasks want one)
@@ -26,6 +26,8 @@ def check_resources(config: Config, session: Session, say: Callable[[str, str], 
         "predict": (least(student.predict_replicas), student.num_cpus, student.num_gpus, 1),
         "selection": (selection.shards, selection.num_cpus, selection.num_gpus, 0),
     }
+    if not session.is_up:
+        session.check()
     if session.is_local and not session.is_up and not any(gpus for _, _, gpus, _ in asked.values()):
         nodes = [{"CPU": float(session.num_cpus)}]
     else:

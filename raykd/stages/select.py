@@ -10,6 +10,7 @@ from raykd.algo.keyed import hash_ids, uniform
 from raykd.algo.selection.kcenter import Picked
 from raykd.algo.selection.strategies import pick
 from raykd.errors import UserError
+from raykd.stages.budget import budget_of
 from raykd.stages.campaign import Campaign
 from raykd.stages.pick_tables import picks_table
 from raykd.stages.probability_space import acquisition_mixture, close_space, open_space
@@ -60,8 +61,7 @@ def select(
 
 def by_strategy(campaign: Campaign, number: int, pool: Pool, teacher: Teacher, before: Round | None) -> Picked:
     """Picks of the configured strategy, in the student's space, or in the teacher's when there is no student yet."""
-    config = campaign.config.selection
-    budget = config.budget or len(pool.classes)
+    config, budget = campaign.config.selection, budget_of(campaign, pool)
     space = open_space(campaign, pool, teacher, before)
     try:
         left = sum(space.shards.sizes())

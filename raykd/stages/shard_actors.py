@@ -24,7 +24,7 @@ import ray.exceptions
 from raykd.algo.selection.rows import Rows
 from raykd.algo.selection.shard import Params, Reply, Shard
 from raykd.errors import UserError
-from raykd.stages.shard_rows import FileSlice, PoolSource, joined, open_pool, plan, read
+from raykd.stages.shard_rows import FileSlice, PoolSource, joined, open_pool, plan, read_slices
 
 SHARED_BYTES = 2**20  # larger arguments go to the object store once, not once for each shard
 WARN_EVERY_S = 60.0
@@ -43,7 +43,7 @@ class ShardActor:
 
     @cached_property
     def _parts(self) -> tuple[Shard, Rows]:
-        pool, labeled = read(self.source, self.pieces)
+        pool, labeled = read_slices(self.source, self.pieces)
         return Shard(pool), labeled
 
     def ask(self, question: Callable[..., Reply], *args: Any, **kwargs: Any) -> Reply:
@@ -69,7 +69,7 @@ class RayShards:
         """Ask every shard; a lost one is rebuilt and asked again.
 
         Raises:
-            UserError: A shard's rows cannot be read (see :func:`raykd.stages.shard_rows.read`).
+            UserError: A shard's rows cannot be read (see :func:`raykd.stages.shard_rows.read_slices`).
         """
         shared = [ray.put(arg) if _num_bytes(arg) > SHARED_BYTES else arg for arg in args]
         return _get([actor.ask.remote(question, *shared, **kwargs) for actor in self.actors])

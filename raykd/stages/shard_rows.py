@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -48,7 +48,7 @@ class PoolSource:
     uris: tuple[str, ...]
     needs: tuple[str, ...] = ("probs",)
     probs_from: tuple[str, ...] = ("probs",)
-    mixture: Mixture = Mixture()
+    mixture: Mixture = field(default_factory=Mixture)
     only_pool: bool = True
     labeled: tuple[str, ...] = ()
     excluded: tuple[str, ...] = ()
@@ -125,7 +125,7 @@ def plan(parts: Sequence[pads.Dataset], num_shards: int) -> list[list[FileSlice]
     return slices
 
 
-def read(source: PoolSource, pieces: Sequence[FileSlice]) -> tuple[Rows, Rows]:
+def read_slices(source: PoolSource, pieces: Sequence[FileSlice]) -> tuple[Rows, Rows]:
     """The unlabeled and the labeled rows of some pieces. Memory: the vectors, if they may be in memory, and one batch.
 
     Raises:

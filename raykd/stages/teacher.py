@@ -138,10 +138,12 @@ def write_logits(
     classes_CD = np.load(io.BytesIO((texts / CLASSES_FILE).read_bytes()))
     table = features.read_table(ENCODED.names).sort_by("sample_id")
     ids = table["sample_id"]
-    features_ND = torch.from_numpy(matrix(table["features"], "features").astype(np.float32))
+    stored_ND = matrix(table["features"], "features")
+    features_ND = torch.from_numpy(stored_ND.astype(np.float32))
     with threads(torch, max(1, num_threads)), torch.inference_mode():
         logits_NC = zero_shot_logits(features_ND, torch.from_numpy(classes_CD), scale, bias).numpy()
     split = pc.take(splits["split"], positions(ids, splits["sample_id"], "the manifest"))
     bad_N = table["error"].is_valid().to_numpy()
-    rows = pa.table({"sample_id": ids, "split": split, "error": table["error"], "logits": vectors(logits_NC, bad_N)})
+    columns = {"sample_id": ids, "split": split, "error": table["error"], "features": vectors(stored_ND, bad_N)}
+    rows = pa.table(columns | {"logits": vectors(logits_NC, bad_N)})
     (out / LOGITS_FILE).write_table(checked(rows, TEACHER), row_group_rows=READ_ROWS)

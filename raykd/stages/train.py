@@ -1,131 +1,230 @@
-"""A fresh student a round, on Ray Train: labels for one head, the teacher's table for the other."""
+"""A fresh student a round: labels for one head, the teacher's opinion for the other."""
 
 from __future__ import annotations
 
+import json
 import os
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
+import pyarrow as pa
 import pyarrow.compute as pc
-import ray
-import ray.train
-from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
+import pyarrow.fs as pafs
 
-from raykd.stages.campaign import Campaign, sha256_of
-from raykd.stages.label import read_labels
-from raykd.stages.pool import read_classes, read_manifest
-from raykd.stages.teacher import readable
+from raykd.algo.heads import HEADS
+from raykd.errors import UserError
+from raykd.models.preprocess import ABOUT
+from raykd.models.saved import WEIGHTS
+from raykd.stages.campaign import Campaign
+from raykd.stages.progress import Ticker
+from raykd.store.outputs import STEPS_FILE, Encoded, Labels, Pool, Teacher, Trained
 from raykd.store.place import Place
-from raykd.store.stage_folder import Stage
+from raykd.store.stage_folder import Done, complete, fingerprint
 
-
-def fit(campaign: Campaign, round: int, pool: Stage, teacher: Stage, labels: Stage) -> Stage:
-    """The trained student of one round: ``model.safetensors`` and ``student.json``.
-
-    A training that was killed goes on from its last checkpoint, with the batches it would have seen.
-
-    Raises:
-        ValueError: No image has a label yet, the loss is not finite, or an image can no longer be read.
-    """
-    identity = campaign.config.identity()
-    stage = campaign.stage(
-        "train",
-        {"labels": labels.facts["content"], "teacher": teacher.fingerprint, "student": identity["student"],
-         "seed": identity["seed"], "round": round},
-        round,
-    )  # fmt: skip
-    scratch = campaign.place / "ray_train"
-    name = f"round-{round:03d}-{stage.fingerprint}"  # the same one lets Ray Train go on from its last checkpoint
-    if not stage.is_done():
-        train(campaign, round, pool, teacher, labels, stage, scratch, name)
-    if (scratch / name).exists():
-        scratch.fs.delete_dir((scratch / name).path)
-    return stage
-
-
-def train(
-    campaign: Campaign,
-    round: int,
-    pool: Stage,
-    teacher: Stage,
-    labels: Stage,
-    stage: Stage,
-    scratch: Place,
-    name: str,
-) -> None:
-    from ray.train.torch import TorchTrainer
-
-    from raykd.models.student import ABOUT, WEIGHTS
+if TYPE_CHECKING:
     from raykd.stages.train_loop import Job
 
-    start = fetch_backbone(campaign)
-    rows = readable(read_manifest(pool), teacher)
-    rows = rows.filter(pc.equal(rows["split"], "pool")).select(["sample_id", "uri"])
+VERSION = 1
+UNUSABLE = ("cannot_label", "none_of_the_classes")  # such images are no use to the KD head either
+
+
+def train(campaign: Campaign, number: int, pool: Pool, encoded: Encoded, teacher: Teacher, labels: Labels) -> Trained:
+    """The student of one round, from what is labeled by then.
+
+    A training that was killed goes on from its last checkpoint, with the batches it would have seen: in this process
+    when the Ray is one of this machine and one worker trains, else on Ray Train.
+
+    Raises:
+        UserError: No image has a label yet, the loss is not finite, or an image can no longer be read.
+    """
     config = campaign.config.student
-    job = Job(
-        rows=rows,
-        labels=read_labels(labels),
-        teacher=teacher.place / "data",
-        start=start,
-        classes=read_classes(pool),
-        config=config,
-        key=(campaign.config.seed, round),
+    made_from = {"labels": labels.content, "round": number}
+    settings = {"teacher": teacher.fingerprint, **campaign.config.part("train")}
+    folder = campaign.folder("train", number, version=VERSION, made_from=made_from, settings=settings)
+    scratch = campaign.place / "ray_train"
+    if done := campaign.done(folder, number):
+        clear_scratch(scratch, number)
+        return Trained(done)
+    start = fetch_backbone(campaign)
+    job = make_job(campaign, number, pool, encoded, teacher, labels, start)
+    # the same name goes on from the last checkpoint, so it says all that a training depends on
+    name = f"{of_round(number)}{fingerprint([folder.fingerprint, start and start.fingerprint])}"
+    here = campaign.session.is_local and config.num_workers == 1
+    with (
+        folder.writing() as out,
+        campaign.progress.stage(folder.name, job.num_steps, "steps", here=here) as ticker,
+    ):
+        if here:
+            from raykd.stages.train_loop import train_here
+
+            train_here(job, scratch / name, out.place, ticker)
+        else:
+            campaign.session.ensure()
+            train_on_ray(job, scratch, name, out.place, ticker)
+        out.facts |= {
+            "steps": job.num_steps,
+            "loss": recent_loss(out.place),
+            "num_labeled": len(job.labels_L),
+            "classes": list(job.classes),
+            "columns": list(HEADS[config.heads]),
+        }
+    clear_scratch(scratch, number)
+    return Trained(complete(folder))
+
+
+def make_job(
+    campaign: Campaign,
+    number: int,
+    pool: Pool,
+    encoded: Encoded,
+    teacher: Teacher,
+    labels: Labels,
+    start: Done | None,
+) -> Job:
+    """All that a round's training needs to know."""
+    from raykd.stages.train_loop import Job
+
+    readable = encoded.readable(pool.split("pool"))["sample_id"]
+    ids, labels_L = samples(readable, labels, teacher.classes, pool.renamed)
+    return Job(
+        ids=ids,
+        uris=pool.uris(ids),
+        labels_L=labels_L,
+        teacher=teacher.uris,
+        start=None if start is None else start.place / WEIGHTS,
+        classes=teacher.classes,
+        config=campaign.config.student,
+        key=(campaign.config.seed, number),
     )
-    steps = job.steps()
-    with stage.writing() as out, campaign.progress.stage(f"round {round} train", steps, "steps") as ticker:
-        trainer = TorchTrainer(
-            train_loop,
-            train_loop_config={"job": ray.put(job), "ticker": ticker},
-            scaling_config=ScalingConfig(
-                num_workers=config.num_workers,
-                use_gpu=config.num_gpus > 0,
-                resources_per_worker={"CPU": config.num_cpus} | ({"GPU": config.num_gpus} if config.num_gpus else {}),
-            ),
-            run_config=RunConfig(
-                name=name,
-                storage_path=scratch.path,
-                storage_filesystem=None if scratch.is_local else scratch.fs,
-                failure_config=FailureConfig(max_failures=config.max_failures),
-                checkpoint_config=CheckpointConfig(num_to_keep=1),
-            ),
-        )
-        try:
-            result = trainer.fit()
-        except ray.train.WorkerGroupError as error:  # what a user can mend is raised as what it was in the worker
-            for failure in error.worker_failures.values():
-                if isinstance(cause := getattr(failure, "_base_exc", failure), ValueError):
-                    raise cause from error
-            raise
-        assert result.checkpoint is not None
-        assert result.metrics is not None
-        with result.checkpoint.as_directory() as folder:
-            for file in (WEIGHTS, ABOUT):
-                with open(os.path.join(folder, file), "rb") as stream:
-                    (out.place / file).write_bytes(stream.read())
-        out.facts |= {"steps": steps, "loss": result.metrics["loss"], "num_labeled": job.num_labeled}
 
 
-def fetch_backbone(campaign: Campaign) -> Place | None:
-    """The pretrained backbone in the campaign's folder, fetched once by the driver; None for random weights."""
+def samples(
+    readable: pa.ChunkedArray, labels: Labels, classes: Sequence[str], renamed: Mapping[str, str]
+) -> tuple[pa.ChunkedArray, np.ndarray]:
+    """What is trained on: the images that have a label, then those that may still get one, each by sample_id.
+
+    Args:
+        readable: Ids of the pool's images that can be read.
+        labels: All answers so far.
+        classes: In the order of the indices.
+        renamed: What older labels mean now.
+
+    Returns:
+        The ids, and int64 [L]: the class indices of the first L.
+    """
+    given, labels_L = labels.given(classes, renamed)
+    here = pc.is_in(given, value_set=readable)
+    given, labels_L = given.filter(here), labels_L[here.to_numpy()]
+    answers = labels.table
+    kept_out = answers["sample_id"].filter(
+        pc.is_in(answers["outcome"], value_set=pa.array([*UNUSABLE, "label"], pa.string()))
+    )
+    free = readable.filter(pc.invert(pc.is_in(readable, value_set=kept_out)))
+    free = free.take(pc.array_sort_indices(free))
+    return pa.chunked_array([*given.chunks, *free.chunks], pa.string()), labels_L
+
+
+def recent_loss(trained: Place) -> float:
+    """The mean loss of the last quarter of a training's steps, by its ``steps.jsonl``: one step's is mostly luck."""
+    lines = [json.loads(line) for line in (trained / STEPS_FILE).read_bytes().splitlines()]
+    steps = np.array([0, *(line["step"] for line in lines)])
+    weights = np.diff(steps) * (steps[1:] > 0.75 * steps[-1])
+    return float(np.average([line["loss"] for line in lines], weights=weights))
+
+
+def of_round(number: int) -> str:
+    """What the names of a round's checkpoint folders begin with."""
+    return f"round-{number:03d}-"
+
+
+def clear_scratch(scratch: Place, number: int) -> None:
+    """Delete a round's checkpoints, those that other settings have left too."""
+    selector = pafs.FileSelector(scratch.path, allow_not_found=True)
+    for info in scratch.fs.get_file_info(selector):
+        if info.type == pafs.FileType.Directory and info.base_name.startswith(of_round(number)):
+            scratch.fs.delete_dir(info.path)
+
+
+# ---------------------------------------------------------------- on Ray Train
+
+
+def train_on_ray(job: Job, scratch: Place, name: str, out: Place, ticker: Ticker) -> None:
+    """Train on Ray Train's workers, and copy the student and ``steps.jsonl`` out of the last checkpoint.
+
+    Raises:
+        UserError: What a user can mend, after one attempt.
+    """
+    import ray
+    import ray.train
+    from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
+    from ray.train.torch import TorchTrainer
+
+    config = job.config
+    loop: Any = in_worker  # Ray's types know of no return value
+    trainer = TorchTrainer(
+        loop,
+        train_loop_config={"job": ray.put(job), "ticker": ticker},
+        scaling_config=ScalingConfig(
+            num_workers=config.num_workers,
+            use_gpu=config.num_gpus > 0,
+            resources_per_worker={"CPU": config.num_cpus} | ({"GPU": config.num_gpus} if config.num_gpus else {}),
+        ),
+        run_config=RunConfig(
+            name=name,
+            storage_path=scratch.path,
+            storage_filesystem=None if scratch.is_local else scratch.fs,
+            failure_config=FailureConfig(max_failures=config.max_failures),
+            checkpoint_config=CheckpointConfig(num_to_keep=1),
+        ),
+    )
+    try:
+        result: Any = trainer.fit()
+    except ray.train.WorkerGroupError as error:  # all attempts failed: the storage
+        for failure in error.worker_failures.values():
+            if isinstance(cause := getattr(failure, "_base_exc", failure), UserError):
+                raise cause from error
+        raise
+    if isinstance(result.return_value, UserError):
+        raise result.return_value
+    with result.checkpoint.as_directory() as folder:
+        for file in (WEIGHTS, ABOUT, STEPS_FILE):
+            with open(os.path.join(folder, file), "rb") as stream:
+                (out / file).write_bytes(stream.read())
+
+
+def in_worker(arguments: dict[str, Any]) -> UserError | None:
+    """What Ray Train calls in each worker; its controller imports this module, so torch stays out of it."""
+    import ray
+
+    from raykd.stages.train_loop import train_in_worker
+
+    return train_in_worker(ray.get(arguments["job"]), arguments["ticker"])
+
+
+# ---------------------------------------------------------------- what a student starts from
+
+
+def fetch_backbone(campaign: Campaign) -> Done | None:
+    """The pretrained backbone in the campaign's folder, fetched once by the driver; None for random weights.
+
+    Raises:
+        UserError: The weights cannot be had, or do not fit the backbone.
+    """
     config = campaign.config.student
     if config.pretrained is False:
         return None
-    inputs: dict[str, Any] = {"backbone": config.backbone, "pretrained": config.pretrained}
+    made_from: dict[str, Any] = {"backbone": config.backbone, "pretrained": config.pretrained}
     if isinstance(config.pretrained, str):
-        inputs["file"] = sha256_of(config.pretrained)
-    stage = campaign.stage("student_model", inputs)
-    if not stage.is_done():
-        import safetensors.torch
+        made_from["file"] = Place.of(config.pretrained).sha256()
+    name = fingerprint(made_from)
+    folder = campaign.folder(
+        "student model", version=VERSION, made_from=made_from, at=campaign.place / "student_model" / name
+    )
+    if done := folder.done():
+        return done
+    from raykd.models.student import initial_backbone, weights_of
 
-        from raykd.models.student import WEIGHTS, initial_backbone
-
-        with stage.writing() as out:
-            state = initial_backbone(config.backbone, config.pretrained).state_dict()
-            (out.place / WEIGHTS).write_bytes(safetensors.torch.save({k: v.contiguous() for k, v in state.items()}))
-    return stage.place / "model.safetensors"
-
-
-def train_loop(arguments: dict[str, Any]) -> None:
-    """What Ray Train calls in each worker; its controller imports this module, so torch stays out of it."""
-    from raykd.stages.train_loop import run
-
-    run(ray.get(arguments["job"]), arguments["ticker"])
+    with folder.writing() as out:
+        (out.place / WEIGHTS).write_bytes(weights_of(initial_backbone(config.backbone, config.pretrained)))
+    return complete(folder)

@@ -1,258 +1,280 @@
-"""What each worker of a training does: its share of every batch, the DHO loss, checkpoints."""
+"""A round's training, in this process or shared by Ray Train's workers: the same function, and the same bits for one.
+
+Either way it goes on from its last checkpoint when it was killed.
+"""
 
 from __future__ import annotations
 
+import io
+import json
 import os
 import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
-import ray.train
 import torch
-from ray.train import Checkpoint
-from ray.train.torch import get_device, prepare_model
-from torch import nn
 
-from raykd.algo import dho
-from raykd.algo.batches import BatchPlan, learning_rate, num_steps
+from raykd.algo.batches import BatchPlan, num_steps
+from raykd.algo.dho import TEACHER_COLUMNS, StudentNet
+from raykd.algo.heads import HEADS
 from raykd.algo.keyed import generator
-from raykd.config import Student as StudentConfig
-from raykd.errors import UserError
-from raykd.images.reading import ImageReader, decode
+from raykd.config import StudentConfig
+from raykd.errors import StorageError, UserError
 from raykd.models.student import Student, load_weights, make_backbone, preprocess_of, set_image_size
+from raykd.models.training import (
+    StepLine,
+    Targets,
+    TrainingImages,
+    TrainingSettings,
+    Worker,
+    map_teacher,
+    reproducible,
+    train_student,
+)
 from raykd.stages.progress import Ticker
+from raykd.store.outputs import STEPS_FILE
 from raykd.store.place import Place
-from raykd.store.tables import matrix, positions
 
-STATE = "training.pt"
-UNUSABLE = ("cannot_label", "none_of_the_classes")  # such images are no use to the KD head either
+STATE_FILE = "training.pt"
 
 
-@dataclass
+@dataclass(frozen=True)
 class Job:
-    """What a worker needs to train.
+    """What a worker needs to train. Travels to it.
 
     Args:
-        rows: Readable pool images: sample_id, uri.
-        labels: The ledger's answers up to this round (tables.LABELS).
-        teacher: Folder of the teacher's table.
+        ids: Of the images, strings: first those with a label, then the others; all different.
+        uris: Of the same images.
+        labels_L: int64 [L], class indices of the first L.
+        teacher: Folders of the teacher's tables.
         start: Pretrained backbone weights; None for random ones.
+        classes: In the order of the teacher's logits.
+        config: How.
         key: (seed, round), of every draw.
     """
 
-    rows: pa.Table
-    labels: pa.Table
-    teacher: Place
+    ids: pa.ChunkedArray
+    uris: pa.ChunkedArray
+    labels_L: np.ndarray
+    teacher: tuple[str, ...]
     start: Place | None
-    classes: list[str]
+    classes: tuple[str, ...]
     config: StudentConfig
     key: tuple[int, int]
 
     def __post_init__(self) -> None:
-        known = self.labels.filter(pc.is_in(self.labels["sample_id"], value_set=self.rows["sample_id"]))
-        self.given = known.filter(pc.equal(known["outcome"], "label")).sort_by("sample_id")
-        kept_out = known.filter(pc.is_in(known["outcome"], value_set=pa.array([*UNUSABLE, "label"])))
-        free = pc.invert(pc.is_in(self.rows["sample_id"], value_set=kept_out["sample_id"]))
-        self.unlabeled = self.rows.filter(free).sort_by("sample_id")["sample_id"]
-        if not len(self.unlabeled):  # everything is labeled: distil on that (DHO Alg. 1 draws from the union)
-            self.unlabeled = self.given["sample_id"]
-        if not self.num_labeled:
+        if not len(self.labels_L):
             raise UserError("no image has a label yet, so there is nothing to train the CE head on; label some first")
 
     @property
-    def num_labeled(self) -> int:
-        return self.given.num_rows
+    def num_steps(self) -> int:
+        config, num_labeled = self.config, len(self.labels_L)
+        num_unlabeled = len(self.ids) - num_labeled or num_labeled
+        plan = BatchPlan(num_labeled, num_unlabeled, config.batch_labeled, config.batch_unlabeled, self.key)
+        return num_steps(plan, config.steps, config.passes_labeled, config.passes_unlabeled)
 
-    def plan(self) -> BatchPlan:
+    @property
+    def settings(self) -> TrainingSettings:
         config = self.config
-        return BatchPlan(self.num_labeled, len(self.unlabeled), config.batch_labeled, config.batch_unlabeled, self.key)
-
-    def steps(self) -> int:
-        return num_steps(self.plan(), self.config.steps, self.config.passes_labeled, self.config.passes_unlabeled)
+        return TrainingSettings(
+            steps=self.num_steps,
+            key=self.key,
+            batch_labeled=config.batch_labeled,
+            batch_unlabeled=config.batch_unlabeled,
+            forward=config.forward,
+            loss_ce_weight=config.loss_ce_weight,
+            distill_temperature=config.distill_temperature,
+            learning_rate=config.learning_rate,
+            weight_decay=config.weight_decay,
+            warmup=config.warmup,
+            schedule=config.schedule,
+            checkpoints=config.checkpoints,
+            loader_processes=config.loader_processes,
+        )
 
     def student(self) -> Student:
-        """A fresh student: the pretrained or random backbone, and random heads."""
+        """A fresh student: the pretrained or random backbone, and random heads. Seeds torch."""
         torch.manual_seed(int(generator(*self.key, "init").integers(2**63)))
         backbone, width = make_backbone(self.config.backbone)
         if self.start:
             load_weights(backbone, self.start.uri)
         set_image_size(backbone, self.config.image_size)
         preprocess = preprocess_of(backbone, self.config.image_size, self.config.interpolation)
-        return Student(dho.DualHead(backbone, width, len(self.classes)), self.config.backbone, self.classes, preprocess)
+        model = StudentNet(backbone, width, len(self.classes), self.config.heads)
+        return Student(model, self.config.backbone, list(self.classes), preprocess)
 
-    def targets(self) -> tuple[np.ndarray, np.ndarray]:
-        """Teacher logits float32 [L, C] and [U, C], by sample_id."""
-        table = self.teacher.read_table(["sample_id", "logits", "error"])
-        table = table.filter(pc.is_null(table["error"]))
-        logits = matrix(table["logits"], "teacher logits")
-        if logits.shape[1] != len(self.classes):
-            raise UserError(
-                f"{self.teacher}: a teacher table of {logits.shape[1]} classes; expected {len(self.classes)}"
-            )
-        ids = table["sample_id"]
-        labeled, unlabeled = (
-            positions(each, ids, "the teacher table") for each in (self.given["sample_id"], self.unlabeled)
-        )
-        return logits[labeled], logits[unlabeled]
+    def images(self, student: Student) -> TrainingImages:
+        return TrainingImages(self.ids, self.uris, student.preprocess, self.config.crop_area, self.config.flip)
 
+    @contextmanager
+    def targets(self, worker: Worker, local_rank: int = 0, node: str = "") -> Iterator[Targets]:
+        """Labels and the teacher's logits, these in one mapped file for all workers of a machine.
 
-def seed_draws(seed: int, device: torch.device | None = None) -> None:
-    """Seed torch's draws on the CPU, and on ``device``.
+        The file has no name any more when they train, so it is gone with them, however that ends.
 
-    Not ``torch.manual_seed``: for every kind of accelerator that is not in use it formats and keeps a stack trace, so
-    it is slower than cropping a small image, and its memory is never given back.
-    """
-    torch.default_generator.manual_seed(seed)
-    if device is not None and device.type == "cuda":
-        torch.cuda.manual_seed(seed)
+        Args:
+            worker: Who asks; all workers must.
+            local_rank: Which worker of its machine; the first one writes.
+            node: Names the machine.
+        """
+        if not any(column in TEACHER_COLUMNS for column in HEADS[self.config.heads]):
+            yield Targets(self.labels_L, np.empty((0, 0), np.float16))
+        elif worker.world == 1:
+            with tempfile.TemporaryFile() as file:
+                yield Targets(self.labels_L, map_teacher(self.teacher, self.ids, len(self.classes), file))
+        else:
+            yield Targets(self.labels_L, self._shared_teacher(worker, local_rank, node))
 
-
-class TrainingImages(torch.utils.data.Dataset):
-    """Augmented pixels uint8 [H, W, 3] of an image, by its place in the list and the seed of its crop."""
-
-    def __init__(self, ids: list[str], uris: list[str], transform: Any) -> None:
-        self.ids, self.uris, self.transform, self.reader = ids, uris, transform, ImageReader()
-
-    def __getitem__(self, item: tuple[int, int]) -> torch.Tensor:
-        place, seed = item
-        seed_draws(seed)
+    def _shared_teacher(self, worker: Worker, local_rank: int, node: str) -> np.ndarray:
+        path, failed = None, None
         try:
-            return torch.from_numpy(np.array(self.transform(decode(self.reader.read(self.uris[place])))))
-        except OSError as error:
-            raise UserError(f"image {self.ids[place]!r} was readable and is no more: {error}") from error
+            if local_rank == 0:
+                handle, path = tempfile.mkstemp(prefix="raykd-teacher-")
+                os.close(handle)
+                map_teacher(self.teacher, self.ids, len(self.classes), path).flush()
+        except UserError as error:
+            failed = error
+        try:
+            worker.agree(failed)
+            found: list[Any] = [None] * worker.world
+            torch.distributed.all_gather_object(found, (node, path))
+            mine = next(written for where, written in found if where == node and written)
+            teacher_NC = np.memmap(mine, np.float16, "r", shape=(len(self.ids), len(self.classes)))
+            torch.distributed.barrier()
+        finally:
+            if path:
+                os.unlink(path)
+        return teacher_NC
 
 
-class Distiller(nn.Module):
-    """Student and loss in one module, so that DDP sees one forward pass a step.
+def step_lines(lines: Sequence[StepLine]) -> bytes:
+    """The content of ``steps.jsonl``."""
+    return "".join(json.dumps(line) + "\n" for line in lines).encode()
+
+
+def packed(state: dict[str, Any]) -> bytes:
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    return buffer.getvalue()
+
+
+def unpacked(data: bytes, device: torch.device) -> dict[str, Any]:
+    state: dict[str, Any] = torch.load(io.BytesIO(data), map_location=device, weights_only=True)
+    return state
+
+
+def ticking(ticker: Ticker) -> Callable[[int], None]:
+    """What to tell of the step that is reached, so that the ticker counts steps."""
+    before = 0
+
+    def reached(step: int) -> None:
+        nonlocal before
+        ticker.add(step - before)
+        before = step
+
+    return reached
+
+
+# ---------------------------------------------------------------- in this process
+
+
+def train_here(job: Job, scratch: Place, out: Place, ticker: Ticker) -> list[StepLine]:
+    """Train without any other process, and save the student.
+
+    The checkpoint is one file, written over by the next one; on a disk and on an object store alike it is whole, or
+    still the one before.
 
     Args:
-        model: The dual-head student.
+        job: What.
+        scratch: Folder for checkpoints, of this very training.
+        out: Folder for the student and ``steps.jsonl``.
+        ticker: Counts steps.
+
+    Returns:
+        Every line, those before a kill included.
+
+    Raises:
+        UserError: See :func:`raykd.models.training.train_student`.
     """
+    worker = Worker(device=torch.device("cuda" if job.config.num_gpus else "cpu"))
+    checkpoint = scratch / STATE_FILE
+    reached = ticking(ticker)
 
-    def __init__(self, model: dho.DualHead, config: StudentConfig) -> None:
-        super().__init__()
-        self.model, self.config = model, config
+    def report(step: int, metrics: StepLine, state: Callable[[], dict[str, Any]] | None) -> None:
+        reached(step)
+        if state is not None:
+            checkpoint.write_bytes(packed(state()))
 
-    def forward(
-        self, images: torch.Tensor, labels_L: torch.Tensor, teacher_LC: torch.Tensor, teacher_UC: torch.Tensor
-    ) -> torch.Tensor:
-        """The DHO loss of a batch whose first L images are the labeled ones."""
-        num = len(labels_L)
-        if self.config.forward == "stacked":
-            out = self.model(images)
-            labeled, unlabeled = (
-                dho.Outputs(*(part[where] for part in out)) for where in (slice(num), slice(num, None))
+    with reproducible(max(1, int(job.config.num_cpus)), worker.device):
+        student = job.student()
+        resume = unpacked(checkpoint.read_bytes(), worker.device) if checkpoint.exists() else None
+        if resume is not None:
+            reached(resume["step"])
+        with job.targets(worker) as targets:
+            lines = train_student(
+                student.model, job.images(student), targets, job.settings, report, resume=resume, worker=worker
             )
-        else:
-            labeled, unlabeled = self.model(images[:num]), self.model(images[num:])
-        return dho.dho_loss(
-            labeled,
-            labels_L,
-            teacher_LC,
-            unlabeled,
-            teacher_UC,
-            self.config.loss_ce_weight,
-            self.config.distill_temperature,
-        )
+        student.save(out)
+    (out / STEPS_FILE).write_bytes(step_lines(lines))
+    return lines
 
 
-def run(job: Job, ticker: Ticker) -> None:
-    """One worker's share of a training, from the last checkpoint if there is one."""
-    config, context = job.config, ray.train.get_context()
-    rank, world = context.get_world_rank(), context.get_world_size()
-    torch.set_num_threads(max(1, int(config.num_cpus)))
-    torch.backends.cudnn.deterministic = True
-    where = get_device()
+# ---------------------------------------------------------------- on Ray Train
 
-    student, plan, steps = job.student(), job.plan(), job.steps()
-    teacher_LC, teacher_UC = (torch.from_numpy(part) for part in job.targets())
-    labels_L = torch.from_numpy(job.given["label"].to_numpy().astype(np.int64))
-    distiller = prepare_model(Distiller(student.model, config))
-    optimizer = torch.optim.AdamW(distiller.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay)
-    scheduler = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda step: learning_rate(step, steps, config.warmup, config.schedule)
-    )
-    first = 0
+
+def train_in_worker(job: Job, ticker: Ticker) -> UserError | None:
+    """One worker's share of a training on Ray Train, from the last checkpoint if there is one.
+
+    The last checkpoint holds the student as it is deployed and ``steps.jsonl``, too.
+
+    Returns:
+        What a user can mend, the same on all workers: raised, it would be tried again, as a worker that is lost is.
+    """
+    try:
+        with reproducible(max(1, int(job.config.num_cpus)), torch.device("cpu")):
+            _train_in_worker(job, ticker)
+    except StorageError:
+        raise  # another attempt may well find it in order
+    except UserError as error:
+        return error
+    return None
+
+
+def _train_in_worker(job: Job, ticker: Ticker) -> None:
+    import ray
+    import ray.train
+    from ray.train import Checkpoint
+    from ray.train.torch import get_device, prepare_model
+
+    context = ray.train.get_context()
+    worker = Worker(context.get_world_rank(), context.get_world_size(), get_device(), prepare_model)
+    reached = ticking(ticker if worker.rank == 0 else Ticker(None))
+    student, settings = job.student(), job.settings
+    resume = None
     if checkpoint := ray.train.get_checkpoint():
         with checkpoint.as_directory() as folder:
-            state = torch.load(os.path.join(folder, STATE), map_location=where, weights_only=True)
-        student.model.load_state_dict(state["model"])
-        optimizer.load_state_dict(state["optimizer"])
-        scheduler.load_state_dict(state["scheduler"])
-        first = state["step"]
-        if rank == 0:
-            ticker.add(first)
+            resume = unpacked((Place(folder) / STATE_FILE).read_bytes(), worker.device)
+        reached(resume["step"])
 
-    def shares(step: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """This worker's part of the step's batch: labeled and unlabeled places, and a crop seed for each."""
-        seeds_l, seeds_u = np.split(plan.augmentation_seeds(step), [config.batch_labeled])
-        parts = (plan.labeled(step), plan.unlabeled(step), seeds_l, seeds_u)
-        mine_l, mine_u, seeds_l, seeds_u = (part[rank::world] for part in parts)
-        return mine_l, mine_u, np.concatenate([seeds_l, seeds_u])
+    def report(step: int, metrics: StepLine, state: Callable[[], dict[str, Any]] | None) -> None:
+        reached(step)
+        if state is None:
+            return
+        if worker.rank:
+            ray.train.report(dict(metrics))
+            return
+        with tempfile.TemporaryDirectory() as folder:
+            now = state()
+            (Place(folder) / STATE_FILE).write_bytes(packed(now))
+            if step == settings.steps:
+                student.save(folder)
+                (Place(folder) / STEPS_FILE).write_bytes(step_lines(now["lines"]))
+            ray.train.report(dict(metrics), checkpoint=Checkpoint.from_directory(folder))
 
-    def batches() -> Any:
-        for step in range(first, steps):
-            mine_l, mine_u, seeds = shares(step)
-            yield list(zip([*mine_l.tolist(), *(mine_u + job.num_labeled).tolist()], seeds.tolist(), strict=True))
-
-    ids = pa.chunked_array([*job.given["sample_id"].chunks, *job.unlabeled.chunks])
-    uris = job.rows["uri"].take(positions(ids, job.rows["sample_id"], "the manifest"))
-    images = TrainingImages(
-        ids.to_pylist(), uris.to_pylist(), student.preprocess.augmented(config.crop_area, config.flip)
-    )
-    start_method = "spawn" if "://" in images.uris[0] else "fork"  # object store clients do not survive a fork
-    loader = torch.utils.data.DataLoader(
-        images,
-        batch_sampler=batches(),
-        num_workers=config.loader_processes,
-        multiprocessing_context=start_method if config.loader_processes else None,
-        pin_memory=where.type == "cuda",
-    )
-    every = max(1, -(-steps // config.checkpoints))
-    distiller.train()
-    losses = []
-    for step, pixels in enumerate(loader, start=first):
-        mine_l, mine_u, _ = shares(step)
-        seed_draws(int(generator(*job.key, "dropout", step, rank).integers(2**63)), where)
-        loss = distiller(
-            student.preprocess.normalise(pixels.to(where, non_blocking=True)),
-            labels_L[mine_l].to(where),
-            teacher_LC[mine_l].to(where),
-            teacher_UC[mine_u].to(where),
-        )
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        optimizer.step()
-        scheduler.step()
-        losses.append(loss.detach())
-        if rank == 0:
-            ticker.add(1)
-        if (step + 1) % every == 0 or step + 1 == steps:
-            total = torch.stack(losses).mean()
-            if world > 1:  # each worker has seen its own share of every batch
-                torch.distributed.all_reduce(total)
-            mean, losses = float(total) / world, []
-            if not np.isfinite(mean):
-                raise UserError(f"the training loss is {mean} at step {step + 1}; lower student.learning_rate")
-            save(student, optimizer, scheduler, step + 1, mean, rank)
-
-
-def save(student: Student, optimizer: Any, scheduler: Any, step: int, loss: float, rank: int) -> None:
-    """Report a checkpoint that holds the student as it is deployed and the state to go on from."""
-    metrics = {"step": step, "loss": loss}
-    if rank != 0:
-        ray.train.report(metrics)
-        return
-    with tempfile.TemporaryDirectory() as folder:
-        student.save(folder)
-        state = {
-            "model": student.model.state_dict(),
-            "optimizer": optimizer.state_dict(),
-            "scheduler": scheduler.state_dict(),
-            "step": step,
-        }
-        torch.save(state, os.path.join(folder, STATE))
-        ray.train.report(metrics, checkpoint=Checkpoint.from_directory(folder))
+    node = ray.get_runtime_context().get_node_id()
+    with job.targets(worker, context.get_local_rank(), node) as targets:
+        train_student(student.model, job.images(student), targets, settings, report, resume=resume, worker=worker)

@@ -20,7 +20,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 import pyarrow as pa
@@ -33,7 +33,8 @@ from raykd.store.place import Place
 from raykd.store.stage_folder import Done, fingerprint
 from raykd.store.tables import MANIFEST, QUARANTINE, SPLITS, matrix, positions
 
-MANIFEST_FILE, CLASSES_FILE, QUARANTINE_FILE = "manifest.parquet", "classes.json", "quarantine.parquet"
+MANIFEST_FILE, CLASSES_FILE = "manifest.parquet", "classes.json"
+QUARANTINE_FILE, BROKEN_FILE = "quarantine.parquet", "quarantine.json"  # of a campaign; of a part
 PICKS_FILE, CARDS_FILE, LABELS_FILE = "picks.parquet", "cards.parquet", "labels.parquet"
 METRICS_FILE, STEPS_FILE = "metrics.json", "steps.jsonl"
 
@@ -135,8 +136,9 @@ class Encoded:
     @cached_property
     def quarantine(self) -> pa.Table:
         """The images that cannot be read, with uri and reason: tables.QUARANTINE, by sample_id."""
-        tables = [(part.place / QUARANTINE_FILE).read_table() for part in self.parts if part.facts["unreadable"]]
-        return pa.concat_tables([QUARANTINE.empty_table(), *tables]).sort_by("sample_id")
+        lists = [(part.place / BROKEN_FILE).read_json() for part in self.parts if part.facts["unreadable"]]
+        rows = [row for rows in lists for row in rows]
+        return pa.Table.from_pylist(rows, QUARANTINE).sort_by("sample_id")
 
     def readable(self, rows: pa.Table) -> pa.Table:
         """Manifest rows without those that cannot be read."""
@@ -366,8 +368,29 @@ def labeled_split(
     return {column: matrix(table[column], column) for column in columns}, labels_N
 
 
-def read_metrics(place: Place) -> dict[str, Any] | None:
+class RoundFigures(TypedDict):
+    """What is measured of a round: ``metrics.json``, and a line of ``metrics.jsonl``."""
+
+    round: int
+    num_labeled: int  # after this round's labels
+    num_unlabeled: int
+    num_test: int
+    outcomes: dict[str, int]  # label, unsure, cannot_label, none_of_the_classes: this round's answers
+    classes: list[str]  # in the order of every ``_C``
+    labels_C: list[int]  # all labels so far
+    coverage_radius: float | None
+    mixture: dict[str, Any]  # ce_weight, temperature, reason
+    loss: float
+    seconds: dict[str, float]  # by stage
+    teacher: Scores
+    accuracy: dict[str, float | None] | None  # mixture, ce_head, kd_head, teacher; None: no labeled test images
+    macro_accuracy: float | None
+    ece: float | None
+    recall_C: list[float | None] | None  # None in it: no test image of that class
+
+
+def read_metrics(place: Place) -> RoundFigures | None:
     """The figures of a round's folder; None when it is not evaluated yet."""
     file = place / "evaluate" / METRICS_FILE
-    metrics: dict[str, Any] | None = file.read_json() if file.exists() else None
+    metrics: RoundFigures | None = file.read_json() if file.exists() else None
     return metrics

@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 import uuid
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -134,10 +135,17 @@ class Place:
         if self.is_local:
             self.fs.create_dir(folder, recursive=True)
             aside = f"{folder}/.{self.name}.{uuid.uuid4().hex[:8]}"
-        with self.fs.open_output_stream(aside) as stream:
-            stream.write(data)
-        if aside != self.path:
-            os.replace(aside, self.path)
+        try:
+            with self.fs.open_output_stream(aside) as stream:
+                stream.write(data)
+            if aside != self.path:
+                os.replace(aside, self.path)
+        except OSError as error:
+            error.filename = error.filename or self.uri  # Arrow does not say which file a full disk was to hold
+            if aside != self.path:
+                with suppress(OSError):
+                    os.unlink(aside)
+            raise
 
     def check_writable(self) -> None:
         """Whether a file could be written here; leaves none behind. Raises StorageError that says why not."""
@@ -146,7 +154,9 @@ class Place:
             attempt.write_bytes(b"raykd")
             self.fs.delete_file(attempt.path)
         except OSError as error:
-            raise StorageError(f"cannot write {self}: {why(error)}; give another, or make this one writable") from error
+            in_the_way = isinstance(error, (FileExistsError, NotADirectoryError))
+            what = "a file is where its folder should be" if in_the_way else why(error)
+            raise StorageError(f"cannot write {self}: {what}; give another, or make this one writable") from error
 
     def read_json(self) -> Any:
         """What a JSON file holds.

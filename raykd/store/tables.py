@@ -8,12 +8,13 @@ A table is checked against its schema when it is written (:func:`checked`).
 MANIFEST   sample_id, uri, size_bytes, label (class name or null), split (pool, val, test)
 ENCODED    sample_id, error (null, or why it could not be read: then NaN), features f16[D]: the teacher's
 QUARANTINE sample_id, uri, reason
-TEACHER    sample_id, split, error, logits f32[C]
+TEACHER    sample_id, split, error, features f16[D] (as encoded: a cold start may pick by them), logits f32[C]
 PICKS      sample_id, rank (0-based, in the order picked), distance (NaN where it means nothing)
 CARDS      sample_id, rank, distance, uri, thumbnail (JPEG or PNG), teacher, student (the likeliest classes)
 LABELS     sample_id, label (class name), outcome: the answers that a round trains on
 PREDICTED  sample_id, split, error, features f16[D], and the student's columns of logits f32[C]
-LEDGER     sample_id, outcome, label (class name or null), annotator, time, source, round
+LEDGER     sample_id, outcome, label (class name or null), annotator, time, source, round, role (train, audit),
+           probability (with which the image was drawn, where it was drawn at random)
 ========== ==================================================================================================
 """
 
@@ -28,6 +29,7 @@ import pyarrow.compute as pc
 from raykd.errors import UserError
 
 SPLITS = ("pool", "val", "test")
+ROLES = ("train", "audit")  # what a label is for: to learn from, or to measure and choose by
 
 _VECTOR_F16, _VECTOR_F32 = pa.list_(pa.float16()), pa.list_(pa.float32())
 _GUESSES = pa.list_(pa.struct([("label", pa.string()), ("p", pa.float32())]))
@@ -36,7 +38,7 @@ _ID, _SPLIT, _ERROR = ("sample_id", pa.string()), ("split", pa.string()), ("erro
 MANIFEST = pa.schema([_ID, ("uri", pa.string()), ("size_bytes", pa.int64()), ("label", pa.string()), _SPLIT])
 ENCODED = pa.schema([_ID, _ERROR, ("features", _VECTOR_F16)])
 QUARANTINE = pa.schema([_ID, ("uri", pa.string()), ("reason", pa.string())])
-TEACHER = pa.schema([_ID, _SPLIT, _ERROR, ("logits", _VECTOR_F32)])
+TEACHER = pa.schema([_ID, _SPLIT, _ERROR, ("features", _VECTOR_F16), ("logits", _VECTOR_F32)])
 PICKS = pa.schema([_ID, ("rank", pa.int32()), ("distance", pa.float64())])
 CARDS = pa.schema(
     [*PICKS, ("uri", pa.string()), ("thumbnail", pa.binary()), ("teacher", _GUESSES), ("student", _GUESSES)]
@@ -52,6 +54,8 @@ LEDGER = pa.schema(
         ("time", pa.string()),
         ("source", pa.string()),
         ("round", pa.int32()),
+        ("role", pa.string()),
+        ("probability", pa.float64()),
     ]
 )
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from raykd.algo.batches import BatchPlan, learning_rate, num_steps
 
 SCHEDULES = ("linear", "cosine", "constant")
-TABLE_5_5 = {  # classes: steps of round 0, of round 15, of all 16 rounds (papers.md 5.5); labels are C, 2C ... 16C
+TABLE_5_5 = {  # classes: steps of round 0, of round 15, of all 16 rounds (PAPERS.md 5.5); labels are C, 2C ... 16C
     "caltech101": (100, 400, 5000, 44000),
     "dtd": (47, 200, 2400, 21600),
     "eurosat": (10, 200, 600, 6000),

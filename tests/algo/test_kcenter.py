@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from raykd.algo import keyed
-from raykd.algo.selection import distances, kcenter, shard
+from raykd.algo.selection import distances, kcenter, shard, small_pools
 from raykd.algo.selection.distances import Euclidean, Gradients, first_bounds, peak_bounds
 from raykd.algo.selection.kcenter import farthest_first, sample_by_distance
 from raykd.algo.selection.reference import (
@@ -24,7 +24,8 @@ from raykd.algo.selection.shard import LocalShards
 
 SIMPLEX, POINTS, UNIT = Euclidean("probs", peaked=True), Euclidean("features"), Euclidean("features", unit_length=True)
 CUTS = {
-    (kcenter, "SMALL_VALUES"): st.sampled_from([0, 0, 2**20]),
+    (kcenter, "SMALL_PRODUCTS"): st.sampled_from([0, 2**28]),
+    (small_pools, "MOST_TIED"): st.sampled_from([1, 2, 64]),
     (kcenter, "CANDIDATES_PER_PICK"): st.sampled_from([0, 1, 4]),
     (kcenter, "FEWEST_CANDIDATES"): st.sampled_from([0, 1000]),
     (kcenter, "SPARE"): st.sampled_from([1, 3, 16]),

@@ -1,14 +1,16 @@
 """Accuracy, recall and calibration against plain loops."""
 
+import json
 import math
 import warnings
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
+from profiles import examples
 
-from raykd.algo.metrics import accuracy, calibration_error, macro_accuracy, recall
+from raykd.algo.metrics import accuracy, calibration_error, macro_accuracy, recall, scores
 
 
 def simplex(seed, rows, num_classes, sharpness=2.0):
@@ -36,7 +38,7 @@ def loop_ece(probs, labels, num_bins):
     return error
 
 
-@settings(max_examples=40, deadline=None)
+@examples(40)
 @given(st.integers(0, 2**20), st.integers(1, 60), st.integers(2, 8), st.integers(1, 20))
 def test_calibration_error_equals_a_plain_loop(seed, rows, num_classes, num_bins):
     probs, labels = simplex(seed, rows, num_classes)
@@ -70,7 +72,7 @@ def test_calibration_error_takes_float32_mixtures_just_above_one():
     assert calibration_error(probs, np.array([0])) == pytest.approx(0, abs=1e-6)
 
 
-@settings(max_examples=40, deadline=None)
+@examples(40)
 @given(st.integers(0, 2**20), st.integers(1, 40), st.integers(2, 8))
 def test_recall_and_macro_accuracy_equal_a_plain_loop(seed, rows, num_classes):
     probs, labels = simplex(seed, rows, num_classes)
@@ -106,3 +108,15 @@ def test_macro_accuracy_weighs_classes_and_not_rows():
 def test_ties_count_for_the_first_class():
     probs = np.full((2, 3), 1 / 3)
     assert accuracy(probs, np.array([0, 1])) == 0.5
+
+
+def test_scores_are_all_of_these_in_plain_numbers_and_none_of_no_rows():
+    probs, labels = simplex(0, 30, 3)
+    labels = labels % 2  # no row of class 2
+    got = scores(probs, labels)
+    assert got["accuracy"] == accuracy(probs, labels)
+    assert got["macro_accuracy"] == macro_accuracy(probs, labels)
+    assert got["ece"] == calibration_error(probs, labels)
+    assert got["recall_C"] == [*recall(probs, labels)[:2].tolist(), None]
+    assert got == json.loads(json.dumps(got))
+    assert set(scores(probs[:0], labels[:0]).values()) == {None}

@@ -38,7 +38,7 @@ def cosines(rows, ids, column):
 @pytest.mark.parametrize("name", sorted(STRATEGIES))
 def test_no_scene_has_more_picks_than_the_cap_whatever_the_strategy_and_shards(name, limit, how, monkeypatch):
     if how == "by_rounds":  # as large pools, not gathered in the driver
-        monkeypatch.setattr(kcenter, "SMALL_VALUES", 0)
+        monkeypatch.setattr(kcenter, "SMALL_PRODUCTS", 0)
     pool, scene = frames()
     labeled = frames(1)[0].take(np.arange(5))
     labeled.ids = np.array([f"l{number}" for number in range(5)], object)

@@ -47,7 +47,7 @@ def same(one, other):
 def how(request, monkeypatch):
     """Small pools are gathered in the driver; or not, as large ones."""
     if request.param == "by_rounds":
-        monkeypatch.setattr(kcenter, "SMALL_VALUES", 0)
+        monkeypatch.setattr(kcenter, "SMALL_PRODUCTS", 0)
 
 
 # ---------------------------------------------------------------- the contract
@@ -337,7 +337,7 @@ def test_lost_shards_and_repeated_questions_change_nothing(name, how):
 @pytest.mark.parametrize("name", ["pcoreset", "badge"])
 def test_an_old_question_asked_again_does_no_harm(name, monkeypatch):
     """Ray may run a retried call late: a shard that knows more than it is told keeps what it knows."""
-    monkeypatch.setattr(kcenter, "SMALL_VALUES", 0)
+    monkeypatch.setattr(kcenter, "SMALL_PRODUCTS", 0)
     monkeypatch.setattr(kcenter, "CANDIDATES_PER_PICK", 0)
     monkeypatch.setattr(kcenter, "FEWEST_CANDIDATES", 0)
     monkeypatch.setattr(kcenter, "SPARE", 1)

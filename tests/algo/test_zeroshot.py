@@ -11,7 +11,7 @@ from raykd.algo.prompts import TEMPLATE_SETS, prompts, templates
 from raykd.algo.zeroshot import class_embeddings, zero_shot_logits
 
 CLASSES = ["cat", "hot_dog", "old car", "tree", "a_b_c"]
-PAPERS = {  # papers.md 2.2
+PAPERS = {  # PAPERS.md 2.2
     "caltech101": ["a photo of a {}."],
     "dtd": ["{} texture."],
     "eurosat": ["a centered satellite photo of {}."],
@@ -126,9 +126,11 @@ def test_prompts_take_names_with_braces_and_templates_with_underscores_as_they_a
     assert prompts(["{}", "a{0}"], ["my_{} {x}"]) == ["my_{} {x}", "my_a{0} {x}"]
 
 
-def test_an_unknown_template_set_lists_the_known_ones():
-    with pytest.raises(ValueError, match=r"unknown template set 'imagnet'; known: caltech101, .*imagenet_80.*simple"):
-        templates("imagnet")
+def test_an_unknown_template_set_is_told_with_the_nearest_or_those_there_are():
+    with pytest.raises(ValueError, match=r"unknown template set 'imagenet7'; did you mean 'imagenet_7'\?"):
+        templates("imagenet7")
+    with pytest.raises(ValueError, match=r"unknown template set 'x'; known: caltech101, .*imagenet_80.*"):
+        templates("x")
 
 
 @pytest.mark.parametrize(("bad", "count"), [("a photo", 0), ("{} and {}", 2), ("{0} only", 0)])

@@ -16,6 +16,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 import yaml
+from campaigns import Reached, fill, labels_of, lines_of, manifest_of, picks_of, table_of
 from PIL import Image
 
 from raykd.algo.heads import Mixture, probabilities
@@ -28,7 +29,6 @@ from raykd.models.student import Student
 from raykd.store.lock import only_job
 from raykd.store.place import Place
 from raykd.store.stage_folder import MARKER, Writing
-from tests.jobs.campaigns import Reached, fill, labels_of, lines_of, manifest_of, picks_of, table_of
 
 ROOT = Path(__file__).parents[2]
 EACH = ["select", "ask", "label", "train", "predict", "student", "evaluate"]
@@ -194,7 +194,7 @@ def students_space(finished) -> tuple[Rows, Rows]:
     names = ["blue", "green", "red"]
     classes = np.array([names.index(labels[name][1]) if name in labels else -1 for name in ids])
     features = np.array(table["features"].to_pylist(), np.float16)
-    rows = Rows(ids, probs, features, classes)
+    rows = Rows(ids, probs, features, classes, probs)
     return rows.take(np.flatnonzero(classes < 0)), rows.take(np.flatnonzero(classes >= 0))
 
 
@@ -359,17 +359,30 @@ def processes_with(mark: str) -> list[int]:
     return found
 
 
+SLOW = """
+import sys, time
+from raykd.models import training
+from raykd.stages import train_loop
+
+ticking = train_loop.ticking
+train_loop.ticking = lambda ticker: lambda step: (time.sleep(1), ticking(ticker)(step))
+sys.path.insert(0, sys.argv.pop(1))
+import active_round
+
+active_round.main()
+"""
+
+
 @pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="finds Ray's processes through /proc")
 def test_a_driver_killed_for_real_in_its_training_goes_on_to_the_same_picks_and_labels(finished, seeded, tmp_path):
     """kill -9 of a job with a Ray of its own, when a checkpoint is there; then the same command, in a new process."""
     place, config, mark = tmp_path / "run", tmp_path / "campaign.yaml", uuid.uuid4().hex
     config.write_text(yaml.safe_dump(seeded()[0] | {"rounds": 1}))
+    slowly = [sys.executable, "-c", SLOW, str(ROOT / "jobs"), str(config)]
 
-    def start() -> subprocess.Popen:
-        return subprocess.Popen(
-            [sys.executable, str(ROOT / "jobs" / "active_round.py"), str(config)],
-            env=os.environ | {"RAYKD_TEST": mark}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-        )  # fmt: skip
+    def start(*command: str) -> subprocess.Popen:
+        environment = os.environ | {"RAYKD_TEST": mark, "PYTHONPATH": str(ROOT)}
+        return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
     def end_all() -> None:
         for pid in processes_with(mark):
@@ -379,15 +392,15 @@ def test_a_driver_killed_for_real_in_its_training_goes_on_to_the_same_picks_and_
                 continue
 
     try:
-        driver = start()
-        while not list(place.glob("ray_train/round-000-*/*/_DONE.json")):
+        driver = start(*slowly)
+        while not list(place.glob("ray_train/round-000-*/*.pt")):
             assert driver.poll() is None, driver.stdout.read()
             time.sleep(0.02)
         driver.kill()
         driver.wait()
         end_all()
         assert not (place / "round_000" / "train").exists()
-        again = start()
+        again = start(sys.executable, str(ROOT / "jobs" / "active_round.py"), str(config))
         out, _ = again.communicate(timeout=300)
         assert again.returncode == 0, out
     finally:
@@ -560,7 +573,7 @@ def test_given_labels_of_an_unknown_class_are_an_error_with_file_and_line(finish
     ("override", "words"),
     [
         ("selection.strategy=pcorset", "unknown strategy 'pcorset'; did you mean 'pcoreset'?"),
-        ("student.backbone=resnet19", "unknown student.backbone 'resnet19'; did you mean 'resnet1"),
+        ("student.backbone=resnet19", "student.backbone: timm has no model 'resnet19'; did you mean 'resnet1"),
         ("teacher.model=ViT-B-23", "unknown teacher.model 'ViT-B-23'; did you mean 'ViT-B-32"),
         ("teacher.templates=simpel", "unknown template set 'simpel'; did you mean 'simple'?"),
         ("selection.budgt=3", "selection.budgt: unknown key; did you mean 'budget'?"),
@@ -585,8 +598,10 @@ def test_what_does_not_exist_is_refused_by_name_before_anything_is_written(
         ("selection.shards=99", "selection asks for 9.9 CPUs"),
     ],
 )
-def test_what_this_machine_cannot_give_is_refused_at_once_and_not_waited_for(finished, run_job, override, words):
-    ended = run_job(finished.settings, override)
+def test_what_this_machine_cannot_give_is_refused_at_once_and_not_waited_for(
+    finished, run_job, tmp_path, override, words
+):
+    ended = run_job(finished.settings, f"storage_path={tmp_path / 'run'}", override)
     assert ended.code == 2
     assert words in ended.err
 
@@ -601,42 +616,61 @@ def test_a_submitted_job_with_a_relative_storage_path_is_refused(finished, run_j
 def test_a_pool_that_is_not_there_is_one_message_and_may_be_mended_in_the_same_folder(
     finished, run_job, tmp_path, monkeypatch
 ):
-    from raykd.stages import teacher
+    from raykd.stages import encode
 
-    def stop(campaign, images):
+    def stop(campaign, pool):
         raise Reached
 
-    monkeypatch.setattr(teacher, "score", stop)
+    monkeypatch.setattr(encode, "encode", stop)
     settings = finished.settings | {"storage_path": str(tmp_path / "run")}
     ended = run_job(settings, "pool.path=/nowhere/at/all")
     assert ended.code == 2
     assert ended.err.startswith("error: pool: nothing at '/nowhere/at/all'")
-    assert not (tmp_path / "run" / "pool").exists()
+    assert not list((tmp_path / "run" / "pool").iterdir())
     with pytest.raises(Reached):
         run_job(settings)
-    assert (tmp_path / "run" / "pool" / MARKER).exists()
+    assert (tmp_path / "run" / "pool" / "part_000" / MARKER).exists()
 
 
-def test_a_student_that_can_no_longer_read_an_image_is_told_and_the_others_are_scored(finished, seeded, monkeypatch):
+def test_a_student_that_can_no_longer_read_an_image_is_told_and_the_others_are_scored(finished, seeded, tmp_path):
     """An image that goes away after the teacher's pass is left out of the predictions."""
-    from raykd.stages import evaluate, mix, predict
-    from raykd.stages.pool import read_manifest
+    from dataclasses import replace
 
-    table = read_manifest(finished.pool)
-    uris = [uri.replace("green/004", "green/gone") for uri in table["uri"].to_pylist()]
-    moved = table.set_column(1, "uri", pa.array(uris))
-    monkeypatch.setattr(predict, "read_manifest", lambda pool: moved)
+    from raykd.stages import evaluate, predict
+
     _, campaign = seeded("max_bad_share=0.1")  # it may be one of the ten of val
-    stage = predict.score(campaign, 0, finished.pool, finished.teacher, finished.rounds[0].trained)
-    assert stage.facts["gone"] == 1
-    assert stage.facts["rows"] == 47
-    rows = {row["sample_id"]: row for row in (stage.place / "data").read_table().to_pylist()}
+    table = finished.pool.manifest
+    uris = [uri.replace("green/004", "green/gone") for uri in table["uri"].to_pylist()]
+    manifest = tmp_path / "moved" / "manifest.parquet"
+    Place.of(manifest).write_table(table.set_column(1, "uri", pa.array(uris)))
+    pool = replace(finished.pool, parts=(replace(finished.pool.parts[0], place=Place.of(manifest.parent)),))
+    predictions = predict.predict(campaign, 0, pool, finished.encoded, finished.rounds[0].trained)
+    rows = {row["sample_id"]: row for part in predictions.parts for row in part.place.read_table().to_pylist()}
     assert len(rows) == 48
     assert [name for name, row in rows.items() if row["error"]] == ["green/004.png"]
     assert np.isnan(rows["green/004.png"]["ce_logits"]).all()
-    seen = finished.rounds[0]._replace(predictions=stage)
-    assert np.isfinite(evaluate.figures(campaign, 0, finished.pool, finished.teacher, seen)["coverage_radius"])
+    assert len(predictions.ids) == 47
+    done = replace(finished.rounds[0], predictions=predictions)
+    assert np.isfinite(evaluate.figures(campaign, pool, finished.teacher, done)["coverage_radius"])
     for split in ("val", "test"):
-        logits = mix.split_predictions(finished.pool, stage, split)[:2]
-        assert np.isfinite(logits).all()
+        logits, _ = predictions.split(split, pool)
+        assert all(np.isfinite(part).all() for part in logits.values())
     assert "1 images can no longer be read" in campaign.progress.stream.getvalue()
+    campaign.open_shards.close()
+
+
+def test_a_split_that_went_away_after_the_teacher_stops_the_predictions(finished, seeded, tmp_path):
+    from dataclasses import replace
+
+    from raykd.stages import predict
+
+    _, campaign = seeded("max_bad_share=0.2")
+    rows = finished.pool.manifest.to_pylist()
+    for row in [row for row in rows if row["split"] == "val"][:4]:
+        row["uri"] += ".moved"
+    manifest = tmp_path / "moved" / "manifest.parquet"
+    Place.of(manifest).write_table(pa.Table.from_pylist(rows, finished.pool.manifest.schema))
+    pool = replace(finished.pool, parts=(replace(finished.pool.parts[0], place=Place.of(manifest.parent)),))
+    with pytest.raises(ValueError, match=r"round 0 predict: 4 of \d+ val images cannot be read now"):
+        predict.predict(campaign, 0, pool, finished.encoded, finished.rounds[0].trained)
+    assert not list((Path(campaign.place.path) / "round_000" / "predict").iterdir())

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
+from campaigns import Reached, fill, labels_of, picks_of
 from PIL import Image
 
 from raykd.labels.ledger import Ledger
 from raykd.store.place import Place
-from tests.jobs.campaigns import Reached, fill, labels_of, picks_of
 
 
 @pytest.fixture
@@ -92,7 +92,7 @@ def test_images_added_to_the_pool_are_picked_from_in_the_next_round(finished, ru
     Image.new("RGB", (24, 24), (255, 255, 255)).save(new)  # far from all others
     try:
         with pytest.raises(Reached):
-            run_job(finished.settings | {"storage_path": str(place)}, "selection.budget=30")
+            run_job(finished.settings | {"storage_path": str(place)}, "selection.budget=20")
     finally:
         new.unlink()
     assert "green/zz_new.png" in picks_of(place, 1)

@@ -151,7 +151,7 @@ def test_from_the_shell_it_starts_ray_by_itself(given):
     assert given.picks().num_rows == 10
     refused = shell(strategy="pcorset", out=given.folder / "other.parquet")
     assert refused.returncode == 2
-    assert refused.stderr.startswith("error: unknown strategy 'pcorset'; did you mean 'pcoreset'?")
+    assert refused.stderr.startswith("error: --strategy: unknown strategy 'pcorset'; did you mean 'pcoreset'?")
     assert "Traceback" not in refused.stderr
 
 
@@ -187,6 +187,22 @@ def test_a_bad_argument_is_refused(run, given, changed, message):
 def test_an_existing_out_is_never_overwritten(run, given):
     (given.folder / "picks.parquet").write_bytes(b"mine")
     refused(run, given, "picks.parquet exists; give another --out")
+
+
+def test_an_out_that_cannot_be_written_is_told_before_the_work(run, given, monkeypatch):
+    """Or the picks of hours would be lost."""
+    from raykd.stages import pick_tables
+
+    monkeypatch.setattr(pick_tables, "pick_from_tables", None)  # no picking
+    (given.folder / "file").write_text("")
+    code, _, err = run(*given.arguments(out=given.folder / "file" / "picks.parquet"))
+    assert code == 2
+    assert f"error: cannot write {given.folder}/file/picks.parquet: a file is where its folder should be" in err
+
+
+@pytest.mark.parametrize("changed", [{"duplicate-cosine": 0.9}, {"duplicate-column": "probs"}])
+def test_what_a_cap_counts_wants_the_cap(run, given, changed):
+    refused(run, given, "say what --max-duplicates counts; give that too", **changed)
 
 
 def test_a_missing_column_is_refused_with_those_there(run, given):

@@ -37,7 +37,7 @@ class Killed(BaseException):
 @pytest.fixture
 def fresh(finished, tmp_path):
     """A campaign of its own on a copy of the finished one's pool; called with overrides."""
-    from tests.conftest import new_campaign
+    from fakes import new_campaign
 
     pool = Path(shutil.copytree(finished.settings["pool"]["path"], tmp_path / "pool"))
     made = iter(range(99))

@@ -5,12 +5,12 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pytest
+from fakes import new_campaign
 
 from raykd.algo.heads import CE_WEIGHTS, TEMPERATURES, Mixture, probabilities
 from raykd.store.outputs import MANIFEST_FILE, Pool, Predictions, Trained
 from raykd.store.stage_folder import Done
 from raykd.store.tables import MANIFEST, vectors
-from tests.conftest import new_campaign
 
 NUM, CLASSES = 120, 5
 COLUMNS = ("ce_logits", "kd_logits")
@@ -109,7 +109,7 @@ def stages(campaign, logits):
         )
 
     def write_student(place, names):
-        from tests.fakes import tiny_student
+        from fakes import tiny_student
 
         tiny_student(names).save(place)
 

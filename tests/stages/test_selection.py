@@ -86,7 +86,7 @@ def test_slices_hold_every_row_once_and_read_only_what_they_need(tmp_path, monke
     ids += write_pool(tmp_path / "deeper" / "b.parquet", 41, row_group_size, 60)
     source = shard_rows.PoolSource(uris=(str(tmp_path),))
     slices = shard_rows.plan(shard_rows.open_pool(source), num_shards)
-    parts = [shard_rows.read(source, pieces)[0] for pieces in slices]
+    parts = [shard_rows.read_slices(source, pieces)[0] for pieces in slices]
     assert [name for part in parts for name in part.ids] == ids
     assert {len(part) for part in parts} <= {101 // num_shards, 101 // num_shards + 1}
     for pieces in slices:
@@ -118,7 +118,7 @@ def test_the_pool_is_what_split_error_and_the_lists_leave(tmp_path):
         excluded=("c",),
     )
     pieces = shard_rows.plan(shard_rows.open_pool(source), 1)[0]
-    pool, labeled = shard_rows.read(source, pieces)
+    pool, labeled = shard_rows.read_slices(source, pieces)
     assert (pool.ids.tolist(), labeled.ids.tolist()) == (["a", "d"], ["b", "h"])
     np.testing.assert_array_equal(pool.probs, probabilities({"logits": logits[[0, 3]]}))
     np.testing.assert_array_equal(labeled.features, logits[[1, 7]].astype(np.float16).astype(np.float32))
@@ -133,8 +133,8 @@ def test_the_parts_of_a_pool_are_one_pool(tmp_path):
     source = shard_rows.PoolSource(uris=uris)
     for num_shards in (1, 4):
         slices = shard_rows.plan(shard_rows.open_pool(source), num_shards)
-        assert [name for pieces in slices for name in shard_rows.read(source, pieces)[0].ids] == ids
-    with pytest.raises(ValueError, match="no pool table at .*part_3"):
+        assert [name for pieces in slices for name in shard_rows.read_slices(source, pieces)[0].ids] == ids
+    with pytest.raises(ValueError, match=r"no pool table at .*part_3"):
         shard_rows.open_pool(replace(source, uris=(*uris, str(tmp_path / "part_3"))))
 
 
@@ -142,7 +142,7 @@ def test_parts_on_different_filesystems_are_refused(tmp_path, monkeypatch):
     first, other = pafs.LocalFileSystem(), pafs.LocalFileSystem(use_mmap=True)
     monkeypatch.setattr(Place, "fs", property(lambda self: other if self.uri.endswith("b") else first))
     with pytest.raises(
-        ValueError, match="a and .*b lie on different filesystems; expected all parts of the pool on one"
+        ValueError, match=r"a and .*b lie on different filesystems; expected all parts of the pool on one"
     ):
         shard_rows.open_pool(shard_rows.PoolSource(uris=(str(tmp_path / "a"), str(tmp_path / "b"))))
 
@@ -169,7 +169,7 @@ def test_any_list_of_numbers_is_read_from_a_path_or_a_uri(tmp_path, number, kind
     for uri in (str(tmp_path / "p.parquet"), (tmp_path / "p.parquet").as_uri()):
         source = shard_rows.PoolSource(uris=(uri,))
         slices = shard_rows.plan(shard_rows.open_pool(source), 2)
-        got = [shard_rows.read(source, pieces)[0].probs for pieces in slices]
+        got = [shard_rows.read_slices(source, pieces)[0].probs for pieces in slices]
         assert np.concatenate(got).dtype == (np.float16 if number == pa.float16() else np.float32)
         np.testing.assert_array_equal(np.concatenate(got), probs.astype(np.float32))
 
@@ -180,7 +180,7 @@ def test_vectors_too_large_for_memory_are_mapped_and_may_be_rounded(rows, tables
     rounded = replace(mapped, precision="fp16")
     slices = shard_rows.plan(shard_rows.open_pool(whole), 1)[0]
     (pool, labeled), (on_disk, _), (half, half_labeled) = (
-        shard_rows.read(source, slices) for source in (whole, mapped, rounded)
+        shard_rows.read_slices(source, slices) for source in (whole, mapped, rounded)
     )
     assert not isinstance(pool.probs.base, np.memmap)
     for name in ("probs", "features"):
@@ -197,7 +197,7 @@ def test_vectors_too_large_for_memory_are_mapped_and_may_be_rounded(rows, tables
 @pytest.mark.parametrize("num_shards", [1, 2, 7])
 def test_ray_picks_what_the_algorithm_picks(shard_actors, rows, tables, num_shards, monkeypatch):
     if num_shards > 1:
-        monkeypatch.setattr(kcenter, "SMALL_VALUES", 0)  # as large pools, not gathered in the driver
+        monkeypatch.setattr(kcenter, "SMALL_PRODUCTS", 0)  # as large pools, not gathered in the driver
     if num_shards == 2:
         monkeypatch.setattr(shard_actors, "SHARED_BYTES", 10)  # every argument by way of the object store
     with shard_actors.open_shards(
@@ -227,7 +227,7 @@ class Killing:
 
 @pytest.mark.parametrize("name", ["pcoreset", "badge"])
 def test_a_killed_shard_comes_back_and_the_picks_are_the_same(shard_actors, rows, tables, name, monkeypatch):
-    monkeypatch.setattr(kcenter, "SMALL_VALUES", 0)
+    monkeypatch.setattr(kcenter, "SMALL_PRODUCTS", 0)
     monkeypatch.setattr(kcenter, "CANDIDATES_PER_PICK", 0)  # a few rows a round
     monkeypatch.setattr(kcenter, "FEWEST_CANDIDATES", 0)
     monkeypatch.setattr(kcenter, "SPARE", 3)
@@ -322,10 +322,10 @@ def test_shards_are_opened_once_for_the_radius_and_the_picks(shard_actors, rows,
     pool, given = rows.take(np.arange(9, NUM_ROWS)), rows.take(np.arange(9))
     local = LocalShards.split(pool, 1)
     source = shard_rows.PoolSource(uris=(tables[0],), needs=("probs", "features"), labeled=labeled_ids)
-    for small_values in (2**20, 0):
-        monkeypatch.setattr(kcenter, "SMALL_VALUES", small_values)
+    for small_products in (2**28, 0):
+        monkeypatch.setattr(kcenter, "SMALL_PRODUCTS", small_products)
         with shard_actors.open_shards(source, 3) as shards:
-            assert shards.sizes() == [64, 66, 61]
+            assert sum(shards.sizes()) == NUM_ROWS - 9
             assert coverage_radius(shards, shards.labeled()) == coverage_radius(local, given)
             for name in ("pcoreset", "badge", "coreset", "class_balanced", "pcoreset"):
                 got = pick(name, shards, shards.labeled(labels), 30, 3)
@@ -354,7 +354,7 @@ def test_raw_vectors_are_a_strategy_and_a_spelling(shard_actors, tmp_path):
         got = pick_tables.pick_from_tables(pick_tables.check_request(asked), 2)
         expected = plain_farthest_first([f"pool{number}" for number in range(30)], x[:30], x[30:], 8)
         assert list(zip(got.ids, got.distances.tolist(), strict=True)) == expected
-    with pytest.raises(ValueError, match="probs (hold the negative value|sum to)"):
+    with pytest.raises(ValueError, match=r"probs (hold the negative value|sum to)"):
         pick_tables.pick_from_tables(pick_tables.check_request(request), 2)
     with pytest.raises(ValueError, match="strategy 'entropy' with space 'raw'; expected pcoreset"):
         pick_tables.check_request(replace(request, strategy="entropy", space="raw"))

@@ -1,38 +1,202 @@
 """What a user sees when something is wrong, and while something runs."""
 
+import contextlib
+import inspect
 import io
+import logging
+import os
+import signal
+import socket
+import tempfile
+import threading
 
 import pytest
 
-from raykd.errors import WaitingForLabels
+from raykd.cli import user_errors
+from raykd.errors import UserError
 from raykd.stages.progress import Progress, Ticker, status
-from raykd.stages.session import ray_session, user_errors
-
-
-@pytest.mark.parametrize(
-    ("problem", "code", "shown"),
-    [
-        (ValueError("budget is 0; expected at least 1"), 2, "error: budget is 0; expected at least 1\n"),
-        (KeyboardInterrupt(), 130, "\ninterrupted; run the same command again to go on\n"),
-    ],
+from raykd.stages.session import (
+    SOCKET_BYTES,
+    SOCKET_PATH,
+    Session,
+    check_address,
+    check_temporary_folder,
+    ray_session,
+    raylet_lines,
 )
-def test_what_a_user_can_mend_is_one_message_and_an_exit_code(problem, code, shown, capsys):
-    with pytest.raises(SystemExit) as end, user_errors():
-        raise problem
-    assert end.value.code == code
-    assert capsys.readouterr().err == shown
 
 
-def test_waiting_for_people_is_no_failure(capsys):
-    with pytest.raises(SystemExit) as end, user_errors():
-        raise WaitingForLabels("fill in tasks.csv")
-    assert end.value.code == 0
-    assert capsys.readouterr().out.splitlines()[-1] == "fill in tasks.csv"
+@pytest.fixture
+def no_ray(monkeypatch):
+    """As if none was up in this process; what would be started is written down instead."""
+    import ray
+
+    started = []
+    monkeypatch.setattr(ray, "is_initialized", lambda: bool(started))
+    monkeypatch.setattr(ray, "init", lambda **given: started.append(given))
+    monkeypatch.setattr(ray, "shutdown", started.clear)
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    for name in ("RAY_enable_metrics_collection", "RAY_enable_open_telemetry"):
+        monkeypatch.setenv(name, "0")
+    return started
 
 
-def test_our_own_mistakes_keep_their_traceback():
-    with pytest.raises(ZeroDivisionError), user_errors():
-        raise ZeroDivisionError
+def test_a_ray_is_started_when_it_is_first_needed_and_ends_with_the_session(no_ray):
+    with Session(local_cpus=7) as session:
+        assert session.is_local
+        assert not session.is_up
+        assert no_ray == []
+        session.ensure()
+        assert session.is_up
+        session.ensure()
+        (given,) = no_ray
+        assert (given["address"], given["num_cpus"], given["include_dashboard"]) == ("local", 7, False)
+    assert no_ray == []
+
+
+def test_a_session_that_never_needed_ray_ends_without_it(no_ray, monkeypatch):
+    import ray
+
+    monkeypatch.setattr(ray, "shutdown", None)
+    with Session():
+        pass
+
+
+def test_a_local_ray_has_at_least_four_logical_cpus(monkeypatch):
+    monkeypatch.setattr("os.cpu_count", lambda: 2)
+    assert Session().num_cpus == 4
+    assert Session(local_cpus=1).num_cpus == 1
+
+
+def test_a_session_keeps_our_handler_of_sigterm(no_ray, monkeypatch):
+    """Ray puts its own there, and its C++ another, which prints frames."""
+    import ray
+
+    init = ray.init
+    rays = lambda number, frame: None  # noqa: E731
+    monkeypatch.setattr(ray, "init", lambda **given: (signal.signal(signal.SIGTERM, rays), init(**given)))
+    ours = lambda number, frame: None  # noqa: E731
+    before = signal.signal(signal.SIGTERM, ours)
+    try:
+        with Session() as session:
+            session.ensure()
+            assert signal.getsignal(signal.SIGTERM) is ours
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def test_what_ray_refuses_is_told_with_the_address(no_ray, monkeypatch, listener):
+    import ray
+
+    def refuse(**given):
+        raise RuntimeError("Version mismatch: the cluster has Ray 2.9")
+
+    monkeypatch.setattr(ray, "init", refuse)
+    monkeypatch.setenv("RAY_ADDRESS", address := listener(bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])))
+    with Session() as session, pytest.raises(UserError, match=f"join RAY_ADDRESS={address}: RuntimeError: Version"):
+        session.ensure()
+
+
+# ---------------------------------------------------------------- before Ray is asked
+
+
+@pytest.fixture
+def listener():
+    """An address where somebody listens who answers so, or not at all."""
+    sockets = []
+
+    def listen(answer: bytes | None) -> str:
+        server = socket.create_server(("127.0.0.1", 0))
+        sockets.append(server)
+
+        def serve():
+            with contextlib.suppress(OSError):
+                connection, _ = server.accept()
+                sockets.append(connection)
+                connection.recv(100)
+                if answer is not None:
+                    connection.sendall(answer)
+                    connection.close()
+
+        threading.Thread(target=serve, daemon=True).start()
+        return f"127.0.0.1:{server.getsockname()[1]}"
+
+    yield listen
+    for each in sockets:
+        each.close()
+
+
+def test_an_address_where_nobody_listens_is_told_at_once(monkeypatch, listener):
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address = f"127.0.0.1:{server.getsockname()[1]}"
+    for given in (address, f"ray://{address}"):
+        monkeypatch.setenv("RAY_ADDRESS", given)
+        with pytest.raises(UserError, match=f"RAY_ADDRESS={given}: no Ray answers there .*unset it to work on this"):
+            Session().check()
+
+
+def test_an_address_of_something_else_is_told(listener):
+    with pytest.raises(UserError, match="what answers there is no Ray; expected host:port of a Ray's head"):
+        check_address(listener(b"HTTP/1.1 400 Bad Request\r\n"))
+    with pytest.raises(UserError, match="what answers there is no Ray"):
+        check_address(listener(b""))
+
+
+def test_an_address_that_does_not_answer_is_told(listener, monkeypatch):
+    monkeypatch.setattr("raykd.stages.session.CONNECT_S", 0.2)
+    with pytest.raises(UserError, match="no answer within"):
+        check_address(listener(None))
+
+
+@pytest.mark.parametrize("address", ["head", "head:", "head:x", "head:0", "head:99999", "http://head:8265", "[::1]"])
+def test_an_address_that_is_none_is_told(address):
+    with pytest.raises(UserError, match=r"RAY_ADDRESS=.* expected host:port") as error:
+        check_address(address)
+    assert f"RAY_ADDRESS={address}" in str(error.value)
+
+
+def test_an_unknown_host_is_told():
+    with pytest.raises(UserError, match=r"RAY_ADDRESS=nowhere\.invalid:6379: no Ray answers there"):
+        check_address("nowhere.invalid:6379")
+
+
+def test_a_ray_that_is_there_is_accepted(ray_cluster):
+    import ray
+
+    check_address(ray.get_runtime_context().gcs_address)
+    check_address("auto")
+
+
+@pytest.mark.parametrize("name", ["RAY_TMPDIR", "TMPDIR"])
+def test_a_folder_too_long_for_sockets_is_told_before_ray_is_asked(name, monkeypatch):
+    monkeypatch.delenv("RAY_TMPDIR", raising=False)
+    room = SOCKET_BYTES - len(SOCKET_PATH.format(pid=os.getpid())) - 1
+    made = []
+    monkeypatch.setattr(os, "makedirs", lambda path, exist_ok: made.append(path))
+    monkeypatch.setattr(os, "access", lambda path, mode: True)
+    monkeypatch.setenv(name, "/" + "x" * (room - 1))
+    check_temporary_folder()
+    monkeypatch.setenv(name, "/" + "x" * room)
+    with pytest.raises(UserError, match=rf"{name}=/x* is too long for Ray's sockets: 108 bytes.*set RAY_TMPDIR to"):
+        check_temporary_folder()
+    assert len(made) == 1
+
+
+def test_the_length_of_a_socket_is_rays_own(ray_cluster):
+    import ray
+
+    path = ray._private.worker._global_node.plasma_store_socket_name
+    assert len(path.partition("/ray/session_")[2]) == len(SOCKET_PATH.format(pid=os.getpid())) - len("ray/session_")
+
+
+def test_a_folder_that_cannot_be_written_is_told(monkeypatch):
+    with tempfile.NamedTemporaryFile(dir="/tmp") as file:  # short
+        monkeypatch.setenv("RAY_TMPDIR", file.name)
+        with pytest.raises(UserError, match=f"Ray cannot write into {file.name}; set RAY_TMPDIR"):
+            check_temporary_folder()
+
+
+# ---------------------------------------------------------------- with a Ray
 
 
 def test_an_error_inside_ray_is_shown_without_rays_traceback(ray_cluster, capsys):
@@ -40,7 +204,7 @@ def test_an_error_inside_ray_is_shown_without_rays_traceback(ray_cluster, capsys
 
     @ray.remote(num_cpus=0)
     def task():
-        raise ValueError("the pool is empty")
+        raise UserError("the pool is empty")
 
     with pytest.raises(SystemExit), user_errors():
         ray.get(task.remote())
@@ -51,7 +215,8 @@ def test_a_ray_that_is_up_is_used_and_left_up(ray_cluster):
     import ray
 
     before = ray.get_runtime_context().get_node_id()
-    with ray_session():
+    with ray_session() as session:
+        assert session.is_up
         assert ray.get_runtime_context().get_node_id() == before
     assert ray.is_initialized()
 
@@ -62,15 +227,16 @@ def on_cluster(monkeypatch, settings):
     import ray
 
     from raykd.config import load
-    from raykd.stages.campaign import check_resources
+    from raykd.stages.resources import check_resources
 
     def said(nodes, *overrides):
         monkeypatch.setenv("RAY_ADDRESS", "auto")
+        monkeypatch.setattr(Session, "ensure", lambda session: None)
         gone = {"Alive": False, "Resources": {"CPU": 1000.0, "GPU": 1000.0}}
         monkeypatch.setattr(ray, "nodes", lambda: [gone, *({"Alive": True, "Resources": node} for node in nodes)])
-        stream = io.StringIO()
-        check_resources(load(settings, overrides), Progress("lines", stream))
-        return stream.getvalue().splitlines()
+        lines = []
+        check_resources(load(settings, overrides), Session(), lambda name, text: lines.append(f"{name} {text}"))
+        return lines
 
     return said
 
@@ -109,8 +275,27 @@ def test_ray_datas_own_cpu_counts(on_cluster):
     assert on_cluster([{"CPU": 2.0}]) == []
 
 
+def test_what_this_machine_cannot_hold_is_told_without_starting_a_ray(no_ray, settings):
+    from raykd.config import load
+    from raykd.stages.resources import check_resources
+
+    say = pytest.fail  # nothing is said: it is refused, or fits
+    check_resources(load(settings), Session(local_cpus=2), say)
+    with pytest.raises(UserError, match="train asks for 3 CPUs, the local Ray has 2; raise local_cpus"):
+        check_resources(load(settings, ["student.num_cpus=3"]), Session(local_cpus=2), say)
+    assert no_ray == []
+
+
+def test_gpus_that_this_machine_lacks_are_told(ray_cluster, settings):
+    from raykd.config import load
+    from raykd.stages.resources import check_resources
+
+    with pytest.raises(UserError, match="teacher asks for 1 GPUs, this machine has 0; set its num_gpus"):
+        check_resources(load(settings, ["teacher.num_gpus=1"]), Session(), pytest.fail)
+
+
 def test_parts_of_a_node_are_not_lost_to_rounding():
-    from raykd.stages.campaign import room
+    from raykd.stages.resources import room
 
     assert room([{"CPU": 0.3}], 0.1, 0) == 3
     assert room([{"CPU": 4.0, "GPU": 1.0}], 0.5, 0.25) == 4
@@ -144,3 +329,55 @@ def test_silent_progress_starts_nothing():
     with Progress("none").stage("predict", 100) as ticker:
         assert ticker == Ticker(None)
         ticker.add(3)
+
+
+def test_one_process_counts_for_all_stages(ray_cluster):
+    import ray
+
+    progress = Progress("lines", io.StringIO())
+    with progress.stage("a", 3) as first, progress.stage("b", 9) as second:
+        first.add(3)
+        second.add(2)
+        second.add(4)
+        assert first.counter is second.counter
+        counts = [ray.get(ticker.counter.get.remote(ticker.stage)) for ticker in (first, second)]
+    assert counts == [3, 6]
+
+
+# ---------------------------------------------------------------- one channel for lines
+
+
+@pytest.mark.parametrize(("mode", "begin"), [("lines", ""), ("bar", "\r\x1b[K")])
+def test_what_modules_log_comes_out_as_lines(mode, begin):
+    stream = io.StringIO()
+    log = logging.getLogger("raykd.stages.shard_actors")
+    with Session(progress=Progress(mode, stream)):
+        log.warning("waiting for %d shards", 2)
+        log.info("more")
+        log.debug("for us")
+    log.warning("after the session")
+    shown = [f"{begin}shard_actors       waiting for 2 shards", f"{begin}shard_actors       more"]
+    assert stream.getvalue().split("\n")[:-1] == shown
+
+
+def test_who_wants_no_progress_is_still_told_errors():
+    stream = io.StringIO()
+    progress = Progress("none", stream)
+    with progress.listening():
+        progress.say("pool", "12 images")
+        logging.getLogger("raykd.store.lock").info("waiting")
+        logging.getLogger("raykd.store.lock").warning("waiting")
+        logging.getLogger("raykd.x").error("lost")
+    assert stream.getvalue().split() == ["x", "lost"]
+
+
+def test_rays_own_lines_are_lines_of_ours_and_retries_are_no_news(ray_cluster):
+    from ray._private import worker
+
+    assert inspect.signature(worker.print_to_stdstream).bind({"lines": []}, ignore_prefix=False)  # as Ray calls it
+    assert "print_to_stdstream(" in inspect.getsource(worker.listen_error_messages)
+    stream = io.StringIO()
+    with Progress("lines", stream).listening():
+        lines = ["Task ask failed. There are infinite retries remaining, so the task", "1 worker was killed\n by OOM"]
+        raylet_lines({"lines": lines, "pid": "raylet"}, ignore_prefix=False)
+    assert stream.getvalue() == "session            1 worker was killed by OOM\n"

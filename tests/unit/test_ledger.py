@@ -1,35 +1,30 @@
+"""The append-only ledger: order, repeats, kills, concurrent writers; and what its labels mean after classes changed."""
+
 import os
 import re
 import tempfile
 
 import pyarrow as pa
-import pyarrow.fs as pafs
 import pytest
-from hypothesis import HealthCheck, given, settings
+from fakes import object_store
+from hypothesis import HealthCheck, given
 from hypothesis import strategies as st
+from profiles import examples
 
-from raykd.labels.ledger import (
-    OUTCOMES,
-    LabelFileError,
-    Ledger,
-    collect,
-    read_answers,
-)
+from raykd.errors import UserError
+from raykd.labels.files import import_folder
+from raykd.labels.ledger import OUTCOMES, Ledger, current_labels, resolve_renamed
 from raykd.store.place import Place
-from raykd.store.tables import LEDGER
-
-CLASSES = ["cat", "dog", "Grey Wolf"]
-IDS = ["a.jpg", "b.jpg", "c.jpg", "sub/d.jpg"]
-CSV = "sample_id,label,outcome,annotator,time\n"
+from raykd.store.tables import LABELS, LEDGER
 
 
-def rows(*answers, round=0, source="test"):
+def rows(*answers, number=0, source="test"):
     """Answers as (sample_id, label or outcome[, annotator[, time]])."""
     table = []
     for sample_id, answer, *more in answers:
         annotator, time = [*more, None, None][:2]
         outcome, label = (answer, None) if answer in OUTCOMES else ("label", answer)
-        values = (sample_id, outcome, label, annotator, time, source, round)
+        values = (sample_id, outcome, label, annotator, time, source, number, "train", None)
         table.append(dict(zip(LEDGER.names, values, strict=True)))
     return pa.Table.from_pylist(table, LEDGER)
 
@@ -41,25 +36,6 @@ def answered(table):
 @pytest.fixture
 def book(tmp_path):
     return Ledger(Place.of(tmp_path / "ledger"))
-
-
-def put(folder, name, content):
-    folder.mkdir(exist_ok=True)
-    (folder / name).write_bytes(content if isinstance(content, bytes) else content.encode())
-    return Place.of(folder / name)
-
-
-def read(tmp_path, content, name="labels.csv", classes=CLASSES, known=IDS, forbidden=(), **more):
-    return read_answers(put(tmp_path, name, content), classes, known, forbidden, **more)
-
-
-def refused(tmp_path, content, name="labels.csv", **more):
-    with pytest.raises(LabelFileError) as error:
-        read(tmp_path, content, name, **more)
-    return str(error.value).replace(str(tmp_path) + "/", "")
-
-
-# ---------------------------------------------------------------- the ledger
 
 
 def test_an_empty_ledger_is_an_empty_table(book):
@@ -187,16 +163,15 @@ def test_other_files_in_the_folder_are_not_read(book):
 
 
 def test_the_ledger_works_where_nothing_can_be_renamed(tmp_path, monkeypatch):
-    store = pafs.SubTreeFileSystem(str(tmp_path), pafs.LocalFileSystem())
-    (tmp_path / "bucket" / "ledger").mkdir(parents=True)
-    monkeypatch.setattr(Place, "_resolved", property(lambda self: (store, self.uri.removeprefix("store://"))))
-    book = Ledger(Place("store://bucket/ledger"))
+    book = Ledger(object_store(monkeypatch, "store://bucket", files=tmp_path) / "ledger")
+    book.place.fs.create_dir(book.place.path)
     assert not book.place.is_local
     assert book.append(rows(("a", "cat"))).new == 1
     assert book.append(rows(("a", "cat"), ("a", "dog"))) == (1, 1, ())
-    (Place("store://bucket/answers") / "x.csv").fs.create_dir("bucket/answers")
-    (Place("store://bucket/answers") / "x.csv").write_bytes((CSV + "b.jpg,dog,,,\n").encode())
-    assert collect(Place("store://bucket/answers"), CLASSES, IDS, (), book, 0).new == 1
+    answers = Place("store://bucket/answers")
+    answers.fs.create_dir("bucket/answers")
+    (answers / "x.csv").write_bytes(b"sample_id,label\nb.jpg,dog\n")
+    assert import_folder(answers, ["cat", "dog"], ["b.jpg"], (), book, round_number=0).new == 1
     assert answered(book.current()) == {"a": "dog", "b.jpg": "dog"}
 
 
@@ -208,7 +183,7 @@ answers_st = st.tuples(
 )
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@examples(60, suppress_health_check=[HealthCheck.too_slow])
 @given(imports=st.lists(st.lists(answers_st, max_size=5), max_size=6), data=st.data())
 def test_any_interleaving_equals_a_plain_list_and_repeats_change_nothing(imports, data):
     with tempfile.TemporaryDirectory() as folder:
@@ -219,12 +194,12 @@ def test_any_interleaving_equals_a_plain_list_and_repeats_change_nothing(imports
                 key = tuple(value or None for value in answer)
                 if key not in plain and key not in fresh:
                     fresh.append(key)
-            done = book.append(rows(*batch, round=number, source=f"file {number}"))
+            done = book.append(rows(*batch, number=number, source=f"file {number}"))
             assert (done.new, done.known) == (len(fresh), len(batch) - len(fresh))
             plain += fresh
             if batch and data.draw(st.booleans()):  # an import that was done is done once more
                 again = data.draw(st.sampled_from(imports[: number + 1]))
-                assert book.append(rows(*again, round=9)).new == 0
+                assert book.append(rows(*again, number=9)).new == 0
         table = book.read()
         kept = [
             (row["sample_id"], row["label"] or row["outcome"], row["annotator"], row["time"])
@@ -235,5 +210,110 @@ def test_any_interleaving_equals_a_plain_list_and_repeats_change_nothing(imports
         assert answered(current) == {sample_id: answer for sample_id, answer, *_ in plain}
         assert current["sample_id"].to_pylist() == sorted(answered(current))
         for batch in data.draw(st.permutations(imports)):
-            assert book.append(rows(*batch, round=9)).new == 0
+            assert book.append(rows(*batch, number=9)).new == 0
         assert book.read().equals(table)
+
+
+def test_an_answer_is_for_training_unless_it_says_otherwise(book):
+    bare = rows(("a", "cat"), ("b", "dog")).drop_columns(["role", "probability"])
+    assert book.append(bare).new == 2
+    audit = rows(("c", "cat")).set_column(7, "role", pa.array(["audit"])).set_column(8, "probability", pa.array([0.25]))
+    assert book.append(audit).new == 1
+    kept = book.read()
+    assert kept.schema == LEDGER
+    assert kept["role"].to_pylist() == ["train", "train", "audit"]
+    assert kept["probability"].to_pylist() == [None, None, 0.25]
+
+
+@pytest.mark.parametrize(
+    ("column", "value"),
+    [
+        ("role", "judge"),
+        ("probability", 0.0),
+        ("probability", 1.5),
+        ("probability", -0.1),
+        ("probability", float("nan")),
+    ],
+)
+def test_a_role_or_a_probability_that_is_none_is_refused(book, column, value):
+    good = rows(("a", "cat"))
+    bad = good.set_column(
+        LEDGER.get_field_index(column), LEDGER.field(column), pa.array([value], LEDGER.field(column).type)
+    )
+    with pytest.raises(UserError, match=r"1 of 1 answers are not valid, .*a role \(train, audit\) and, of an image"):
+        book.append(bad)
+    assert not book.place.exists()
+
+
+# ---------------------------------------------------------------- classes that were renamed
+
+
+def renamed_by_steps(renamed, name):
+    """The plain way: one step after another, until there is none or one too many."""
+    for _ in range(len(renamed) + 1):
+        if name not in renamed:
+            return name
+        name = renamed[name]
+    return None  # a circle
+
+
+NAMES = st.sampled_from("abcdef")
+
+
+@given(st.dictionaries(NAMES, NAMES, max_size=6))
+def test_old_names_lead_to_their_ends_or_are_refused_when_they_lead_in_a_circle(renamed):
+    ends = {name: renamed_by_steps(renamed, name) for name in renamed}
+    if None in ends.values():
+        with pytest.raises(UserError, match=r"labels.renamed leads in a circle: '.' -> .*in the end, a class of today"):
+            resolve_renamed(renamed)
+    else:
+        assert resolve_renamed(renamed) == ends
+
+
+def test_a_circle_is_shown_as_it_goes_round():
+    with pytest.raises(UserError, match="'a' -> 'b' -> 'a';"):
+        resolve_renamed({"a": "b", "b": "a"})
+    with pytest.raises(UserError, match="'a' -> 'a';"):
+        resolve_renamed({"a": "a"})
+
+
+def test_labels_are_read_by_todays_names_and_stay_as_they_were_on_disk(book):
+    book.append(rows(("a", "puppy"), ("b", "whelp"), ("c", "cat"), ("d", "unsure")))
+    today = Ledger(book.place, {"whelp": "puppy", "puppy": "dog"})
+    labels = current_labels(today, ["cat", "dog"])
+    assert labels.schema == LABELS
+    assert answered(labels) == {"a": "dog", "b": "dog", "c": "cat", "d": "unsure"}
+    assert answered(book.current()) == {"a": "puppy", "b": "whelp", "c": "cat", "d": "unsure"}
+
+
+def test_what_was_imported_before_a_class_was_renamed_is_known_after_it(book):
+    """Else a file that is still in the answers folder would be appended again, after what was said since."""
+    before = rows(("a", "puppy", "ann"))
+    book.append(before)
+    book.append(rows(("a", "cat", "bob")))
+    today = Ledger(book.place, {"puppy": "dog"})
+    for again in (before, rows(("a", "dog", "ann"))):
+        done = today.append(again)
+        assert (done.new, done.known) == (0, 1)
+        assert done.superseded == (
+            "a: ann says 'dog' again, but the current answer is 'cat' (bob); give a time to go back",
+        )
+    assert answered(today.current()) == {"a": "cat"}
+
+
+def test_labels_of_no_class_are_counted_and_it_is_said_what_to_write(book):
+    book.append(rows(("a", "puppy"), ("b", "puppy"), ("c", "cat"), ("d", "whelp"), ("e", "cannot_label")))
+    with pytest.raises(UserError) as error:
+        current_labels(book, ["cat", "dog"])
+    assert str(error.value) == (
+        f"{book.place} has labels that are no class: 'puppy' (2 labels), 'whelp' (1 label); say what they are called "
+        "now (labels.renamed: {puppy: ...}), or put them back among the classes; known: cat, dog"
+    )
+    with pytest.raises(UserError, match=r"no class: 'whelp' \(1 label\)"):
+        current_labels(Ledger(book.place, {"puppy": "dog"}), ["cat", "dog"])
+    book.append(rows(("d", "dog")))
+    assert answered(current_labels(Ledger(book.place, {"puppy": "dog"}), ["cat", "dog"]))["d"] == "dog"
+
+
+def test_an_empty_ledger_has_no_labels(book):
+    assert current_labels(book, ["cat"]).equals(LABELS.empty_table())

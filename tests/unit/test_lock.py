@@ -1,20 +1,23 @@
 """One job at a time in a folder: held while the job lives, free however it ended. On a disk and on an object store."""
 
+import errno
 import fcntl
 import json
+import logging
 import os
 import socket
 import subprocess
 import sys
 import threading
 
-import pyarrow.fs as pafs
 import pytest
+from fakes import object_store
 
+from raykd.errors import StorageError, UserError
 from raykd.store import lock
 from raykd.store.lock import LEASE, LOCK, RENEW_S, SETTLE_S, WATCH_S, Lease, only_job
 from raykd.store.place import Place
-from raykd.store.stage_folder import Stage
+from raykd.store.stage_folder import StageFolder
 
 OTHER = {"token": "theirs", "host": "node-7", "pid": 4711, "since": "2026-01-02T03:04:05Z", "counter": 3}
 
@@ -22,15 +25,7 @@ OTHER = {"token": "theirs", "host": "node-7", "pid": 4711, "since": "2026-01-02T
 @pytest.fixture
 def store(tmp_path, monkeypatch) -> Place:
     """A folder on an object store, whose objects are files of the test's own folder."""
-    filesystem = pafs.SubTreeFileSystem(str(tmp_path), pafs.LocalFileSystem())
-    resolved = Place._resolved.func
-
-    def resolve(place):
-        return (filesystem, place.uri.removeprefix("s3://")) if place.uri.startswith("s3://") else resolved(place)
-
-    monkeypatch.setattr(Place, "_resolved", property(resolve))
-    (tmp_path / "bucket").mkdir()
-    return Place("s3://bucket")
+    return object_store(monkeypatch, "s3://bucket", files=tmp_path)
 
 
 @pytest.fixture(params=["disk", "object store"])
@@ -52,6 +47,61 @@ class Waits:
         self.seconds.append(seconds)
         if self.happenings and (happening := self.happenings.pop(0)):
             happening()
+
+
+# ---------------------------------------------------------------- a folder that is none
+
+
+def test_a_file_in_place_of_the_folder_or_above_it_is_told_with_its_path(tmp_path):
+    (tmp_path / "file").write_text("mine")
+    for path in (tmp_path / "file", tmp_path / "file" / "run"):
+        with (
+            pytest.raises(StorageError, match=f"storage_path {path} is a file, or below one"),
+            only_job(Place.of(path)),
+        ):
+            pass
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+@pytest.mark.parametrize(
+    ("code", "words"),
+    [
+        (errno.EACCES, "cannot be written to (no permission); make it writable, or give another"),
+        (errno.EROFS, "cannot be written to (no permission)"),
+        (errno.ENOSPC, "is on a disk without space left; free some, then run the same command again"),
+        (errno.EDQUOT, "is on a disk without space left"),
+        (errno.EIO, "cannot be used: Input/output error"),
+    ],
+)
+@pytest.mark.parametrize("step", ["makedirs", "open", "write"])
+def test_a_folder_that_cannot_be_written_is_told_with_its_path(tmp_path, monkeypatch, code, words, step):
+    def refuse(*args, **kwargs):
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(lock.os, step, refuse)
+    with pytest.raises(StorageError) as error, only_job(Place.of(tmp_path / "run"), never):
+        pass
+    monkeypatch.undo()
+    assert f"storage_path {tmp_path}/run {words}" in str(error.value)
+
+
+def test_a_bucket_that_cannot_be_reached_is_told(store, monkeypatch):
+    def refuse(*args):
+        raise OSError("AWS Error ACCESS_DENIED")
+
+    monkeypatch.setattr(Place, "write_bytes", refuse)
+    said = r"s3://bucket cannot be used: AWS Error.*; check the bucket's name"
+    with pytest.raises(StorageError, match=said), only_job(store, never):
+        pass
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"\xff\xfe", b"[]", b"null"])
+def test_a_lease_that_says_nothing_is_watched_like_any_other(store, content):
+    (store / LEASE).write_bytes(content)
+    waits = Waits()
+    with only_job(store, waits):
+        pass
+    assert sum(waits.seconds) == WATCH_S + SETTLE_S
 
 
 # ---------------------------------------------------------------- both
@@ -80,14 +130,14 @@ def test_a_job_that_fails_or_waits_for_labels_frees_the_folder(storage, error):
 
 def test_a_stage_gets_no_marker_when_another_job_took_over(storage):
     with only_job(storage, Waits()) as still_ours:
-        stage = Stage(storage / "pool", {}, still_ours)
+        stage = StageFolder(storage / "pool", "pool", 1, still_ours=still_ours)
         (storage / "pool").fs.create_dir(storage.path, recursive=True)
-        with pytest.raises(ValueError, match="another job took over") as error, stage.writing() as out:  # noqa: PT012
+        with pytest.raises(UserError, match="another job took over") as error, stage.writing() as out:  # noqa: PT012
             (out.place / "manifest.parquet").write_bytes(b"rows")
             (storage / (LOCK if storage.is_local else LEASE)).write_json(OTHER)
         assert "pid 4711 on host node-7, since 2026-01-02T03:04:05Z" in str(error.value)
         assert str(storage) in str(error.value)
-        assert not stage.is_done()
+        assert stage.done() is None
     assert [json.loads((storage / file.base_name).read_bytes()) for file in storage.files()] == [OTHER]  # and kept
 
 
@@ -98,7 +148,7 @@ def test_on_a_disk_a_second_job_is_refused_naming_the_first_and_what_to_do(tmp_p
     storage = Place.of(tmp_path / "new" / "run")
     with only_job(storage, never) as still_ours:
         since = (storage / LOCK).read_json()["since"]
-        with pytest.raises(ValueError, match="another job is at work") as error, only_job(storage, never):
+        with pytest.raises(UserError, match="another job is at work") as error, only_job(storage, never):
             pytest.fail("two jobs in a folder")
         still_ours()
     assert str(error.value) == (
@@ -122,7 +172,7 @@ with only_job(Place.of(sys.argv[1])):
         [sys.executable, "-c", script, storage.path], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as job:
         orphan = int(job.stdout.readline())
-        with pytest.raises(ValueError, match=rf"\(pid {job.pid} on host "), only_job(storage, never):
+        with pytest.raises(UserError, match=rf"\(pid {job.pid} on host "), only_job(storage, never):
             pytest.fail("two jobs in a folder")
         job.kill()
         job.wait()
@@ -145,7 +195,7 @@ def test_on_a_disk_a_lock_on_a_file_that_was_just_removed_counts_for_nothing(tmp
     monkeypatch.setattr(fcntl, "flock", late)
     with only_job(storage, never) as still_ours:
         still_ours()
-        with pytest.raises(ValueError, match=f"pid {os.getpid()} "), only_job(storage, never):
+        with pytest.raises(UserError, match=f"pid {os.getpid()} "), only_job(storage, never):
             pytest.fail("two jobs in a folder")
 
 
@@ -164,17 +214,18 @@ def test_a_disk_without_locks_has_a_lease(tmp_path, monkeypatch, code):
 # ---------------------------------------------------------------- on an object store
 
 
-def test_a_lease_that_does_not_change_for_a_minute_is_taken_over(store, capsys):
+def test_a_lease_that_does_not_change_for_a_minute_is_taken_over(store, caplog):
+    caplog.set_level(logging.INFO, "raykd")
     (store / LEASE).write_json(OTHER)
     waits = Waits()
     with only_job(store, waits) as still_ours:
         still_ours()
         assert (store / LEASE).read_json()["pid"] == os.getpid()
     assert sum(waits.seconds) == WATCH_S + SETTLE_S
-    (line,) = capsys.readouterr().err.splitlines()
+    (line,) = caplog.messages
     assert line == (
         f"{store / LEASE} is there (pid 4711 on host node-7, since 2026-01-02T03:04:05Z): watching for up to 60 s "
-        "whether that job is alive"
+        "if that job is alive"
     )
 
 
@@ -182,7 +233,7 @@ def test_a_lease_that_changes_while_it_is_watched_is_refused_naming_its_job(stor
     (store / LEASE).write_json(OTHER)
     renewed = OTHER | {"counter": 4}
     waits = Waits(None, None, None, lambda: (store / LEASE).write_json(renewed))
-    with pytest.raises(ValueError, match="another job is at work") as error, only_job(store, waits):
+    with pytest.raises(UserError, match="another job is at work") as error, only_job(store, waits):
         pytest.fail("two jobs in a folder")
     assert "pid 4711 on host node-7, since 2026-01-02T03:04:05Z" in str(error.value)
     assert sum(waits.seconds) <= RENEW_S
@@ -192,7 +243,7 @@ def test_a_lease_that_changes_while_it_is_watched_is_refused_naming_its_job(stor
 def test_a_living_job_is_seen_to_renew_while_it_is_watched(store):
     with Lease(store, OTHER, Waits()).held():
         first = Lease(store, OTHER, Waits())  # renewed from here, not from its thread
-        with pytest.raises(ValueError, match="pid 4711 "), only_job(store, Waits(None, first.renew)):
+        with pytest.raises(UserError, match="pid 4711 "), only_job(store, Waits(None, first.renew)):
             pytest.fail("two jobs in a folder")
 
 
@@ -206,7 +257,7 @@ def test_when_the_watched_job_ends_the_next_one_starts_at_once(store):
 
 def test_of_two_jobs_that_start_at_once_one_is_refused(store):
     with (
-        pytest.raises(ValueError, match="pid 4711 "),
+        pytest.raises(UserError, match="pid 4711 "),
         only_job(store, Waits(lambda: (store / LEASE).write_json(OTHER))),
     ):
         pytest.fail("two jobs in a folder")

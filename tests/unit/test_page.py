@@ -61,11 +61,14 @@ def make_round(r: int) -> dict:
         "macro_accuracy": student,
         "ece": 0.1,
         "recall_C": [student, 0.5, None],
+        "classes": ["cat", "dog", "owl"],
         "labels_C": [7 * (r + 1), 3 * (r + 1), 0],
+        "loss": 0.5,
+        "teacher": {"accuracy": 0.65, "macro_accuracy": 0.6, "ece": 0.2, "recall_C": [0.9, 0.3, None]},
         "outcomes": {"label": 10, "unsure": 0, "cannot_label": r, "none_of_the_classes": 0},
         "coverage_radius": 1 / (r + 1),
         "mixture": {"ce_weight": 0.35, "temperature": 2.0, "reason": "searched on 150 validation images"},
-        "seconds": {"select": 1.0, "label": 0.0, "train": 125.0, "predict": 3.0, "tune": 2.0, "evaluate": 1.0},
+        "seconds": {"select": 1.0, "label": 0.0, "train": 125.0, "predict": 3.0, "mix": 2.0, "evaluate": 1.0},
     }
 
 
@@ -98,6 +101,7 @@ def report() -> dict:
         "budget": 10,
         "rounds_configured": 3,
         "status": "complete",
+        "next_step": None,
         "classes": ["cat", "dog", "owl"],
         "samples": {"pool": 1000, "test": 400, "val": 150, "quarantined": 0},
         "quarantine": [],
@@ -269,11 +273,43 @@ def test_class_rows_hold_labels_recalls_and_their_difference(report):
     assert (owl["labels"], owl["student"], owl["teacher"], owl["gain"]) == (0, None, None, None)
 
 
+def test_classes_that_came_or_were_renamed_between_rounds_keep_their_own_figures(report):
+    first, _, last = report["rounds"]
+    first |= {"classes": ["kitten", "dog"], "labels_C": [4, 2], "recall_C": None}
+    last |= {"classes": ["dog", "cat"], "labels_C": [5, 6], "recall_C": [0.5, 0.75]}
+    report["rounds"] = [first, last]
+    report["teacher"]["recall_C"] = None
+    cat, dog, owl = page.class_rows(report)
+    assert (cat["labels"], cat["before"], cat["student"]) == (6, 0, 0.75)
+    assert (dog["labels"], dog["before"], dog["student"], dog["gain"]) == (5, 2, 0.5, None)
+    assert (owl["labels"], owl["before"], owl["student"]) == (0, 0, None)
+    Page(page.render(report))
+
+
+def test_a_student_of_one_head_has_no_column_and_no_curve_of_the_other(report):
+    for r in report["rounds"]:
+        r["accuracy"] |= {"ce_head": None}
+    html = page.render(report)
+    assert "CE head" not in html
+    assert "KD head" in Page(html).text
+
+
+def test_a_waiting_campaign_says_what_to_do_above_everything_else(report):
+    assert "What to do now" not in page.render(report)
+    step = "Fill the label column of /runs/cats/round_003/tasks.csv.\nThen run: python jobs/active_round.py cats.yaml"
+    html = Page(page.render(report | {"status": "waiting for 10 labels", "next_step": step}))
+    assert "What to do now. " + " ".join(step.split()) in html.text
+    assert html.text.index("What to do now") < html.text.index("Student accuracy")
+    attacked = page.render(report | {"next_step": HOSTILE})
+    assert HOSTILE not in attacked
+    assert "&lt;script&gt;" in attacked
+
+
 def test_a_thousand_classes_fit(report):
     report["classes"] = [f"class {i}" for i in range(1000)]
     report["teacher"]["recall_C"] = [0.5] * 1000
     for r in report["rounds"]:
-        r |= {"recall_C": [0.6] * 1000, "labels_C": [1] * 10 + [0] * 990}
+        r |= {"classes": report["classes"], "recall_C": [0.6] * 1000, "labels_C": [1] * 10 + [0] * 990}
     html = Page(page.render(report))
     assert len([attrs for attrs in html.all("td") if attrs.get("data-v", "").startswith("class ")]) == 1000
     assert "10 of 1000 classes have a label" in html.text

@@ -1,5 +1,6 @@
 """Places: the same words for a local folder and an object store; writes are whole or not at all."""
 
+import errno
 import json
 import os
 import pickle
@@ -10,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from raykd.errors import StorageError, UserError
 from raykd.store.place import Place
 
 
@@ -193,3 +195,39 @@ def test_listing_goes_as_deep_as_asked_and_a_missing_folder_is_empty(folder):
     assert [info.base_name for info in folder.files()] == ["a"]
     assert [info.base_name for info in folder.files(recursive=True)] == ["a", "b"]
     assert (folder / "nowhere").files() == []
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"", "is empty; expected JSON: it was cut off or changed"),
+        (b'{"a": ', "is not JSON (Expecting value: line 1 column 7 (char 6))"),
+        (b'"\xe9"', "is not JSON ('utf-8' codec"),
+    ],
+)
+def test_a_json_file_that_is_none_is_told_with_its_name_and_what_to_do(tmp_path, content, words):
+    file = Place.of(tmp_path / "_DONE.json")
+    file.write_bytes(content)
+    with pytest.raises(UserError) as error:
+        file.read_json()
+    assert f"{file} {words}" in str(error.value)
+    assert "Put a whole copy back, or move its folder away" in str(error.value)
+
+
+def test_whether_a_file_can_be_written_is_tried_and_leaves_nothing(tmp_path):
+    Place.of(tmp_path / "deeper" / "picks.parquet").check_writable()
+    assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == []
+    (tmp_path / "file").write_text("")
+    with pytest.raises(StorageError, match=r"cannot write .*/file/picks\.parquet: a file is where its folder should"):
+        Place.of(tmp_path / "file" / "picks.parquet").check_writable()
+
+
+def test_a_write_that_fails_names_its_file_and_leaves_no_part_of_it(tmp_path, monkeypatch):
+    def full(source, target):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "replace", full)
+    with pytest.raises(OSError, match="No space left") as error:
+        Place.of(tmp_path / "a.bin").write_bytes(b"x")
+    assert error.value.filename == str(tmp_path / "a.bin")
+    assert list(tmp_path.iterdir()) == []

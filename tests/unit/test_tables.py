@@ -1,14 +1,17 @@
 """Vectors and ids between Arrow and numpy: round trips, slices, nulls, ragged rows."""
 
 import io
+import re
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
+from profiles import examples
 
+from raykd.store import tables
 from raykd.store.tables import first_duplicates, matrix, positions, vectors
 
 DTYPES = [np.float16, np.float32, np.float64, np.int32, np.uint8]
@@ -20,7 +23,7 @@ def through_parquet(table, **options):
     return pq.read_table(sink)
 
 
-@settings(max_examples=40, deadline=None)
+@examples(40)
 @given(st.integers(0, 9), st.integers(1, 5), st.sampled_from(DTYPES), st.integers(0, 99))
 def test_vectors_and_matrix_are_each_others_inverse_even_through_parquet(rows, width, dtype, seed):
     values = (np.random.default_rng(seed).normal(0, 50, (rows, width)) % 250).astype(dtype)
@@ -34,7 +37,7 @@ def test_vectors_and_matrix_are_each_others_inverse_even_through_parquet(rows, w
     np.testing.assert_array_equal(matrix(table["v"]), values)
 
 
-@settings(max_examples=40, deadline=None)
+@examples(40)
 @given(st.integers(1, 12), st.integers(0, 12), st.integers(0, 12), st.booleans())
 def test_a_slice_gives_its_own_rows(rows, start, length, variable):
     values = np.arange(rows * 3, dtype=np.float32).reshape(rows, 3)
@@ -95,7 +98,7 @@ def test_a_null_inside_a_vector_is_not_a_number():
 # ---------------------------------------------------------------- ids
 
 
-@settings(max_examples=40, deadline=None)
+@examples(40)
 @given(st.lists(st.text("abé", max_size=3), max_size=20))
 def test_duplicates_are_the_ids_that_occur_twice_in_order_of_appearance(ids):
     want = [name for name in dict.fromkeys(ids) if ids.count(name) > 1]
@@ -104,7 +107,7 @@ def test_duplicates_are_the_ids_that_occur_twice_in_order_of_appearance(ids):
         assert first_duplicates(column, 100) == want
 
 
-@settings(max_examples=40, deadline=None)
+@examples(40)
 @given(st.lists(st.text("abé", max_size=3), max_size=20, unique=True), st.data())
 def test_positions_are_where_each_id_stands(ids, data):
     wanted = data.draw(st.lists(st.sampled_from(ids), max_size=10)) if ids else []
@@ -118,3 +121,41 @@ def test_positions_are_where_each_id_stands(ids, data):
 def test_an_id_that_is_not_there_is_named():
     with pytest.raises(ValueError, match=r"4 of 5 ids are not in the pool, first: 'x', 'y', 'z'$"):
         positions(["a", "x", "y", "z", "w"], pa.array(["a", "b"]), "the pool")
+
+
+# ---------------------------------------------------------------- schemas
+
+
+def declared() -> dict[str, dict[str, str | None]]:
+    """The table in the module's docstring: by schema, its columns and, of vectors, their kind."""
+    body = re.split(r"^=+ =+$", tables.__doc__, flags=re.MULTILINE)[1]
+    rows = re.findall(r"^([A-Z]+) +(.+(?:\n +.+)*)", body, re.MULTILINE)
+    found = {}
+    for name, text in rows:
+        text = re.sub(r"\([^()]*\)|:.*", "", " ".join(text.split()))
+        parts = [part.split() for part in text.split(",") if not part.strip().startswith("and ")]
+        found[name] = {words[0]: words[1].split("[")[0] if len(words) > 1 else None for words in parts}
+    return found
+
+
+def test_the_table_of_schemas_in_the_docstring_is_what_they_are():
+    schemas = {name: value for name, value in vars(tables).items() if isinstance(value, pa.Schema)}
+    said = declared()
+    assert said.keys() == schemas.keys()
+    kinds = {"f16": pa.list_(pa.float16()), "f32": pa.list_(pa.float32())}
+    for name, schema in schemas.items():
+        assert list(said[name]) == schema.names, name
+        vectors_said = {column: kinds[kind] for column, kind in said[name].items() if kind}
+        assert vectors_said == {field.name: field.type for field in schema if field.type in kinds.values()}, name
+
+
+def test_a_table_with_other_columns_than_its_schema_is_our_own_mistake():
+    good = tables.PICKS.empty_table()
+    assert tables.checked(good, tables.PICKS) is good
+    wide = pa.table(
+        {"sample_id": ["a"], "error": pa.array([None], pa.string()), "features": vectors(np.ones((1, 7), "f2"))}
+    )
+    assert tables.checked(wide, tables.ENCODED) is wide
+    for bad in (good.drop_columns("rank"), good.select(["rank", "sample_id", "distance"]), wide):
+        with pytest.raises(AssertionError, match="is not"):
+            tables.checked(bad, tables.PICKS)

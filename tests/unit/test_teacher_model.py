@@ -7,11 +7,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
+from fakes import write_siglip
 
-from raykd.config import Teacher, load
+from raykd.config import TeacherConfig, load
 from raykd.errors import UserError
-from raykd.models.teacher import check_teacher, encode_texts, fetch_weights, own_files, read_preprocess, tokenizer_of
+from raykd.models.teacher import (
+    check_teacher,
+    encode_texts,
+    fetch_weights,
+    own_files,
+    read_clip_preprocess,
+    tokenizer_of,
+)
 from raykd.store.place import Place
 
 
@@ -21,27 +28,9 @@ def siglip(tmp_path) -> tuple[Path, Path]:
     return write_siglip(tmp_path)
 
 
-def write_siglip(folder: Path) -> tuple[Path, Path]:
-    import open_clip
-    import safetensors.torch
-
-    model = {
-        "embed_dim": 16,
-        "init_logit_bias": -10,
-        "vision_cfg": {"image_size": 24, "patch_size": 8, "width": 32, "layers": 1, "head_width": 16},
-        "text_cfg": {"context_length": 12, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1},
-    }
-    torch.manual_seed(1)
-    state = open_clip.model.CustomTextCLIP(**model).state_dict()
-    state["logit_bias"] -= 2.5
-    safetensors.torch.save_file(state, folder / "weights.safetensors")
-    (folder / "tiny-sigmoid.json").write_text(json.dumps(model | {"custom_text": True}))
-    return folder / "tiny-sigmoid.json", folder / "weights.safetensors"
-
-
 def check(**given) -> str:
     with pytest.raises(UserError) as caught:
-        check_teacher(Teacher(**given))
+        check_teacher(TeacherConfig(**given))
     return str(caught.value)
 
 
@@ -80,7 +69,7 @@ def test_a_checkpoint_that_does_not_fit_or_is_none_is_refused(siglip, tmp_path):
     import safetensors.torch
 
     config, weights = siglip
-    given = Teacher(model="tiny-sigmoid", model_config_file=str(config), pretrained=str(weights))
+    given = TeacherConfig(model="tiny-sigmoid", model_config_file=str(config), pretrained=str(weights))
     check_teacher(given)
     state = safetensors.torch.load_file(weights)
     del state["text.ln_final.weight"]
@@ -91,7 +80,7 @@ def test_a_checkpoint_that_does_not_fit_or_is_none_is_refused(siglip, tmp_path):
     empty.mkdir()
     shutil.copy(config, empty / "open_clip_config.json")
     with pytest.raises(UserError, match="cannot load teacher"):
-        fetch_weights(Teacher(model=f"local-dir:{empty}"), Place.of(tmp_path / "out"))
+        fetch_weights(TeacherConfig(model=f"local-dir:{empty}"), Place.of(tmp_path / "out"))
 
 
 def test_a_quickgelu_mismatch_is_refused_before_the_weights_are_fetched(monkeypatch):
@@ -100,8 +89,8 @@ def test_a_quickgelu_mismatch_is_refused_before_the_weights_are_fetched(monkeypa
 
     monkeypatch.setattr(open_clip.factory, "download_pretrained", None)
     assert "use ViT-B-32-quickgelu" in check(model="ViT-B-32", pretrained="openai")
-    check_teacher(Teacher(model="ViT-B-32-quickgelu", pretrained="openai"))
-    check_teacher(Teacher(model="ViT-B-32", pretrained="laion2b_s34b_b79k"))
+    check_teacher(TeacherConfig(model="ViT-B-32-quickgelu", pretrained="openai"))
+    check_teacher(TeacherConfig(model="ViT-B-32", pretrained="laion2b_s34b_b79k"))
 
 
 def test_a_tokenizer_that_needs_transformers_says_so(monkeypatch):
@@ -131,10 +120,10 @@ def test_all_of_a_models_files_are_known_by_their_content(teacher_folder, settin
 
 def test_a_fetched_model_is_whole_and_its_preprocessing_is_read_without_torch(teacher_folder, tmp_path):
     place = Place.of(tmp_path / "fetched")
-    count = fetch_weights(Teacher(model=f"local-dir:{teacher_folder}"), place)
+    count = fetch_weights(TeacherConfig(model=f"local-dir:{teacher_folder}"), place)
     assert count > 1000
     assert {info.base_name for info in place.files()} == {"open_clip_config.json", "open_clip_model.safetensors"}
-    assert read_preprocess(place)["mean"] == [0.5, 0.4, 0.3]
+    assert read_clip_preprocess(place)["mean"] == [0.5, 0.4, 0.3]
     texts = ["a red thing", "a blue thing", "red", "blue"]
     classes_CD, scale, bias = encode_texts(place, f"local-dir:{teacher_folder}", texts, 2, "cpu")
     assert classes_CD.shape == (2, 16)

@@ -11,7 +11,7 @@ import numpy as np
 
 from raykd.algo import keyed
 from raykd.algo.errors import UserError
-from raykd.algo.selection.rows import MOST_LENGTH, SUM_TOLERANCE, Report, Rows, inspect_rows
+from raykd.algo.selection.rows import MOST_LENGTH, SUM_TOLERANCE, Inspection, Rows, inspect_rows
 from raykd.algo.selection.shard import Shard, Shards
 
 
@@ -86,7 +86,7 @@ def check_labels(labeled: Rows, num_classes: int | None) -> None:
         )
 
 
-def _refuse_bad(where: str, reports: list[Report]) -> None:
+def _refuse_bad(where: str, reports: list[Inspection]) -> None:
     if num_bad := sum(report.num_bad for report in reports):
         first = "; ".join(sorted(entry for report in reports for entry in report.first_bad)[:3])
         has_probs = any("probs" in report.widths for report in reports)
@@ -97,7 +97,7 @@ def _refuse_bad(where: str, reports: list[Report]) -> None:
         )
 
 
-def _refuse_shared_ids(shards: Shards, pool: list[Report], labeled: Rows, given: Report) -> None:
+def _refuse_shared_ids(shards: Shards, pool: list[Inspection], labeled: Rows, given: Inspection) -> None:
     """Ids are compared by their hashes; the few that are equal are then asked for by name."""
     hashes_N = np.sort(np.concatenate([report.hashes_N for report in pool]))
     twice = hashes_N[1:][hashes_N[1:] == hashes_N[:-1]]

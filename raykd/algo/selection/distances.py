@@ -76,11 +76,11 @@ class Euclidean:
             y_sq_K = _sq_lengths(y_KW)
         x_sq_N = _sq_lengths(x_NW)
         if kind is np.float32:
-            return _pairwise(x_NW, y_KW), _error_bound(x_NW.shape[1], _unit_roundoff(), x_sq_N, y_sq_K)
+            return _pairwise(x_NW, y_KW), error_bound(x_NW.shape[1], _unit_roundoff(), x_sq_N, y_sq_K)
         sq_NK = x_NW @ (-2 * y_KW).T
         sq_NK += x_sq_N[:, None]
         sq_NK += y_sq_K
-        return sq_NK, _error_bound(x_NW.shape[1], 2.0**-53, x_sq_N, y_sq_K)
+        return sq_NK, error_bound(x_NW.shape[1], 2.0**-53, x_sq_N, y_sq_K)
 
     def exact(self, x_PW: np.ndarray, y_PW: np.ndarray) -> np.ndarray:
         work = np.subtract(x_PW, y_PW, dtype=np.float64, order="C")
@@ -116,7 +116,7 @@ class Gradients:
         sq_NK += x_sq_N[:, None]
         sq_NK += y_sq_K
         # both inner products are off by their share, so their product by twice that of one
-        return sq_NK, 2 * _error_bound(x_NW.shape[1], float(np.finfo(kind).eps) / 2, x_sq_N, y_sq_K)
+        return sq_NK, 2 * error_bound(x_NW.shape[1], float(np.finfo(kind).eps) / 2, x_sq_N, y_sq_K)
 
     def exact(self, x_PW: np.ndarray, y_PW: np.ndarray) -> np.ndarray:
         (a, x), (b, y) = self._factors(x_PW, np.float64), self._factors(y_PW, np.float64)
@@ -266,7 +266,7 @@ def peak_bounds(outline: Outline, base_KC: np.ndarray) -> np.ndarray:
     center_N = chosen[outline.top_N, np.minimum(outline.peak_N * PEAK_STEPS, PEAK_STEPS - 1).astype(np.int32)]
     same_class_N = np.where(center_N < 0, np.inf, sq_K[center_N] - 2 * peak_K[center_N] * outline.peak_N)
     bounds_N = outline.sq_N + np.minimum(same_class_N, sq_K.min())
-    return np.maximum(bounds_N, 0.0) + _error_bound(num_classes, 2.0**-24, outline.sq_N, sq_K)
+    return np.maximum(bounds_N, 0.0) + error_bound(num_classes, 2.0**-24, outline.sq_N, sq_K)
 
 
 # ---------------------------------------------------------------- float32 and its errors
@@ -293,7 +293,7 @@ def _unit_roundoff() -> float:
     return 2.0**-24 if _gpu() is None else 2.0**-11
 
 
-def _error_bound(width: int, unit_roundoff: float, x_sq_N: np.ndarray, y_sq_K: np.ndarray) -> np.ndarray:
+def error_bound(width: int, unit_roundoff: float, x_sq_N: np.ndarray, y_sq_K: np.ndarray) -> np.ndarray:
     """How far ``‖x‖² + ‖y‖² − 2 x·y`` may be off for any of the centers, float64 [N].
 
     That is Higham's gamma times ``(‖x‖ + ‖y‖)²``, which holds for any order of the sums, and a little for values that

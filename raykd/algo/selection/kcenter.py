@@ -6,7 +6,7 @@ exact, and a bound on all others; among all of these the driver picks, one after
 each pick, for as long as the best of them is before every bound: no other row could have been next. Then the shards
 hear of the picks and are asked again. A round always yields a pick, as the first of all rows is among the candidates.
 
-A small pool is no work for shards: all its rows are candidates, in one round.
+A small pool is no work for shards: it is gathered, and a running minimum takes less than all that (``small_pools.py``).
 
 K shards, M candidates, L centers in the beginning, B budget, S numbers of state, W the width of a space's vectors.
 """
@@ -19,12 +19,14 @@ from typing import NamedTuple
 
 import numpy as np
 
-from raykd.algo.selection.distances import BATCH_VALUES, Euclidean, Space
+from raykd.algo.selection.distances import Euclidean, Space
 from raykd.algo.selection.priorities import ExponentialRace, Farthest, Priority
-from raykd.algo.selection.rows import Rows, blocks
+from raykd.algo.selection.rows import Rows
 from raykd.algo.selection.shard import Candidates, Order, Proposal, Shard, Shards, Update, lowest_positions
+from raykd.algo.selection.small_pools import farthest_first_in_float32
 
-SMALL_VALUES = 2**20  # vectors of so many numbers in all are gathered in the driver
+SMALL_PRODUCTS = 2**28  # a running minimum of so many products is over before shards have answered,
+SMALL_BUDGET = 150  # if it is of no more picks than this
 CANDIDATES_PER_PICK = 4  # asked for at first
 MOST_VALUES = 2**26  # in all candidates' vectors: 256 MiB
 FEWEST_CANDIDATES = 1000  # always asked for
@@ -131,29 +133,24 @@ class _Driver:
         self.history: list[SelectionRound] = []
 
     def pick(self, budget: int) -> Picked:
-        if sum(self.shards.map(Shard.__len__)) * self.width <= SMALL_VALUES:
-            self._pick_among_all(budget)
-        else:
-            self._pick_by_rounds(budget)
+        num_values = sum(self.shards.map(Shard.__len__)) * self.width
+        is_small = budget <= SMALL_BUDGET and num_values * (len(self.base_KW) + budget) <= SMALL_PRODUCTS
+        if is_small and isinstance(self.priority, Farthest) and isinstance(self.space, Euclidean):
+            self._pick_gathered(budget)
+        self._pick_by_rounds(budget)
         return Picked(self.ids, np.sqrt(np.array(self.sq, np.float64)), tuple(self.history))
 
-    # ------------------------------------------------------------ small pools
-
-    def _pick_among_all(self, budget: int) -> None:
-        """Gather the pool, and let all of its rows be candidates: none is exact, and none is left out."""
-        answers = [answer for answer in self.shards.map(Shard.all_vectors, self.space, self.base_ids) if len(answer[0])]
-        if not answers:
+    def _pick_gathered(self, budget: int) -> None:
+        """Gather the pool and pick by a running minimum, for as long as float32 is of use."""
+        parts = [part for part in self.shards.map(Shard.all_vectors, self.space, self.base_ids) if len(part[0])]
+        if not parts:
             return
-        ids_N, hashes_N, x_NW = (_joined(list(parts)) for parts in zip(*answers, strict=True))
-        sq_N = np.empty(len(ids_N))
-        for part in blocks(len(ids_N), len(self.base_KW), BATCH_VALUES):
-            approx_NK, error_N = self.space.approximate(x_NW[part], self.base_KW)
-            sq_N[part] = np.maximum(approx_NK.min(axis=1) + error_N, 0.0)
-        bounds_N = self.priority.key_bounds(hashes_N, sq_N)
-        state_NS = self.priority.initial_state(hashes_N)
-        candidates = Candidates(ids_N, x_NW, state_NS, None)
-        refreshed = self._pick_among(candidates, bounds_N, np.full(len(ids_N), -1), AFTER_ALL, budget)
-        self.history.append(SelectionRound(len(ids_N), refreshed, len(self.ids)))
+        ids_N, x_NW = (_joined(list(arrays)) for arrays in zip(*parts, strict=True))
+        picks, sq_B, compared = farthest_first_in_float32(self.space, ids_N, x_NW, self.base_KW, budget)
+        self.ids, self.sq, self.keys = ids_N[picks].tolist(), sq_B.tolist(), sq_B.tolist()
+        num_centers = int((sq_B > 0).sum())  # distances only fall, so these are the first ones
+        self.centers, self.times = list(x_NW[picks[:num_centers]]), [self.priority.time(0.0)] * num_centers
+        self.history.append(SelectionRound(len(ids_N), compared, len(picks)))
 
     # ------------------------------------------------------------ rounds of questions
 
@@ -161,12 +158,10 @@ class _Driver:
         wanted, floor = max(CANDIDATES_PER_PICK * budget, FEWEST_CANDIDATES), GONE
         while (left := budget - len(self.ids)) > 0:
             candidates, refreshed = self._ask(min(wanted, MOST_VALUES // self.width), floor)
-            num_met = np.full(len(candidates.ids), len(self.centers))
-            keys_M = self.priority.keys(candidates.state_NS)
-            self._pick_among(candidates, keys_M, num_met, candidates.rest or AFTER_ALL, budget)
+            self._pick_among(candidates, budget)
             num_picked = left - (budget - len(self.ids))
             self.history.append(SelectionRound(len(candidates.ids), refreshed, num_picked))
-            if len(self.history) == 1 and len(self.ids) < int(budget * GUIDE_SHARE):
+            if len(self.history) == 1 and num_picked < int(budget * GUIDE_SHARE):
                 continue  # the first outliers cover many candidates at once: nothing to go by yet
             at_this_rate = 1.5 * len(candidates.ids) / num_picked * (left - num_picked)
             wanted = int(min(max(at_this_rate, wanted / 4, FEWEST_CANDIDATES), wanted * 4))
@@ -219,53 +214,32 @@ class _Driver:
 
     # ------------------------------------------------------------ picking
 
-    def _pick_among(
-        self, candidates: Candidates, bounds_M: np.ndarray, num_met_M: np.ndarray, limit: Order, budget: int
-    ) -> int:
+    def _pick_among(self, candidates: Candidates, budget: int) -> None:
         """Pick for as long as the first candidate goes before all rows that are no candidates.
 
-        Lazy greedy by blocks: only a window of candidates, those with the largest bounds, is exact and kept so at a
-        time. It is good until the bound of a candidate outside goes before all in it.
-
-        Args:
-            candidates: Their states are exact as of the centers that they met; changed in place.
-            bounds_M: Of their keys; changed in place.
-            num_met_M: How many picks' centers each has met, -1: not even those in the beginning; changed in place.
-            limit: The order of the first of all other rows.
-            budget: Of the whole selection.
-
-        Returns:
-            How many candidates were brought up to date, some more than once.
+        Lazy greedy by blocks: only a window of candidates, those with the largest bounds, is kept exact at a time. It
+        is good until the bound of a candidate outside goes before all in it.
         """
-        ids, x_MW, state_MS, _ = candidates
-        rank_M, refreshed = np.empty(len(ids), np.int64), 0
+        ids, x_MW, state_MS, rest = candidates
+        keys_M, rank_M = self.priority.keys(state_MS), np.empty(len(ids), np.int64)
         rank_M[np.argsort(ids, kind="stable")] = np.arange(len(ids))
-        while len(self.ids) < budget and len(left := np.flatnonzero(bounds_M > GONE)):
-            first = left[lowest_positions(-bounds_M[left], rank_M[left], min(WINDOW + 1, len(left)))]
+        num_met_M = np.full(len(ids), len(self.centers))
+        while len(self.ids) < budget and len(left := np.flatnonzero(keys_M > GONE)):
+            first = left[lowest_positions(-keys_M[left], rank_M[left], min(WINDOW + 1, len(left)))]
             window, others = first[:WINDOW], first[WINDOW:]
             window = window[np.argsort(rank_M[window])]  # so the first of equals has the smaller id
+            limit = min([rest or AFTER_ALL, *((-keys_M[row], ids[row]) for row in others)])
             stale = window[num_met_M[window] < len(self.centers)]
             for num_met in set(num_met_M[stale].tolist()):
                 rows = stale[num_met_M[stale] == num_met]
-                state_MS[rows] = state_NS = self._met(x_MW[rows], state_MS[rows], num_met)
-                bounds_M[rows] = self.priority.keys(state_NS)
-            refreshed += len(stale)
-            window_limit = min([limit, *((-bounds_M[row], ids[row]) for row in others)])
-            state_NS, keys_N = state_MS[window], bounds_M[window]
-            some_picked = self._pick_in(ids[window], x_MW[window], state_NS, keys_N, window_limit, budget)
-            state_MS[window], bounds_M[window], num_met_M[window] = state_NS, keys_N, len(self.centers)
+                state_NS = state_MS[rows]
+                self.priority.add_centers(self.space, x_MW[rows], state_NS, *self._centers_from(num_met))
+                state_MS[rows], keys_M[rows] = state_NS, self.priority.keys(state_NS)
+            state_NS, keys_N = state_MS[window], keys_M[window]
+            some_picked = self._pick_in(ids[window], x_MW[window], state_NS, keys_N, limit, budget)
+            state_MS[window], keys_M[window], num_met_M[window] = state_NS, keys_N, len(self.centers)
             if not some_picked and not len(stale):
                 break
-        return refreshed
-
-    def _met(self, x_NW: np.ndarray, state_NS: np.ndarray, num_met: int) -> np.ndarray:
-        """The states of rows when they have met all centers from number ``num_met`` on."""
-        if num_met < 0:
-            self.priority.add_centers(self.space, x_NW, state_NS, self.base_KW, np.zeros(len(self.base_KW)))
-        centers_KW, times_K = self._centers_from(max(num_met, 0))
-        if len(centers_KW):
-            self.priority.add_centers(self.space, x_NW, state_NS, centers_KW, times_K)
-        return state_NS
 
     def _pick_in(
         self,

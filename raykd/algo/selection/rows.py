@@ -74,7 +74,7 @@ class Outline(NamedTuple):
     sq_N: np.ndarray  # float32, sum of squares
 
 
-class Report(NamedTuple):
+class Inspection(NamedTuple):
     """What a check of some rows found."""
 
     num_rows: int
@@ -84,7 +84,7 @@ class Report(NamedTuple):
     hashes_N: np.ndarray
 
 
-def inspect_rows(rows: Rows, needs: Sequence[str], hashes_N: np.ndarray) -> tuple[Report, Outline | None]:
+def inspect_rows(rows: Rows, needs: Sequence[str], hashes_N: np.ndarray) -> tuple[Inspection, Outline | None]:
     """Check the vectors that a strategy needs: probabilities are probabilities, others are finite.
 
     Args:
@@ -110,7 +110,7 @@ def inspect_rows(rows: Rows, needs: Sequence[str], hashes_N: np.ndarray) -> tupl
         found = faults(name, vectors_NW, np.flatnonzero(suspect_N))
         bad += [(rows.ids[row], what) for row, what in found.items()]
     first = [f"{name!r}: {what}" for name, what in sorted(bad)[:3]]
-    return Report(len(rows), widths, len(bad), first, hashes_N), outlined
+    return Inspection(len(rows), widths, len(bad), first, hashes_N), outlined
 
 
 def outline(probs_NC: np.ndarray) -> tuple[Outline, np.ndarray]:

@@ -22,7 +22,7 @@ import numpy as np
 from raykd.algo import keyed
 from raykd.algo.selection.distances import GATHER_VALUES, Euclidean, Space, first_bounds, within
 from raykd.algo.selection.priorities import Priority
-from raykd.algo.selection.rows import Outline, Report, Rows, blocks, inspect_rows, outline
+from raykd.algo.selection.rows import Inspection, Outline, Rows, blocks, inspect_rows, outline
 
 Score = Callable[..., np.ndarray]  # of a shard and further arguments, see scores.py
 Order = tuple[float, str]  # minus a key, and the id: the smaller goes first
@@ -99,7 +99,7 @@ class Shard:
     # ------------------------------------------------------------ questions whose answers hang on nothing before them
     # (an outline of the probabilities may be kept, to save another pass)
 
-    def inspect(self, needs: Sequence[str]) -> Report:
+    def inspect(self, needs: Sequence[str]) -> Inspection:
         """Check the vectors that a strategy needs, see :func:`raykd.algo.selection.rows.inspect_rows`."""
         report, self._outline = inspect_rows(self.rows, needs, self.hashes_N)
         return report
@@ -135,13 +135,13 @@ class Shard:
         at = self.positions(ids)
         return dict(zip(self.rows.ids[at], space.vectors(self.rows, at), strict=True)) if len(at) else {}
 
-    def all_vectors(self, space: Space, without: Sequence[str]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """The ids, their hashes and the vectors of all rows but those ``without``: for small pools only."""
+    def all_vectors(self, space: Space, without: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+        """The ids and the vectors of all rows but those ``without``: for small pools only."""
         included = self._included()
         if len(without):
             included = np.setdiff1d(included, self.positions(without))
         where = slice(None) if len(included) == len(self) else included
-        return self.rows.ids[where], self.hashes_N[where], space.vectors(self.rows, where)
+        return self.rows.ids[where], space.vectors(self.rows, where)
 
     def crowded(self, space: Space, y_KW: np.ndarray, sq: float, limit: int) -> list[str]:
         """The ids of rows that have ``limit`` or more of these vectors within that squared distance."""

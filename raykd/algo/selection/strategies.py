@@ -201,7 +201,7 @@ def badge(shards: Shards, labeled: Rows, budget: int, key: Key) -> Picked:
 
 
 def class_balanced(shards: Shards, labeled: Rows, budget: int, key: Key) -> Picked:
-    """More picks in predicted classes with few labels, as PCoreSet's code has it (papers.md section 4).
+    """More picks in predicted classes with few labels, as PCoreSet's code has it (PAPERS.md 4).
 
     Every class that is predicted for some pool row weighs total / (labels + 1), normalised; it gets floor(B * weight)
     picks, leftovers go one each to the heaviest classes (ties: smaller class). Inside a class picks are random, by

@@ -9,9 +9,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from fakes import new_campaign
 from PIL import Image
 
-from raykd.config import load
 from raykd.images.reading import ImageReader, load_many
 
 CLASSES = ["red", "green", "blue"]
@@ -19,19 +19,16 @@ CLASSES = ["red", "green", "blue"]
 
 @pytest.fixture
 def build(tmp_path, settings):
-    """Builds the pool of a campaign whose settings the keyword arguments change; returns the campaign and the stage."""
-    from raykd.stages import pool
-    from raykd.stages.campaign import Campaign
-    from raykd.stages.progress import Progress
-    from raykd.store.place import Place
+    """Lists the pool of a campaign whose settings the keyword arguments change; returns the campaign and the pool."""
+    from raykd.stages.pool import list_pool
 
     numbers = iter(range(99))
 
     def build(*overrides, **changes):
-        config = load({**settings, **changes}, overrides)
-        place = Place.of(tmp_path / f"campaign_{next(numbers)}")
-        campaign = Campaign(config, place, Progress("lines", io.StringIO()))
-        return campaign, pool.build(campaign)
+        campaign = new_campaign(
+            {**settings, **changes, "storage_path": str(tmp_path / f"campaign_{next(numbers)}")}, *overrides
+        )
+        return campaign, list_pool(campaign)
 
     return build
 
@@ -39,10 +36,9 @@ def build(tmp_path, settings):
 @pytest.fixture
 def rows(build):
     """The manifest of such a campaign as ``{sample_id: row}``."""
-    from raykd.stages.pool import read_manifest
 
     def rows(*overrides, **changes):
-        manifest = read_manifest(build(*overrides, **changes)[1]).to_pylist()
+        manifest = build(*overrides, **changes)[1].manifest.to_pylist()
         assert len({row["sample_id"] for row in manifest}) == len(manifest)
         return {row["sample_id"]: row for row in manifest}
 
@@ -109,12 +105,10 @@ def test_class_folders_give_labels_and_relative_paths_as_ids(rows, image_folder)
 
 
 def test_class_names_are_the_sorted_folders_unless_given_and_the_given_order_stays(build, tmp_path):
-    from raykd.stages.pool import read_classes
-
-    assert read_classes(build()[1]) == ["blue", "green", "red"]
-    assert read_classes(build(classes=["red", "green", "blue"])[1]) == ["red", "green", "blue"]
+    assert list(build()[1].classes) == ["blue", "green", "red"]
+    assert list(build(classes=["red", "green", "blue"])[1].classes) == ["red", "green", "blue"]
     (tmp_path / "classes.txt").write_text("\ufeffgreen\n\n  red \r\nblue\n", "utf-8")
-    assert read_classes(build(classes=str(tmp_path / "classes.txt"))[1]) == ["green", "red", "blue"]
+    assert list(build(classes=str(tmp_path / "classes.txt"))[1].classes) == ["green", "red", "blue"]
 
 
 def test_a_folder_of_images_at_any_depth_has_no_labels(rows, image_folder):
@@ -126,8 +120,6 @@ def test_a_folder_of_images_at_any_depth_has_no_labels(rows, image_folder):
 
 
 def test_hidden_files_and_folders_are_passed_over_and_other_files_are_named(build, image_folder, tmp_path):
-    from raykd.stages.pool import read_manifest
-
     folder = Path(shutil.copytree(image_folder, tmp_path / "mixed"))
     (folder / ".cache").mkdir()
     for hidden in ("red/.000.png", ".cache/001.png"):
@@ -135,7 +127,7 @@ def test_hidden_files_and_folders_are_passed_over_and_other_files_are_named(buil
     shutil.copy(folder / "red" / "000.png", folder / "red" / "UPPER.PNG")
     (folder / "red" / "notes.txt").write_text("not an image")
     campaign, stage = build(pool={"path": str(folder), "format": "class_folders"})
-    ids = set(read_manifest(stage)["sample_id"].to_pylist())
+    ids = set(stage.manifest["sample_id"].to_pylist())
     assert len(ids) == 49
     assert "red/UPPER.PNG" in ids
     said = campaign.progress.stream.getvalue()
@@ -216,11 +208,11 @@ def test_ids_of_separate_test_and_val_sources_cannot_meet_the_pools(rows, image_
 # ---------------------------------------------------------------- splits, limit, label values
 
 
-def test_split_shares_are_as_asked_disjoint_and_drawn_by_seed(rows):
+def test_split_shares_are_as_asked_disjoint_and_drawn_by_split_seed(rows):
     manifest = rows(test_share=0.25, val_share=0.125)
     splits = [row["split"] for row in manifest.values()]
     assert [splits.count(name) for name in ("pool", "val", "test")] == [30, 6, 12]
-    again, other = rows(test_share=0.25, val_share=0.125), rows(test_share=0.25, val_share=0.125, seed=1)
+    again, other = rows(test_share=0.25, val_share=0.125), rows(test_share=0.25, val_share=0.125, split_seed=1)
     assert again == manifest
     assert {key: row["split"] for key, row in other.items()} != {key: row["split"] for key, row in manifest.items()}
 
@@ -246,15 +238,14 @@ def test_a_draw_hangs_on_the_id_and_not_on_order_or_neighbours(rows, tmp_path):
 
 
 def test_the_content_of_a_manifest_has_one_name_in_any_row_order(build, tmp_path):
-    from raykd.stages.pool import content, read_manifest
+    from raykd.stages.pool import content
 
-    table = read_manifest(build(pool=write_parquet(tmp_path / "p"))[1])
-    name = content(table, CLASSES)
-    assert content(table.take(np.random.default_rng(1).permutation(30)), CLASSES) == name
-    assert content(table, CLASSES[::-1]) != name
-    assert content(table.slice(1), CLASSES) != name
+    table = build(pool=write_parquet(tmp_path / "p"))[1].manifest
+    name = content(table)
+    assert content(table.take(np.random.default_rng(1).permutation(30))) == name
+    assert content(table.slice(1)) != name
     relabeled = table.set_column(3, "label", pa.array(["red"] * 30))
-    assert content(relabeled, CLASSES) != name
+    assert content(relabeled) != name
 
 
 def test_a_limit_takes_a_random_subset_of_the_pool_and_all_of_test_and_val(rows, tmp_path):
@@ -262,7 +253,9 @@ def test_a_limit_takes_a_random_subset_of_the_pool_and_all_of_test_and_val(rows,
     source["split_column"] = "part"
 
     def chosen(seed, limit):
-        manifest = rows("labels.start=none", pool={**source, "limit": limit}, test_share=0, val_share=0, seed=seed)
+        manifest = rows(
+            "labels.start=none", pool={**source, "limit": limit}, test_share=0, val_share=0, split_seed=seed
+        )
         splits = [row["split"] for row in manifest.values()]
         assert [splits.count("val"), splits.count("test")] == [4, 6]
         return {key for key, row in manifest.items() if row["split"] == "pool"}
@@ -276,8 +269,6 @@ def test_a_limit_takes_a_random_subset_of_the_pool_and_all_of_test_and_val(rows,
 
 
 def test_label_values_sorted_or_listed_map_the_datas_own_labels_to_classes(rows, build, image_folder):
-    from raykd.stages.pool import read_classes
-
     source = {"path": str(image_folder), "format": "class_folders"}
     names = ["sky", "leaf", "rose"]
     by_order = rows(pool={**source, "label_values": "sorted"}, classes=names)
@@ -285,16 +276,16 @@ def test_label_values_sorted_or_listed_map_the_datas_own_labels_to_classes(rows,
     assert by_order == by_list
     assert by_list["blue/000.png"]["label"] == "sky"
     assert by_list["red/000.png"]["label"] == "rose"
-    assert read_classes(build(pool={**source, "label_values": "sorted"}, classes=names)[1]) == names
+    assert list(build(pool={**source, "label_values": "sorted"}, classes=names)[1].classes) == names
 
 
-def test_the_facts_count_each_split_and_a_second_build_looks_at_nothing(build, settings, monkeypatch):
-    from raykd.stages import pool
-
-    campaign, stage = build()
-    assert [stage.facts[name] for name in ("pool", "val", "test")] == [28, 10, 10]
-    monkeypatch.setattr(pool, "list_source", None)
-    assert pool.build(campaign).facts == stage.facts
+def test_it_counts_each_split_and_says_what_the_labels_mean(build, image_folder):
+    source = {"path": str(image_folder), "format": "class_folders", "label_values": "sorted"}
+    campaign, pool = build(pool=source, classes=["sky", "leaf", "rose"])
+    assert pool.counts == {"pool": 28, "val": 10, "test": 10}
+    said = campaign.progress.stream.getvalue()
+    assert "labels: 'blue' = sky, 'green' = leaf, 'red' = rose" in said
+    assert "3 classes: sky, leaf, rose" in said
 
 
 # ---------------------------------------------------------------- bad input
@@ -421,22 +412,21 @@ def test_test_images_without_labels_are_refused(refused, image_folder):
 def test_a_budget_larger_than_the_pool_is_refused_counting_all_rounds(refused, build):
     """One label a class to start, then a budget for each later round: 3 + 2 * 13 = 29 of 28."""
     message = refused("rounds=3", "selection.budget=13")
-    assert "ask for 29 labels, the pool has 28 images" in message
+    assert "ask for 29 labels, and the pool has 28 images" in message
+    assert "lower selection.budget (to 12 or less) or rounds" in message
     build("rounds=6", "selection.budget=5")
     message = refused("rounds=3", "selection.budget=10", "labels.start=none")
     assert "ask for 30 labels" in message
 
 
-def test_a_campaign_that_goes_on_for_more_rounds_than_the_pool_has_is_refused_too(build):
-    """rounds may be raised later, when the pool stage is done already."""
-    import dataclasses
-
-    from raykd.stages import pool
+def test_a_campaign_that_goes_on_for_more_rounds_than_the_pool_has_is_refused_too(build, settings):
+    """rounds may be raised later, when the pool is listed already."""
+    from raykd.stages.pool import list_pool
 
     campaign, _ = build()
-    longer = dataclasses.replace(campaign, config=campaign.config.model_copy(update={"rounds": 30}))
-    with pytest.raises(ValueError, match="ask for 90 labels, the pool has 28 images"):
-        pool.build(longer)
+    longer = new_campaign({**settings, "storage_path": campaign.place.uri, "rounds": 30})
+    with pytest.raises(ValueError, match="ask for 90 labels, and the pool has 28 images"):
+        list_pool(longer)
 
 
 def test_a_simulated_oracle_without_labels_is_refused(refused, tmp_path):
@@ -461,17 +451,94 @@ def test_a_pool_of_which_most_cannot_be_read_is_refused_before_any_work(refused,
     assert "Error" in message
 
 
-def test_a_pool_that_fails_leaves_no_stage_and_can_be_mended(build, settings, tmp_path):
-    from raykd.stages import pool
+def test_a_pool_that_fails_leaves_no_part_and_can_be_mended(build, settings, tmp_path):
+    from raykd.stages.pool import list_pool
 
-    campaign, _ = build()
-    stage = campaign.stage("pool", {})
-    shutil.rmtree(stage.place.path)
+    campaign = new_campaign({**settings, "storage_path": str(tmp_path / "run")})
     shutil.move(settings["pool"]["path"], tmp_path / "away")
     try:
         with pytest.raises(ValueError, match="nothing at"):
-            pool.build(campaign)
-        assert not stage.place.exists()
+            list_pool(campaign)
+        assert not list((tmp_path / "run" / "pool").iterdir())
     finally:
         shutil.move(tmp_path / "away", settings["pool"]["path"])
-    assert pool.build(campaign).facts["pool"] == 28
+    assert list_pool(campaign).counts["pool"] == 28
+
+
+# ---------------------------------------------------------------- a pool that changes
+
+
+@pytest.fixture
+def again(settings, tmp_path, image_folder):
+    """Lists the pool of one campaign, whenever it is called; gives what was said besides."""
+    from raykd.stages.pool import list_pool
+
+    folder = Path(shutil.copytree(image_folder, tmp_path / "growing"))
+    source = {"path": str(folder), "format": "class_folders"}
+
+    def again(*overrides, **changes):
+        given = {**settings, "pool": {**source, **changes}, "storage_path": str(tmp_path / "run")}
+        campaign = new_campaign(given, *overrides)
+        return list_pool(campaign), campaign.progress.stream.getvalue()
+
+    return again, folder
+
+
+def test_new_images_are_a_part_of_their_own_all_of_it_pool_and_the_old_parts_stay(again):
+    listed, folder = again
+    first, _ = listed()
+    for number in range(20):
+        shutil.copy(folder / "red" / "000.png", folder / "red" / f"new_{number:02d}.png")
+    second, said = listed()
+    assert second.parts[0] == first.parts[0]
+    new = second.listed[1].to_pylist()
+    assert [row["sample_id"] for row in new] == [f"red/new_{number:02d}.png" for number in range(20)]
+    assert {(row["split"], row["label"]) for row in new} == {("pool", "red")}
+    assert second.counts == {"pool": 48, "val": 10, "test": 10}
+    assert f"20 new images in {folder}: one more part" in said
+    assert second.content != first.content
+    third, said = listed()
+    assert third.parts == second.parts
+    assert "new images" not in said
+
+
+def test_images_that_are_gone_or_others_now_are_said_and_nothing_of_the_manifest_changes(again):
+    listed, folder = again
+    first, _ = listed()
+    (folder / "red" / "000.png").unlink()
+    shutil.copy(folder / "blue" / "001.png", folder / "green" / "002.png")
+    Image.new("RGB", (99, 99)).save(folder / "green" / "002.png")
+    second, said = listed()
+    assert second.manifest.equals(first.manifest)
+    assert f"1 images are no longer in {folder}, such as 'red/000.png'" in said
+    assert "1 images are not what they were" in said
+    assert "'green/002.png'" in said
+
+
+def test_a_limited_pool_does_not_grow(again):
+    listed, folder = again
+    first, _ = listed(limit=20)
+    shutil.copy(folder / "red" / "000.png", folder / "red" / "new.png")
+    second, said = listed(limit=20)
+    assert second.parts == first.parts
+    assert "new images" not in said
+
+
+def test_a_new_image_of_no_known_class_is_refused_by_name(again):
+    listed, folder = again
+    listed()
+    (folder / "cyan").mkdir()
+    shutil.copy(folder / "red" / "000.png", folder / "cyan" / "000.png")
+    with pytest.raises(ValueError, match="'cyan'"):
+        listed()
+
+
+def test_classes_may_be_renamed_one_after_the_other_and_merged(again):
+    listed, _ = again
+    listed()
+    pool, _ = listed("labels.renamed={red: crimson}")
+    assert pool.classes == ("blue", "green", "crimson")
+    assert set(pool.manifest["label"].to_pylist()) == {"blue", "green", "crimson"}
+    pool, _ = listed("labels.renamed={red: crimson, crimson: warm, green: warm}")
+    assert pool.classes == ("blue", "warm")
+    assert set(pool.manifest["label"].to_pylist()) == {"blue", "warm"}

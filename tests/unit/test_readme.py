@@ -63,28 +63,84 @@ def test_the_tables_list_every_preset_and_strategy():
     assert set(re.findall(r"`(\w+)`", "".join(rows))) == set(STRATEGIES)
 
 
-def test_the_departures_say_of_the_presets_what_is_so():
-    said = " ".join(section("Departures from the papers").split())
-    assert "The teacher runs in fp32" in said
-    assert "uniform, with replacement, on ImageNet too" in said
-    assert "drawn by a key of seed and `sample_id`" in said
+def test_the_presets_of_the_papers_depart_from_them_as_the_departures_say():
+    said = section("Departures from the papers")
+    for field in ("`teacher.precision`", "`sample_id`", "`mixture.search`", "`imagenet`", "`badge`"):
+        assert field in said
     for name in ("caltech101", "imagenet"):
         given = presets.load_preset(name)
         assert given.teacher.precision == "fp32"
         assert given.labels.start == "one_per_class"
+        assert not given.mixture.search
     draws = BatchPlan(8, 8, 256, 8, (0, 0)).labeled(0)
-    assert np.bincount(draws, minlength=8).std() > 1  # in turn, it would be 0
+    assert np.bincount(draws, minlength=8).std() > 1  # with replacement: in turn, it would be 0
 
 
-def test_the_tree_and_the_data_flow_name_files_that_exist():
-    cut = section("How it is cut")
-    for path in re.findall(r"^([\w./]+)  ", cut, re.MULTILINE):
+def files_in(tree: str, root: Path) -> set[str]:
+    """The Python files that an annotated tree names, by their paths from the root.
+
+    A line begins with a file or with a folder; what follows a folder, there and on indented lines, is in it.
+    """
+    found, folder = set(), ""
+    for line in tree.splitlines():
+        if head := re.match(r"([\w./]+)", line):
+            folder = head[1] if head[1].endswith("/") else ""
+        elif head := re.match(r" +([\w./]+/)(?= |$)", line):  # a folder inside the one before
+            outer = next(outer for outer in (folder, *parents(folder)) if (root / outer / head[1]).is_dir())
+            folder = outer + head[1]
+        for name in re.findall(r"[\w/]+\.py\b", line):
+            places = [place for place in (folder + name, name) if (root / place).is_file()]
+            assert places, f"{name} is not in {folder or 'the root'}"
+            found.add(places[0])
+    return found
+
+
+def parents(folder: str) -> list[str]:
+    parts = folder.rstrip("/").split("/")
+    return ["/".join(parts[:count]) + "/" for count in range(len(parts) - 1, 0, -1)] + [""]
+
+
+def test_the_tree_lists_every_module_that_there_is():
+    (tree,) = [text for kind, text in BLOCKS if "raykd/" in text and not kind and "jobs/active_round.py " in text]
+    modules = [file for room in ("raykd", "jobs") for file in (ROOT / room).rglob("*.py") if file.name != "__init__.py"]
+    assert files_in(tree, ROOT) == {file.relative_to(ROOT).as_posix() for file in modules}
+    for path in re.findall(r"^([\w./]+)  ", tree, re.MULTILINE):
         assert (ROOT / path).exists(), path
-    for row in [line.split("|") for line in cut.splitlines() if line.startswith("| ")][1:]:
+
+
+def test_a_tree_is_read_as_it_is_meant(tmp_path):
+    for name in (
+        "jobs/a.py",
+        "raykd/b.py",
+        "raykd/algo/c.py",
+        "raykd/algo/d.py",
+        "raykd/algo/deep/e.py",
+        "raykd/store/f.py",
+    ):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    tree = """
+jobs/a.py      what it does
+raykd/         b.py the first
+  algo/        the mathematics: c.py,
+               d.py (d)
+    deep/      e.py
+  store/       f.py
+"""
+    everything = {file.relative_to(tmp_path).as_posix() for file in tmp_path.rglob("*.py")}
+    assert files_in(tree, tmp_path) == everything
+    assert files_in(tree.replace("d.py (d)", ""), tmp_path) == everything - {"raykd/algo/d.py"}
+    with pytest.raises(AssertionError, match=r"x\.py is not in raykd/algo/deep/"):
+        files_in(tree.replace("e.py", "x.py"), tmp_path)
+
+
+def test_the_table_of_steps_names_files_that_exist():
+    rows = [line.split("|") for line in section("How it is cut").splitlines() if line.startswith("| ")][1:]
+    algo = {file.stem for file in (ROOT / "raykd" / "algo").rglob("*.py")}
+    for row in rows:
         for name in re.findall(r"`([\w./]+\.py)`", row[2]):
             assert (ROOT / (name if "/" in name else f"raykd/stages/{name}")).is_file(), name
-        for name in re.findall(r"`(\w+)`", row[4]):
-            assert (ROOT / f"raykd/algo/{name}.py").is_file(), name
+        assert set(re.findall(r"`(\w+)`", row[4])) <= algo, row[1]
 
 
 def test_the_strategy_of_ones_own_works_as_it_stands(tmp_path, monkeypatch):

@@ -1,0 +1,514 @@
+"""Training a student: a function of data, targets, settings, and of what is to be done with what comes of it.
+
+Knows no Ray, no campaign and no config: a worker of Ray Train calls it, a trial of Ray Tune can, a simulation, a test.
+N images, the first L of them labeled and the other U not (when all are labeled: U = L, the same ones), C classes, D
+feature width.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol, TypedDict
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import torch
+from torch import nn
+
+from raykd.algo.batches import BatchPlan, learning_rate
+from raykd.algo.dho import Learner, Loss, StudentNet
+from raykd.algo.keyed import generator
+from raykd.errors import StorageError, UserError
+from raykd.images.reading import ImageReader, decode
+from raykd.models.preprocess import Preprocess
+from raykd.models.student import limited_threads, normalised
+from raykd.store.place import Place
+from raykd.store.tables import matrix
+
+LINES = 100  # about as many lines does a training write
+READ_ROWS = 8192  # of the teacher's table, at a time
+LEAST_F16 = float(np.finfo(np.float16).min)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingSettings:
+    """How to train. ``config.StudentConfig`` says what each means, in the same words.
+
+    Args:
+        key: What makes this training's draws its own: (seed, round).
+        batch_labeled, batch_unlabeled: Images a step, of all workers together.
+    """
+
+    steps: int
+    key: tuple[int, ...]
+    batch_labeled: int = 64
+    batch_unlabeled: int = 64
+    forward: Literal["separate", "stacked"] = "separate"
+    loss_ce_weight: float = 0.5
+    distill_temperature: float = 2.0
+    learning_rate: float = 1e-3
+    weight_decay: float = 1e-2
+    warmup: float = 0.1
+    schedule: Literal["linear", "cosine", "constant"] = "linear"
+    checkpoints: int = 4
+    loader_processes: int = 0
+
+
+class StepLine(TypedDict):
+    """What is noted of the steps since the line before; means over them, and over all workers."""
+
+    step: int  # how many are done
+    loss: float
+    ce: float | None  # None: no head learns from it
+    kl_labeled: float | None  # at the distillation temperature, without its square
+    kl_unlabeled: float | None
+    learning_rate: float  # of the last of them
+    images_per_s: float
+    data_wait_share: float  # share of the time that went by until the images were there, 0 to 1
+
+
+class Report(Protocol):
+    """What a training calls at each line, on every worker.
+
+    ``state`` is given where a checkpoint is due: it makes all that is needed to go on from here, as plain tensors and
+    numbers (``torch.save`` writes it, ``torch.load(weights_only=True)`` reads it).
+    """
+
+    def __call__(self, step: int, metrics: StepLine, state: Callable[[], dict[str, Any]] | None) -> None: ...
+
+
+# ---------------------------------------------------------------- data
+
+
+class TrainingData(Protocol):
+    """What is trained on. It is asked for (place of an image, seed of its augmentation), in worker processes too."""
+
+    start_method: str  # of these processes
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, item: tuple[int, int]) -> torch.Tensor: ...
+
+    def to_input(self, batch: torch.Tensor) -> torch.Tensor:
+        """Stacked items, on the device already, as the model takes them."""
+        ...
+
+
+class TrainingImages:
+    """Augmented pixels uint8 [H, W, 3] of each image.
+
+    Args:
+        ids, uris: Of the images, strings.
+        preprocess: Of the student.
+        crop_area, flip: See :meth:`raykd.models.preprocess.Preprocess.augmented`.
+    """
+
+    def __init__(
+        self,
+        ids: pa.ChunkedArray,
+        uris: pa.ChunkedArray,
+        preprocess: Preprocess,
+        crop_area: tuple[float, float],
+        flip: bool,
+    ) -> None:
+        self.ids, self.uris, self.preprocess = ids, uris, preprocess
+        self.crop_area, self.flip = crop_area, flip
+        self.reader = ImageReader()
+        # object store clients do not survive a fork
+        self.start_method = "spawn" if len(uris) and "://" in uris[0].as_py() else "fork"
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def __getitem__(self, item: tuple[int, int]) -> torch.Tensor:
+        place, seed = item
+        try:
+            image = decode(self.reader.read(self.uris[place].as_py()))
+        except StorageError:
+            raise
+        except OSError as error:
+            name = self.ids[place].as_py()
+            raise UserError(f"image {name!r} was readable and is no more: {error}") from error
+        return torch.from_numpy(np.array(self.preprocess.augmented(self.crop_area, self.flip)(image, seed)))
+
+    def to_input(self, batch: torch.Tensor) -> torch.Tensor:
+        return normalised(batch, self.preprocess)
+
+
+class TrainingFeatures:
+    """Features of a frozen backbone, for a model that begins behind it.
+
+    Args:
+        features_ND: float [N, D]; may be mapped from a file.
+    """
+
+    start_method = "fork"
+
+    def __init__(self, features_ND: np.ndarray) -> None:
+        self.features_ND = features_ND
+
+    def __len__(self) -> int:
+        return len(self.features_ND)
+
+    def __getitem__(self, item: tuple[int, int]) -> torch.Tensor:
+        return torch.from_numpy(np.array(self.features_ND[item[0]], np.float32))
+
+    def to_input(self, batch: torch.Tensor) -> torch.Tensor:
+        return batch
+
+
+class _Loadable(torch.utils.data.Dataset[Any]):
+    """Data as a DataLoader takes it. What a user can mend comes back as an item: raised in a worker process, it would
+    come with that process' traceback in its text."""
+
+    def __init__(self, data: TrainingData) -> None:
+        self.data = data
+
+    def __getitem__(self, item: tuple[int, int]) -> torch.Tensor | UserError:
+        try:
+            return self.data[item]
+        except UserError as error:
+            return error
+
+
+def _stacked(items: list[torch.Tensor | UserError]) -> torch.Tensor | UserError:
+    tensors: list[torch.Tensor] = []
+    for item in items:
+        if isinstance(item, UserError):
+            return item
+        tensors.append(item)
+    return torch.stack(tensors)
+
+
+# ---------------------------------------------------------------- targets
+
+
+@dataclass(frozen=True)
+class Targets:
+    """What is to be learned.
+
+    Args:
+        labels_L: int64 [L], class indices of the first L images.
+        teacher_NC: float [N, C], the teacher's logits of all images, as :func:`map_teacher` gives them.
+    """
+
+    labels_L: np.ndarray
+    teacher_NC: np.ndarray
+
+    def labels(self, places: np.ndarray) -> torch.Tensor:
+        return torch.from_numpy(self.labels_L[places].astype(np.int64))
+
+    def teacher(self, places: np.ndarray) -> torch.Tensor:
+        """float32 [n, C]"""
+        return torch.from_numpy(np.asarray(self.teacher_NC[places], np.float32))
+
+
+def map_teacher(uris: Sequence[str], ids: pa.ChunkedArray, num_classes: int, file: Any) -> np.memmap:
+    """The teacher's logits of some images in a mapped file, which all workers of a machine share.
+
+    In half precision (:func:`rounded`): 1.28 M images of 1,000 classes are 2.6 GB.
+
+    Args:
+        uris: Folders of Parquet files with sample_id and logits (and ``error``: rows that have one are left out).
+        ids: Of the images, all different.
+        num_classes: C.
+        file: Path, or open file, to write into; TMPDIR is the place for it.
+
+    Returns:
+        float16 [N, C], mapped, in the order of ``ids``. Memory: the ids, and one batch of rows.
+
+    Raises:
+        UserError: An image has no logits, or not of C finite numbers.
+    """
+    files = [
+        pq.ParquetFile(path, filesystem=Place.of(uri).fs, pre_buffer=not Place.of(uri).is_local)
+        for uri in uris
+        for path in Place.of(uri).parquet().files
+    ]
+    rows = pc.index_in(pa.chunked_array([_names(file) for file in files], pa.string()), value_set=ids)
+    if missing := len(ids) - len(pc.unique(rows.drop_null())):
+        first = next(i for i in range(len(ids)) if not pc.any(pc.equal(rows, i)).as_py())
+        raise UserError(f"{missing} images have no logits in the teacher table, first {ids[first].as_py()!r}")
+    rows_M = pc.fill_null(rows, -1).to_numpy()
+    teacher_NC = np.memmap(file, np.float16, "w+", shape=(len(ids), num_classes))
+    start = 0
+    for each in files:
+        for batch in each.iter_batches(READ_ROWS, columns=["logits"]):
+            logits = matrix(batch["logits"], "teacher logits")
+            if logits.shape[1] != num_classes:
+                raise UserError(f"a teacher table of {logits.shape[1]} classes; expected {num_classes}")
+            mine = rows_M[start : start + len(logits)]
+            logits, mine = logits[mine >= 0], mine[mine >= 0]
+            if not np.isfinite(logits).all():
+                odd = mine[~np.isfinite(logits).all(axis=1)][0]
+                raise UserError(f"the teacher's logits of {ids[odd].as_py()!r} are not finite")
+            teacher_NC[mine] = rounded(logits)
+            start += len(batch)
+    return teacher_NC
+
+
+def rounded(logits_NC: np.ndarray) -> np.ndarray:
+    """Logits in half precision, each row shifted so that its largest is 0.
+
+    That changes no softmax, and the finest steps of a float16 are then where they matter.
+
+    Returns:
+        float16 [N, C]. A probability is off by at most a 2,048th of itself times its logit's distance from the largest.
+    """
+    shifted_NC = logits_NC - logits_NC.max(axis=1, keepdims=True)
+    return np.maximum(shifted_NC, LEAST_F16).astype(np.float16)
+
+
+def _names(file: pq.ParquetFile) -> pa.Array:
+    """The ids of a table's rows; null for rows with an error."""
+    has_errors = "error" in file.schema_arrow.names
+    table = file.read(columns=["sample_id", "error"] if has_errors else ["sample_id"])
+    names = table["sample_id"].combine_chunks()
+    if has_errors:
+        names = pc.if_else(pc.is_null(table["error"].combine_chunks()), names, pa.scalar(None, names.type))
+    return names
+
+
+# ---------------------------------------------------------------- workers
+
+
+def _as_it_is(module: nn.Module) -> nn.Module:
+    return module
+
+
+@dataclass(frozen=True)
+class Worker:
+    """One of the workers that share a training; by default the only one.
+
+    Args:
+        rank, world: Which one, of how many. Several talk through ``torch.distributed``, which is set up by then.
+        device: Where it computes.
+        wrap: Makes the gradients of all workers the same (DistributedDataParallel); moves to ``device``, too.
+    """
+
+    rank: int = 0
+    world: int = 1
+    device: torch.device = torch.device("cpu")  # noqa: RUF009  (it is a value)
+    wrap: Callable[[nn.Module], nn.Module] = _as_it_is
+
+    def mean(self, values: torch.Tensor) -> list[float]:
+        """The mean over all workers of some numbers."""
+        if self.world > 1:
+            torch.distributed.all_reduce(values)
+        return (values / self.world).tolist()
+
+    def agree(self, error: UserError | None) -> None:
+        """Raise the error of any worker on all of them: one that went away alone would leave the others waiting."""
+        if self.world == 1:
+            if error is not None:
+                raise error
+            return
+        if not any(self.mean(torch.tensor([float(error is not None)], device=self.device))):
+            return
+        found: list[UserError | None] = [None] * self.world
+        torch.distributed.all_gather_object(found, error)
+        raise next(each for each in found if each is not None)
+
+
+@contextmanager
+def reproducible(num_threads: int, device: torch.device) -> Iterator[None]:
+    """Torch as a training needs it to give the same bits each time; as it was, afterwards, its random state too.
+
+    Args:
+        num_threads: Bits may hang on it.
+        device: Where the training computes.
+    """
+    before = torch.backends.cudnn.deterministic
+    torch.backends.cudnn.deterministic = True
+    devices = [torch.cuda.current_device()] if device.type == "cuda" else []
+    try:
+        with limited_threads(num_threads), torch.random.fork_rng(devices):
+            yield
+    finally:
+        torch.backends.cudnn.deterministic = before
+
+
+def seed_draws(seed: int, device: torch.device | None = None) -> None:
+    """Seed torch's draws on the CPU, and on ``device``.
+
+    Not ``torch.manual_seed``: for every kind of accelerator that is not in use it formats and keeps a stack trace, so
+    it is slower than cropping a small image, and its memory is never given back.
+    """
+    torch.default_generator.manual_seed(seed)
+    if device is not None and device.type == "cuda":
+        torch.cuda.manual_seed(seed)
+
+
+# ---------------------------------------------------------------- the training
+
+
+def train_student(
+    model: StudentNet,
+    data: TrainingData,
+    targets: Targets,
+    settings: TrainingSettings,
+    report: Report,
+    *,
+    resume: Mapping[str, Any] | None = None,
+    worker: Worker = Worker(),
+) -> list[StepLine]:
+    """Train a student, from the beginning or from the state of a checkpoint; the model is changed in place.
+
+    With one worker and one number of threads the bits are the same each time, however often it was stopped on the way.
+    Every worker calls it with the same arguments but ``worker``.
+
+    Args:
+        model: With the backbone's weights to start from. For :class:`TrainingFeatures` its backbone takes features.
+        data: N items; a kind of heads that looks at no teacher asks for the labeled ones alone.
+        targets: Of the same images.
+        settings: How.
+        report: Told of every line, and handed the state at checkpoints.
+        resume: A state that was handed over; trained on from there.
+        worker: Which share of each batch is this one's.
+
+    Returns:
+        Every line since the beginning, those before ``resume`` included.
+
+    Raises:
+        UserError: The loss is not finite (before the step that it would have spoiled), or an image can no longer be
+            read, or the storage fails (StorageError); on all workers alike.
+    """
+    steps, device = settings.steps, worker.device
+    learner = Learner(model, settings.forward == "stacked", settings.loss_ce_weight, settings.distill_temperature).to(
+        device
+    )
+    needs_teacher, wrapped = learner.needs_teacher, worker.wrap(learner)
+    optimizer = torch.optim.AdamW(wrapped.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay)
+    first, lines = 0, list[StepLine]()
+    if resume is not None:
+        model.load_state_dict(resume["model"])
+        optimizer.load_state_dict(resume["optimizer"])
+        first, lines = resume["step"], list(resume["lines"])
+
+    def state() -> dict[str, Any]:
+        return {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "step": step + 1, "lines": lines}
+
+    shares = _Shares(settings, len(targets.labels_L), len(data), needs_teacher, worker)
+    loaded = iter(shares.loader(data, range(first, steps)))
+    line_every, checkpoint_every = (max(1, math.ceil(steps / parts)) for parts in (LINES, settings.checkpoints))
+    record = _Record(settings.batch_labeled + (settings.batch_unlabeled if needs_teacher else 0))
+    learner.train()
+    for step in range(first, steps):
+        with record.waiting():
+            batch = next(loaded)
+        worker.agree(batch if isinstance(batch, UserError) else None)
+        labeled, unlabeled = shares.asked.popleft()
+        seed_draws(int(generator(*settings.key, "dropout", step, worker.rank).integers(2**63)), device)
+        rate = settings.learning_rate * learning_rate(step, steps, settings.warmup, settings.schedule)
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        loss = wrapped(
+            data.to_input(batch.to(device, non_blocking=True)),
+            targets.labels(labeled).to(device),
+            targets.teacher(labeled).to(device) if needs_teacher else None,
+            targets.teacher(unlabeled).to(device) if needs_teacher else None,
+        )
+        total = record.add(loss, worker)
+        if not math.isfinite(total):
+            raise UserError(
+                f"the training loss is {total} at step {step + 1} of {steps}, where the learning rate is {rate:g}; "
+                f"lower student.learning_rate ({settings.learning_rate:g}) and run again: a training that is not "
+                "complete begins anew with other settings"
+            )
+        optimizer.zero_grad(set_to_none=True)
+        loss.total.backward()
+        optimizer.step()
+        due = (step + 1) % checkpoint_every == 0 or step + 1 == steps
+        if due or (step + 1) % line_every == 0:
+            lines.append(record.line(step + 1, rate))
+            report(step + 1, lines[-1], state if due else None)
+    return lines
+
+
+class _Shares:
+    """A worker's share of every batch: every so many-th image of it, as many as there are workers."""
+
+    def __init__(
+        self, settings: TrainingSettings, num_labeled: int, num_images: int, needs_teacher: bool, worker: Worker
+    ) -> None:
+        self.settings, self.needs_teacher, self.worker = settings, needs_teacher, worker
+        self.first_unlabeled = num_labeled if num_images > num_labeled else 0
+        num_unlabeled = num_images - self.first_unlabeled
+        self.plan = BatchPlan(
+            num_labeled, num_unlabeled, settings.batch_labeled, settings.batch_unlabeled, settings.key
+        )
+        self.asked: deque[tuple[np.ndarray, np.ndarray]] = deque()  # places of the labeled and the other images
+
+    def loader(self, data: TrainingData, steps: range) -> Any:
+        """Batches in the order of the steps; of each, the places are in ``asked`` by the time that it comes."""
+        processes = self.settings.loader_processes
+        batches: Any = (self._items(step) for step in steps)
+        return torch.utils.data.DataLoader(
+            _Loadable(data),
+            batch_sampler=batches,
+            num_workers=processes,
+            multiprocessing_context=data.start_method if processes else None,
+            collate_fn=_stacked,
+            pin_memory=self.worker.device.type == "cuda",
+        )
+
+    def _items(self, step: int) -> list[tuple[int, int]]:
+        seeds_l, seeds_u = np.split(self.plan.augmentation_seeds(step), [self.settings.batch_labeled])
+        whole = [self.plan.labeled(step), self.plan.unlabeled(step) + self.first_unlabeled, seeds_l, seeds_u]
+        labeled, unlabeled, seeds_l, seeds_u = (part[self.worker.rank :: self.worker.world] for part in whole)
+        if not self.needs_teacher:
+            unlabeled, seeds_u = unlabeled[:0], seeds_u[:0]
+        self.asked.append((labeled, unlabeled))
+        places, seeds = np.concatenate([labeled, unlabeled]), np.concatenate([seeds_l, seeds_u])
+        return list(zip(places.tolist(), seeds.tolist(), strict=True))
+
+
+class _Record:
+    """What is noted of the steps since the last line.
+
+    Args:
+        num_images: Of a step, all workers together.
+    """
+
+    def __init__(self, num_images: int) -> None:
+        self.num_images, self.started, self.waited_s = num_images, time.perf_counter(), 0.0
+        self.seen: list[list[float]] = []
+        self.names: list[str] = []
+
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        asked = time.perf_counter()
+        yield
+        self.waited_s += time.perf_counter() - asked
+
+    def add(self, loss: Loss, worker: Worker) -> float:
+        """Note a step's loss; the total over all workers."""
+        parts = {name: part.detach() for name, part in loss._asdict().items() if part is not None}
+        self.names = list(parts)
+        self.seen.append(worker.mean(torch.stack(list(parts.values()))))
+        return self.seen[-1][0]
+
+    def line(self, step: int, rate: float) -> StepLine:
+        """The line, and a new beginning."""
+        means: dict[str, float] = dict(zip(self.names, np.mean(self.seen, axis=0).tolist(), strict=True))
+        now = time.perf_counter()
+        seconds = max(now - self.started, 1e-9)
+        line: StepLine = {
+            "step": step,
+            "loss": means["total"],
+            "ce": means.get("ce"),
+            "kl_labeled": means.get("kl_labeled"),
+            "kl_unlabeled": means.get("kl_unlabeled"),
+            "learning_rate": rate,
+            "images_per_s": round(len(self.seen) * self.num_images / seconds, 1),
+            "data_wait_share": round(self.waited_s / seconds, 3),
+        }
+        self.seen, self.started, self.waited_s = [], now, 0.0
+        return line

@@ -1,0 +1,41 @@
+"""How many labels the rounds to come will ask for, and whether there are as many images."""
+
+from __future__ import annotations
+
+from raykd.errors import UserError
+from raykd.stages.campaign import Campaign
+from raykd.store.outputs import Pool
+from raykd.store.stage_folder import read_done
+
+
+def budget_of(campaign: Campaign, pool: Pool) -> int:
+    """Picks a round."""
+    return campaign.config.selection.budget or len(pool.classes)
+
+
+def check_budgets(campaign: Campaign, pool: Pool, num_images: int) -> None:
+    """Whether the pool has as many images as the rounds to come will ask for: before people label.
+
+    Args:
+        num_images: Of the pool, as far as is known: listed, or readable.
+
+    Raises:
+        UserError: It has not; says how many rounds or labels would do.
+    """
+    config, budget = campaign.config, budget_of(campaign, pool)
+    first = campaign.num_done
+    num_rounds = sum(number > 0 or config.labels.start == "none" for number in range(first, config.rounds))
+    start = len(pool.classes) if config.labels.start == "one_per_class" and not first else 0
+    left = num_images - num_answered(campaign)
+    if num_rounds * budget + start > left:
+        raise UserError(
+            f"rounds {first} to {config.rounds - 1} with a budget of {budget} ask for {num_rounds * budget + start} labels, "
+            f"and the pool has {left} images that can be read and have none; lower selection.budget (to "
+            f"{max(0, left - start) // max(1, num_rounds)} or less) or rounds"
+        )
+
+
+def num_answered(campaign: Campaign) -> int:
+    """Images that have an answer after the rounds that are done."""
+    done = read_done(campaign.round_place(campaign.num_done - 1) / "label") if campaign.num_done else None
+    return int(done.facts["num_answered"]) if done else 0

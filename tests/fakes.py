@@ -1,0 +1,145 @@
+"""What tests put in place of the world: an object store, a tiny pool, a tiny teacher. The one module of fakes.
+
+Nothing heavy is imported before it is used, so that what tests plain Python stays quick.
+"""
+
+import io
+import json
+from pathlib import Path
+
+import numpy as np
+import pyarrow.fs as pafs
+import pytest
+from PIL import Image
+
+from raykd.store.place import Place
+
+CLASSES = ["red", "green", "blue"]
+
+
+def object_store(patch: pytest.MonkeyPatch, bucket: str = "mock://bucket", files: Path | None = None) -> Place:
+    """A bucket that is not local: nothing in it can be renamed, and no place with its scheme leaves this process.
+
+    Unlike a real one it wants folders to be made (``fs.create_dir``) before files are put into them.
+
+    Args:
+        patch: Undoes it.
+        bucket: ``scheme://name``; every place with this scheme is on the same store. Options such as ``?region=`` are
+            passed over.
+        files: A folder that holds the objects as files; None: they are in memory.
+    """
+    scheme, name = bucket.split("://")
+    store = pafs._MockFileSystem() if files is None else pafs.SubTreeFileSystem(str(files), pafs.LocalFileSystem())
+    resolved = Place._resolved.func  # the one place that knows how a place finds its filesystem
+
+    def resolve(place: Place) -> tuple[pafs.FileSystem, str]:
+        if place.uri.startswith(f"{scheme}://"):
+            return store, place.uri.removeprefix(f"{scheme}://").partition("?")[0]
+        return resolved(place)
+
+    patch.setattr(Place, "_resolved", property(resolve))
+    store.create_dir(name, recursive=True)
+    return Place(bucket)
+
+
+def write_images(folder: Path, per_class: int, seed: int = 0, size: int = 24) -> Path:
+    """A folder per class of noisy one-colour PNGs: easy to tell apart, all different."""
+    rng = np.random.default_rng(seed)
+    for c, name in enumerate(CLASSES):
+        (folder / name).mkdir(parents=True, exist_ok=True)
+        for i in range(per_class):
+            pixels = rng.integers(0, 120, (size, size, 3), dtype=np.uint8)
+            pixels[..., c] += rng.integers(60, 130, dtype=np.uint8)
+            Image.fromarray(pixels).save(folder / name / f"{i:03d}.png")
+    return folder
+
+
+def write_teacher(folder: Path) -> Path:
+    """An open_clip model with random weights, in open_clip's own layout (``local-dir:``)."""
+    import open_clip
+    import safetensors.torch
+    import torch
+
+    model = {
+        "embed_dim": 16,
+        "vision_cfg": {"image_size": 24, "patch_size": 8, "width": 32, "layers": 1, "head_width": 16},
+        "text_cfg": {"context_length": 12, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1},
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    torch.manual_seed(0)
+    state = open_clip.CLIP(**model).state_dict()
+    safetensors.torch.save_file(state, folder / "open_clip_model.safetensors")
+    preprocess = {
+        "mean": [0.5, 0.4, 0.3],
+        "std": [0.2, 0.25, 0.3],
+        "interpolation": "bicubic",
+        "resize_mode": "shortest",
+    }
+    (folder / "open_clip_config.json").write_text(json.dumps({"model_cfg": model, "preprocess_cfg": preprocess}))
+    return folder
+
+
+def tiny_campaign(storage: Path, pool: Path, teacher: Path) -> dict:
+    """The settings of a campaign: 3 classes, 2 rounds, everything that takes time as small as it goes."""
+    return {
+        "storage_path": str(storage),
+        "rounds": 2,
+        "pool": {"path": str(pool), "format": "class_folders"},
+        "test_share": 0.2,
+        "val_share": 0.2,
+        "teacher": {"model": f"local-dir:{teacher}", "batch_size": 16},
+        "student": {
+            "backbone": "test_vit", "pretrained": False, "image_size": 32, "steps": 6, "batch_labeled": 4,
+            "batch_unlabeled": 8, "flip": False, "checkpoints": 3, "predict_batch_size": 32,
+        },
+        "selection": {"strategy": "pcoreset", "budget": 3, "shards": 2, "num_cpus": 0.1},
+        "labels": {"oracle": "simulated", "start": "one_per_class"},
+        "progress": "none",
+    }  # fmt: skip
+
+
+def new_campaign(settings: dict, *overrides: str):
+    """A campaign in this process, on the session's Ray; what it says is in ``campaign.progress.stream``."""
+    from raykd.config import load
+    from raykd.stages.campaign import Campaign, note_config
+    from raykd.stages.progress import Progress
+    from raykd.stages.session import Session
+    from raykd.store.place import Place
+
+    config = load(settings, overrides)
+    campaign = Campaign(config, Place.of(config.storage_path), Progress("lines", io.StringIO()), Session())
+    note_config(campaign, [])
+    return campaign
+
+
+def tiny_student(classes: list[str]):
+    """A student with random weights, of 32-pixel images."""
+    import torch
+
+    from raykd.algo.dho import StudentNet
+    from raykd.models.preprocess import Preprocess
+    from raykd.models.student import Student, make_backbone
+
+    torch.manual_seed(0)
+    net = StudentNet(*make_backbone("test_resnet"), len(classes))
+    return Student(net, "test_resnet", classes, Preprocess(32, (0.5,) * 3, (0.5,) * 3))
+
+
+def write_siglip(folder: Path) -> tuple[Path, Path]:
+    """A model config file and a checkpoint file of a SigLIP-like model: separate text tower, sigmoid bias."""
+    import open_clip
+    import safetensors.torch
+    import torch
+
+    model = {
+        "embed_dim": 16,
+        "init_logit_bias": -10,
+        "vision_cfg": {"image_size": 24, "patch_size": 8, "width": 32, "layers": 1, "head_width": 16},
+        "text_cfg": {"context_length": 12, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1},
+    }
+    torch.manual_seed(1)
+    state = open_clip.model.CustomTextCLIP(**model).state_dict()
+    state["logit_bias"] -= 2.5
+    safetensors.torch.save_file(state, folder / "weights.safetensors")
+    (folder / "tiny-sigmoid.json").write_text(json.dumps(model | {"custom_text": True}))
+    return folder / "tiny-sigmoid.json", folder / "weights.safetensors"
