@@ -4,8 +4,8 @@
 
 *Work* is what a plain loop in one process takes for the same arithmetic, measured here, after its imports: reading,
 cropping and encoding every image, predicting; and the training's steps, by their own record. What a stage takes beyond
-that is process start, imports, and the bookkeeping of Ray and of files. ``--against``: the same demo by another checkout
-of raykd, in turns with this one. A table, then one JSON line.
+that is process start, imports, and the bookkeeping of Ray and of files. ``--against``: the same demo by another
+checkout of raykd, in turns with this one. A table, then one JSON line.
 """
 
 from __future__ import annotations

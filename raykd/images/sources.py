@@ -572,8 +572,8 @@ def check_label_names(rows: pa.Table, classes: Iterable[str]) -> None:
     if unknown := in_order(set(rows["label"].drop_null().unique().to_pylist()) - set(known)):
         raise UserError(
             f"{len(unknown)} labels in the data are not in classes, such as {unknown[0]!r}; "
-            f"{did_you_mean(unknown[0], known)} (labels.renamed says what an old class is called now, label_values what "
-            "the data's own values mean)"
+            f"{did_you_mean(unknown[0], known)} (labels.renamed says what an old class is called now, label_values "
+            "what the data's own values mean)"
         )
 
 

@@ -1,0 +1,329 @@
+"""Transforms give the pixels of torchvision and open_clip, import neither, and cost what they keep."""
+
+import io
+import math
+import pickle
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from raykd.images import transforms
+from raykd.images.transforms import MOST_DISCARDED, CenterCrop, ClipPreprocess, RandomCrop, thumbnail
+
+FILTERS = ("bilinear", "bicubic")
+SIDES = st.integers(1, 90)
+
+
+def noise(width, height, seed=0):
+    """The hardest picture there is: every filter weight shows in it."""
+    return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8))
+
+
+def pixels(image):
+    assert image.mode == "RGB"
+    return np.asarray(image).astype(int)
+
+
+def assert_same(got, expected):
+    assert got.size == expected.size
+    np.testing.assert_array_equal(pixels(got), pixels(expected))
+
+
+def assert_near(got, expected, levels):
+    assert got.size == expected.size
+    assert np.abs(pixels(got) - pixels(expected)).max() <= levels
+
+
+# ---------------------------------------------------------------- centre crops
+
+
+def torchvision_center(size, interpolation):
+    from torchvision import transforms as T
+
+    mode = T.InterpolationMode(interpolation)
+    return T.Compose([T.Resize(size, mode), T.CenterCrop(size)])
+
+
+@settings(deadline=None, max_examples=300)
+@given(width=SIDES, height=SIDES, size=st.integers(1, 60), interpolation=st.sampled_from(FILTERS), seed=st.integers(0))
+def test_a_centre_crop_has_torchvisions_pixels(width, height, size, interpolation, seed):
+    image = noise(width, height, seed % 2**32)
+    got = CenterCrop(size, interpolation)(image)
+    expected = torchvision_center(size, interpolation)(image)
+    if max(width, height) <= MOST_DISCARDED * min(width, height):
+        assert_same(got, expected)
+    elif interpolation == "bilinear":
+        assert_near(got, expected, levels=1)
+
+
+@pytest.mark.parametrize(("width", "height"), [(500, 375), (333, 500), (224, 224), (16, 256), (1024, 64), (37, 591)])
+@pytest.mark.parametrize("interpolation", FILTERS)
+def test_a_centre_crop_has_torchvisions_pixels_at_sizes_of_the_world(width, height, interpolation):
+    image = noise(width, height)
+    assert_same(CenterCrop(224, interpolation)(image), torchvision_center(224, interpolation)(image))
+
+
+@settings(deadline=None, max_examples=200)
+@given(
+    short=st.integers(1, 6),
+    aspect=st.integers(MOST_DISCARDED + 1, 300),
+    size=st.integers(1, 40),
+    interpolation=st.sampled_from(FILTERS),
+    tall=st.booleans(),
+    seed=st.integers(0, 2**32 - 1),
+)
+def test_the_middle_of_a_very_long_image_is_nearly_torchvisions(short, aspect, size, interpolation, tall, seed):
+    sides = (short, short * aspect) if tall else (short * aspect, short)
+    smooth = noise(6, 6, seed).resize(sides, Image.Resampling.BICUBIC)
+    for image, levels in ((smooth, 3), (noise(*sides, seed), 1 if interpolation == "bilinear" else 40)):
+        got, expected = CenterCrop(size, interpolation)(image), torchvision_center(size, interpolation)(image)
+        assert_near(got, expected, levels)
+
+
+@pytest.mark.parametrize("sides", [(1, 1500), (1500, 1), (2, 60_000), (60_000, 2)])
+def test_a_line_of_pixels_is_never_enlarged_as_a_whole(sides, monkeypatch):
+    """1 x 1,500 pixels at 224 would be 224 x 336,000, 300 MB."""
+    asked = []
+    resize = Image.Image.resize
+    monkeypatch.setattr(
+        Image.Image, "resize", lambda self, size, *rest: asked.append(size) or resize(self, size, *rest)
+    )
+    clip = {"size": 224, "resize_mode": "shortest"}
+    for transform in (CenterCrop(224), ClipPreprocess(clip), ClipPreprocess({**clip, "size": (224, 112)})):
+        assert transform(noise(*sides)).size[1] == 224
+    assert max(map(math.prod, asked)) <= MOST_DISCARDED * 224 * 224
+
+
+# ---------------------------------------------------------------- open_clip
+
+
+def open_clip_pixels(config):
+    from open_clip.transform import PreprocessCfg, image_transform_v2
+    from torchvision.transforms import Compose
+
+    return Compose(image_transform_v2(PreprocessCfg(**config), is_train=False).transforms[:-2])
+
+
+@settings(deadline=None, max_examples=400)
+@given(
+    width=SIDES,
+    height=SIDES,
+    size=st.one_of(st.integers(1, 50), st.tuples(st.integers(1, 50), st.integers(1, 50))),
+    resize_mode=st.sampled_from(["shortest", "longest", "squash"]),
+    interpolation=st.sampled_from([*FILTERS, "random"]),
+    fill_color=st.one_of(st.integers(0, 255), st.tuples(*[st.integers(0, 255)] * 3)),
+    seed=st.integers(0, 2**32 - 1),
+)
+def test_clip_preprocessing_has_open_clips_pixels(width, height, size, resize_mode, interpolation, fill_color, seed):
+    config = {"size": size, "resize_mode": resize_mode, "interpolation": interpolation, "fill_color": fill_color}
+    transform, image = ClipPreprocess(config), noise(width, height, seed)
+    got = transform(image)
+    assert got.size == transform.size[::-1]
+    assert transform.size == ((size, size) if isinstance(size, int) else size)
+    thin = resize_mode == "longest" and min(got.height * width // height, got.width * height // width) < 1
+    if thin:  # a side of less than half a pixel: open_clip fails on some of them
+        return
+    expected = open_clip_pixels(config)(image)
+    if resize_mode != "shortest" or discarded(image, transform.size) <= MOST_DISCARDED:
+        assert_same(got, expected)
+    else:
+        assert_near(got, expected, levels=40)
+
+
+def discarded(image, size):
+    """How often the crop fits into the resized image, a little too large."""
+    ratio = min(image.height / size[0], image.width / size[1])
+    return (image.height / ratio + 1) * (image.width / ratio + 1) / math.prod(size)
+
+
+@pytest.mark.parametrize("resize_mode", ["shortest", "longest", "squash"])
+@pytest.mark.parametrize("size", [224, (224, 224), [256, 128]])
+@pytest.mark.parametrize("sides", [(500, 375), (375, 500), (224, 224), (100, 30)])
+def test_clip_preprocessing_has_open_clips_pixels_at_sizes_of_the_world(resize_mode, size, sides):
+    config = {"size": size, "mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5), "mode": "RGB"}
+    config |= {"interpolation": "bicubic", "resize_mode": resize_mode, "fill_color": 127}
+    image = noise(*sides)
+    assert_same(ClipPreprocess(config)(image), open_clip_pixels(config)(image))
+
+
+def test_what_a_config_leaves_out_is_as_open_clip_has_it():
+    image = noise(60, 40)
+    assert_same(ClipPreprocess({"size": 20})(image), open_clip_pixels({"size": 20})(image))
+    nothing = {"size": 20, "interpolation": None, "resize_mode": None}
+    assert_same(ClipPreprocess(nothing)(image), open_clip_pixels(nothing)(image))
+
+
+def test_a_side_that_would_vanish_keeps_one_pixel():
+    got = pixels(ClipPreprocess({"size": 8, "resize_mode": "longest", "fill_color": 9})(Image.new("RGB", (1, 1500))))
+    assert [row.tolist() for row in got[..., 0]] == [[9, 9, 9, 0, 9, 9, 9, 9]] * 8
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda: ClipPreprocess({"mean": 0}), "preprocess_cfg has no size; it has mean"),
+        (
+            lambda: ClipPreprocess({"size": 8, "resize_mode": "squish"}),
+            "unknown resize_mode 'squish'; did you mean 'sq",
+        ),
+        (lambda: ClipPreprocess({"size": 8, "interpolation": "nearest"}), "unknown interpolation 'nearest'"),
+        (lambda: CenterCrop(8, "lanczos"), "unknown interpolation 'lanczos'; known: bicubic, bilinear"),
+        (lambda: RandomCrop(8, (0.5, 1), True, "bilinaer"), "did you mean 'bilinear'?"),
+    ],
+)
+def test_an_unknown_word_is_refused_before_any_image(make, words):
+    with pytest.raises(ValueError) as caught:  # noqa: PT011  (the words are looked at)
+        make()
+    assert words in str(caught.value)
+
+
+# ---------------------------------------------------------------- random crops
+
+
+@settings(deadline=None, max_examples=200)
+@given(
+    width=SIDES,
+    height=SIDES,
+    size=st.integers(1, 40),
+    interpolation=st.sampled_from(FILTERS),
+    flip=st.booleans(),
+    seed=st.integers(0, 2**64 - 1),
+)
+def test_a_random_crop_has_torchvisions_pixels_for_its_box(width, height, size, interpolation, flip, seed):
+    from torchvision.transforms import InterpolationMode, functional
+
+    image = noise(width, height)
+    crop = RandomCrop(size, (0.08, 1.0), flip, interpolation)
+    (left, top, right, bottom), flipped = crop.draw(width, height, seed)
+    assert 0 <= left < right <= width
+    assert 0 <= top < bottom <= height
+    box = top, left, bottom - top, right - left
+    expected = functional.resized_crop(image, *box, [size, size], InterpolationMode(interpolation))
+    assert_same(crop(image, seed), functional.hflip(expected) if flipped else expected)
+
+
+def drawn(width, height, area, count=4000):
+    """Boxes by us and by torchvision: left, top, width, height, [count, 4] each."""
+    import torch
+    from torchvision.transforms import RandomResizedCrop
+
+    crop = RandomCrop(8, area, flip=True)
+    ours = np.array([crop.draw(width, height, seed)[0] for seed in range(count)])
+    ours[:, 2:] -= ours[:, :2]
+    torch.manual_seed(0)
+    image = Image.new("L", (width, height))
+    theirs = [RandomResizedCrop.get_params(image, list(area), [3 / 4, 4 / 3]) for _ in range(count)]
+    return ours, np.array(theirs)[:, [1, 0, 3, 2]]
+
+
+@pytest.mark.parametrize("area", [(0.08, 1.0), (0.5, 1.0), (0.3, 0.3)])
+@pytest.mark.parametrize("sides", [(500, 375), (300, 300), (100, 260), (90, 900)])
+def test_random_crops_are_distributed_as_torchvisions(area, sides):
+    """Two-sample Kolmogorov-Smirnov of position, size, area and aspect. The seeds are fixed, so it passes or fails."""
+    from scipy.stats import ks_2samp
+
+    ours, theirs = drawn(*sides, area)
+    for measure in (
+        lambda box: box[:, 0], lambda box: box[:, 1], lambda box: box[:, 2], lambda box: box[:, 3],
+        lambda box: box[:, 2] * box[:, 3], lambda box: box[:, 2] / box[:, 3], lambda box: box[:, 0] + box[:, 2],
+    ):  # fmt: skip
+        assert ks_2samp(measure(ours), measure(theirs)).pvalue > 1e-4
+
+
+def test_the_test_of_distributions_would_notice_another_area():
+    from scipy.stats import ks_2samp
+
+    ours, _ = drawn(500, 375, (0.5, 1.0))
+    _, theirs = drawn(500, 375, (0.45, 1.0))
+    assert ks_2samp(np.prod(ours[:, 2:], axis=1), np.prod(theirs[:, 2:], axis=1)).pvalue < 1e-4
+
+
+@settings(deadline=None, max_examples=200)
+@given(width=st.integers(1, 300), height=st.integers(1, 300))
+def test_where_no_attempt_fits_the_middle_is_taken_as_in_torchvision(width, height):
+    from torchvision.transforms import RandomResizedCrop
+
+    impossible = (9.0, 9.0)  # nine times the image
+    (left, top, right, bottom), _ = RandomCrop(8, impossible, flip=False).draw(width, height, 0)
+    expected = RandomResizedCrop.get_params(Image.new("L", (width, height)), list(impossible), [3 / 4, 4 / 3])
+    assert (top, left, bottom - top, right - left) == expected
+
+
+def test_a_crop_hangs_on_its_seed_alone_and_flipping_leaves_it():
+    plain, flipping = RandomCrop(8, (0.3, 1.0), flip=False), RandomCrop(8, (0.3, 1.0), flip=True)
+    boxes = [plain.draw(60, 50, seed) for seed in range(400)]
+    assert boxes == [plain.draw(60, 50, seed) for seed in range(400)]
+    assert len(set(boxes)) > 350
+    assert [box for box, _ in boxes] == [flipping.draw(60, 50, seed)[0] for seed in range(400)]
+    assert not any(flipped for _, flipped in boxes)
+    assert 150 < sum(flipping.draw(60, 50, seed)[1] for seed in range(400)) < 250
+
+
+# ---------------------------------------------------------------- thumbnails
+
+
+@pytest.mark.parametrize(("sides", "expected"), [((400, 300), (96, 72)), ((300, 400), (72, 96)), ((97, 1), (96, 1))])
+def test_a_thumbnail_is_a_small_jpeg_of_the_same_shape(sides, expected):
+    image = Image.linear_gradient("L").resize(sides).convert("RGB")
+    before = image.tobytes()
+    small = Image.open(io.BytesIO(thumbnail(image, 96)))
+    assert (small.format, small.size) == ("JPEG", expected)
+    assert image.size == sides
+    assert image.tobytes() == before
+
+
+def test_an_image_that_is_small_already_stays_as_it_is():
+    image = noise(20, 96)
+    small = Image.open(io.BytesIO(thumbnail(image, 96)))
+    assert small.format == "PNG"
+    assert_same(small.convert("RGB"), image)
+
+
+def test_a_thumbnail_looks_like_the_image():
+    image = noise(8, 8).resize((800, 640), Image.Resampling.BICUBIC)
+    small = Image.open(io.BytesIO(thumbnail(image, 100))).convert("RGB")
+    assert np.abs(pixels(small) - pixels(image.resize((100, 80), Image.Resampling.BOX))).mean() < 6
+
+
+# ---------------------------------------------------------------- where they run
+
+EVERY = [
+    (CenterCrop(8, "bicubic"), ()),
+    (ClipPreprocess({"size": 8, "resize_mode": "longest"}), ()),
+    (RandomCrop(8, (0.5, 1.0), True), (3,)),
+    (transforms.thumbnail, (8,)),
+]
+
+
+@pytest.mark.parametrize(("transform", "more"), EVERY)
+def test_transforms_pickle_small_and_do_the_same_afterwards(transform, more):
+    data = pickle.dumps(transform)
+    assert len(data) < 500
+    again, image = pickle.loads(data), noise(30, 20)
+    assert again == transform
+    assert again(image, *more) == transform(image, *more)
+
+
+def test_a_reading_process_loads_neither_torch_nor_ray(tmp_path):
+    (tmp_path / "transforms").write_bytes(pickle.dumps(EVERY))
+    program = f"""
+import pathlib, pkgutil, importlib, pickle, sys
+import raykd.images
+names = [found.name for found in pkgutil.iter_modules(raykd.images.__path__)]
+assert {{"reading", "sources", "transforms"}} <= set(names), names
+for name in names:
+    importlib.import_module("raykd.images." + name)
+from PIL import Image
+for transform, more in pickle.loads(pathlib.Path({str(tmp_path / "transforms")!r}).read_bytes()):
+    transform(Image.new("RGB", (30, 20)), *more)
+heavy = ["torch", "torchvision", "timm", "open_clip", "ray", "scipy", "pydantic"]
+print([name for name in heavy if name in sys.modules])
+"""
+    run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stderr
+    assert run.stdout.strip() == "[]"
