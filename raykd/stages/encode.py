@@ -41,10 +41,8 @@ def encode(campaign: Campaign, pool: Pool) -> Encoded:
         made_from={"model": model.fingerprint, "precision": config.precision},
     )  # fmt: skip
 
-    def description() -> Model:
-        arguments = {"folder": model.place, "config": config}
-        gpus = config.num_gpus
-        return Model(Encoder, arguments, ENCODED, config.batch_size, config.replicas, config.num_cpus, gpus)
+    arguments = {"folder": model.place, "config": config}
+    encoder = Model(Encoder, arguments, ENCODED, config.batch_size, config.replicas, config.num_cpus, config.num_gpus)
 
     def check(bad: pa.Table) -> None:
         check_splits("encode", pool.manifest, bad, campaign.config.max_bad_share)
@@ -55,7 +53,7 @@ def encode(campaign: Campaign, pool: Pool) -> Encoded:
     if missing := num_missing(parts):
         campaign.session.ensure()
     with campaign.progress.stage("encode", missing, "images", here=here) as ticker:
-        done = map_parts(parts, fetch, description, ticker, here=here, check=check)
+        done = map_parts(parts, fetch, encoder, ticker, here=here, check=check)
     encoded = Encoded(tuple(done), model.fingerprint, model.place)
     check_share(campaign, encoded)
     if campaign.num_done < campaign.config.rounds:

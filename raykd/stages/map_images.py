@@ -133,7 +133,7 @@ def num_missing(parts: Sequence[tuple[StageFolder, pa.Table]]) -> int:
 def map_parts(
     parts: Sequence[tuple[StageFolder, pa.Table]],
     fetch: Fetch,
-    model: Callable[[], Model],
+    model: Model,
     ticker: Ticker,
     *,
     here: bool,
@@ -148,7 +148,7 @@ def map_parts(
     Args:
         parts: Folder and rows of each (see :func:`cut`).
         fetch: Reads them.
-        model: Makes the model's description; called when there is something to do.
+        model: What they go through.
         ticker: Told of rows done.
         here: Run the model in this process instead of actors; then there is one.
         check: Given the quarantined rows of this call, raises when they are too many.
@@ -161,7 +161,6 @@ def map_parts(
     missing = [number for number, found in enumerate(done) if found is None]
     if not missing:
         return [found for found in done if found]
-    description = model()
     writings: dict[int, Writing] = {}
     left: Counter[int] = Counter({number: parts[number][1].num_rows for number in missing})
     bad: list[pa.Table] = []
@@ -172,7 +171,7 @@ def map_parts(
             writings[number] = parts[number][0].begin()
         places = {number: out.place for number, out in writings.items()}
         runs = {number: parts[number][1] for number in missing}
-        for number, count, file in run(runs, places, fetch, description, ticker, here):
+        for number, count, file in run(runs, places, fetch, model, ticker, here):
             left[number] -= count
             files[number].add(file)
             if left[number] > 0:

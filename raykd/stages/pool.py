@@ -46,7 +46,7 @@ def list_pool(campaign: Campaign) -> Pool:
         parts = [first_part(campaign)]
     elif campaign.num_done < config.rounds:  # a finished campaign is only looked at
         parts += grown_part(campaign, parts)
-    found = (parts[0].place / CLASSES_FILE).read_json()
+    found = (parts[0].place / CLASSES_FILE).read_json()["found"]
     renamed = resolve_renamed(config.labels.renamed)
     classes = renamed_classes(class_names(config.classes, found), renamed)
     pool = Pool(tuple(parts), tuple(classes), renamed)
@@ -83,7 +83,8 @@ def first_part(campaign: Campaign) -> Done:
         check_label_names(table.set_column(MANIFEST.get_field_index("label"), "label", labels), classes)
         check_readable(table, config.split_seed)
         write_part(out, table)
-        (out.place / CLASSES_FILE).write_json(found)
+        # "given" is what label_values stand for in this campaign, whatever classes there are later
+        (out.place / CLASSES_FILE).write_json({"found": found, "given": names_given(config)})
     return complete(folder)
 
 
@@ -91,7 +92,8 @@ def grown_part(campaign: Campaign, parts: list[Done]) -> list[Done]:
     """What has come into the pool since it was listed, as one more part; and a line about what has gone or changed."""
     config = campaign.config
     before = pa.concat_tables([(part.place / MANIFEST_FILE).read_table() for part in parts])
-    listing = list_source(materialise(config.pool), "pool", names_given(config), campaign.say)
+    given = (parts[0].place / CLASSES_FILE).read_json()["given"]
+    listing = list_source(materialise(config.pool), "pool", given, campaign.say)
     now = listing.rows
     change = grown(before, now)
     if lost := change.gone.filter(pc.invert(pc.match_substring_regex(change.gone["sample_id"], "^(test|val)/"))):

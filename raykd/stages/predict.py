@@ -37,12 +37,9 @@ def predict(campaign: Campaign, number: int, pool: Pool, encoded: Encoded, train
         parts = [(folder, run) for folder, run in parts if folder.done()]
     preprocess = read_preprocess(trained.place)
 
-    def description() -> Model:
-        arguments = {"student": trained.place, "config": config}
-        schema, batch_size = predicted(trained.columns), config.predict_batch_size
-        return Model(
-            Predictor, arguments, schema, batch_size, config.predict_replicas, config.num_cpus, config.num_gpus
-        )
+    arguments = {"student": trained.place, "config": config}
+    schema, batch_size = predicted(trained.columns), config.predict_batch_size
+    model = Model(Predictor, arguments, schema, batch_size, config.predict_replicas, config.num_cpus, config.num_gpus)
 
     def check(bad: pa.Table) -> None:
         check_splits(f"round {number} predict", rows, bad, campaign.config.max_bad_share)
@@ -56,7 +53,7 @@ def predict(campaign: Campaign, number: int, pool: Pool, encoded: Encoded, train
     if missing := num_missing(parts):
         campaign.session.ensure()
     with campaign.progress.stage(f"round {number} predict", missing, "images", here=here) as ticker:
-        done = map_parts(parts, fetch, description, ticker, here=here, check=check)
+        done = map_parts(parts, fetch, model, ticker, here=here, check=check)
     return Predictions(tuple(done), trained.columns, tuple(trained.classes), trained.fingerprint)
 
 

@@ -542,3 +542,13 @@ def test_classes_may_be_renamed_one_after_the_other_and_merged(again):
     pool, _ = listed("labels.renamed={red: crimson, crimson: warm, green: warm}")
     assert pool.classes == ("blue", "warm")
     assert set(pool.manifest["label"].to_pylist()) == {"blue", "warm"}
+
+
+def test_a_class_may_be_added_to_a_campaign_whose_labels_are_values_of_the_data(again):
+    listed, folder = again
+    given = {"label_values": "sorted"}
+    listed("classes=[sky, leaf, rose]", **given)
+    shutil.copy(folder / "red" / "000.png", folder / "red" / "new.png")
+    pool, _ = listed("classes=[sky, leaf, rose, sun]", "labels.start=none", **given)
+    assert pool.classes == ("sky", "leaf", "rose", "sun")
+    assert pool.listed[1]["label"].to_pylist() == ["rose"]
