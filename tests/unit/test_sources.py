@@ -166,5 +166,3 @@ def test_what_has_grown_is_what_plain_dictionaries_say(before, now):
     assert set(change.gone["sample_id"].to_pylist()) == before.keys() - now.keys()
     others = {key for key in now.keys() & before.keys() if now[key] != before[key]}
     assert set(change.changed["sample_id"].to_pylist()) == others
-        key for key in now.keys() & before.keys() if now[key] != before[key]
-    }
