@@ -95,7 +95,7 @@ def list_source(source: Source, split: str, classes: list[str] | None, say: Say)
 
 
 def manifest_rows(
-    split: str, ids: Any, uris: Any, sizes: Any = None, labels: Any = None, splits: Any = None
+    split: str, ids: Any, uris: Any, sizes: Any = None, times: Any = None, labels: Any = None, splits: Any = None
 ) -> pa.Table:
     """MANIFEST of columns or lists; ids of what is no pool begin with the split's name."""
     count = len(uris)
@@ -105,6 +105,7 @@ def manifest_rows(
         "sample_id": ids,
         "uri": uris,
         "size_bytes": pa.nulls(count, pa.int64()) if sizes is None else sizes,
+        "mtime_ns": pa.nulls(count, pa.int64()) if times is None else times,
         "label": pa.nulls(count, pa.string()) if labels is None else labels,
         "split": pa.repeat(pa.scalar(split), count) if splits is None else splits,
     }
@@ -134,10 +135,11 @@ def list_images(source: Source, place: Place, split: str, say: Say) -> tuple[pa.
         )
     names = [name for name, image in zip(files.names, is_image, strict=True) if image]
     sizes = [size for size, image in zip(files.sizes, is_image, strict=True) if image]
+    times = [time for time, image in zip(files.times, is_image, strict=True) if image]
     labels, classes = None, None
     if source.format == "class_folders":
         labels, classes = class_folders(source, split, names, files.folders, say)
-    return manifest_rows(split, names, uris_of(place, names), sizes, labels), classes
+    return manifest_rows(split, names, uris_of(place, names), sizes, times, labels), classes
 
 
 def class_folders(
@@ -182,6 +184,7 @@ class Files:
 
     names: list[str] = field(default_factory=list)
     sizes: list[int] = field(default_factory=list)  # bytes
+    times: list[int] = field(default_factory=list)  # of the last change, nanoseconds
     folders: list[str] = field(default_factory=list)
     dangling: list[str] = field(default_factory=list)
     repeated: list[str] = field(default_factory=list)  # links to what is listed, and loops
@@ -192,7 +195,9 @@ def files_below(place: Place, split: str, say: Say) -> Files:
     """All files below a folder, sorted, each real one once: links are followed, but not into loops."""
     files = LocalWalk(place.path, split).files if place.is_local else stored_files(place, split)
     order = sorted(range(len(files.names)), key=files.names.__getitem__)
-    files.names, files.sizes = [files.names[i] for i in order], [files.sizes[i] for i in order]
+    files.names, files.sizes, files.times = (
+        [column[i] for i in order] for column in (files.names, files.sizes, files.times)
+    )
     for what, left_out in (
         ("links lead nowhere", files.dangling),
         ("links lead to what is listed already", files.repeated),
@@ -223,6 +228,7 @@ def stored_files(place: Place, split: str) -> Files:
         elif info.is_file:
             files.names.append(name)
             files.sizes.append(info.size)
+            files.times.append(info.mtime_ns)
     return files
 
 
@@ -255,16 +261,17 @@ class LocalWalk:
             self.files.folders.append(name)
             self.add_folder(name, real)
         elif os.path.isfile(real):
-            self.add_file(name, real, os.path.getsize(real))
+            self.add_file(name, real, os.stat(real))
 
-    def add_file(self, name: str, real: str, size: int) -> None:
+    def add_file(self, name: str, real: str, about: os.stat_result) -> None:
         if real in self.real_files:
             self.files.repeated.append(name)
             return
         if self.keep:
             self.real_files.add(real)
         self.files.names.append(name)
-        self.files.sizes.append(size)
+        self.files.sizes.append(about.st_size)
+        self.files.times.append(about.st_mtime_ns)
 
     def add_folder(self, top: str, real_top: str) -> None:
         """Add what lies below the folder ``top``, which really is ``real_top``; links are only noted."""
@@ -290,7 +297,7 @@ class LocalWalk:
                             self.files.folders.append(name)
                             todo.append((name, real_name))
                         elif entry.is_file():
-                            self.add_file(name, real_name, entry.stat().st_size)
+                            self.add_file(name, real_name, entry.stat())
             except OSError as error:
                 raise StorageError(
                     f"{self.split}: cannot list {real}: {why(error)}; make it readable, or move it away"
@@ -370,7 +377,15 @@ def list_one_parquet(source: Source, file: Place, name: str, split: str, say: Sa
     else:
         ids = given if source.uri_column else pc.binary_join_element_wise(name, row_texts, "/")
     labels = labels_of(table[source.label_column], source, split, file, say) if source.label_column else None
-    return manifest_rows(split, ids, uris, None, labels, split_column(table[splits], source, file) if splits else None)
+    times = None if source.uri_column else pa.repeat(pa.scalar(changed_at(file), pa.int64()), count)
+    column = split_column(table[splits], source, file) if splits else None
+    return manifest_rows(split, ids, uris, None, times, labels, column)
+
+
+def changed_at(file: Place) -> int | None:
+    """When a file was last changed, nanoseconds; None where that is not known."""
+    time: int | None = file.fs.get_file_info(file.path).mtime_ns
+    return time
 
 
 def check_columns(source: Source, split: str, file: Place, columns: list[str], schema: pa.Schema) -> None:

@@ -5,7 +5,7 @@ Parquet reader knows; in a schema a vector is a list, of whatever width. C is th
 A table is checked against its schema when it is written (:func:`checked`).
 
 ========== ==================================================================================================
-MANIFEST   sample_id, uri, size_bytes, label (class name or null), split (pool, val, test)
+MANIFEST   sample_id, uri, size_bytes and mtime_ns (of its file, where known), label (class name or null), split
 ENCODED    sample_id, error (null, or why it could not be read: then NaN), features f16[D]: the teacher's
 QUARANTINE sample_id, uri, reason
 TEACHER    sample_id, split, error, features f16[D] (as encoded: a cold start may pick by them), logits f32[C]
@@ -35,7 +35,8 @@ _VECTOR_F16, _VECTOR_F32 = pa.list_(pa.float16()), pa.list_(pa.float32())
 _GUESSES = pa.list_(pa.struct([("label", pa.string()), ("p", pa.float32())]))
 _ID, _SPLIT, _ERROR = ("sample_id", pa.string()), ("split", pa.string()), ("error", pa.string())
 
-MANIFEST = pa.schema([_ID, ("uri", pa.string()), ("size_bytes", pa.int64()), ("label", pa.string()), _SPLIT])
+_FILE = (("uri", pa.string()), ("size_bytes", pa.int64()), ("mtime_ns", pa.int64()))
+MANIFEST = pa.schema([_ID, *_FILE, ("label", pa.string()), _SPLIT])
 ENCODED = pa.schema([_ID, _ERROR, ("features", _VECTOR_F16)])
 QUARANTINE = pa.schema([_ID, ("uri", pa.string()), ("reason", pa.string())])
 TEACHER = pa.schema([_ID, _SPLIT, _ERROR, ("features", _VECTOR_F16), ("logits", _VECTOR_F32)])

@@ -202,6 +202,16 @@ def test_two_campaigns_with_one_cache_read_the_pool_once(ray_cluster, fresh, rea
     assert not (Path(other.place.path) / "encode").exists()
 
 
+def test_other_images_under_the_same_names_are_read_again(ray_cluster, fresh, read_images, tmp_path):
+    cache = f"cache_path={tmp_path / 'cache'}"
+    first = run(fresh(cache))
+    campaign = fresh(cache)
+    picture = Path(campaign.config.pool.path) / "green" / "004.png"
+    Image.new("RGB", (24, 24), (9, 9, 9)).save(picture)
+    second = run(campaign)
+    assert bits_of(second)["green/004.png"] != bits_of(first)["green/004.png"]
+
+
 def test_another_model_precision_or_image_list_is_another_part_and_a_batch_size_is_not(ray_cluster, fresh, tmp_path):
     cache = f"cache_path={tmp_path / 'cache'}"
     first = run(fresh(cache))

@@ -156,7 +156,7 @@ rows_of = st.dictionaries(st.sampled_from([f"s{i}" for i in range(8)]), facts)
 def manifest(rows: dict) -> pa.Table:
     columns = [list(rows), [uri for uri, _ in rows.values()], [size for _, size in rows.values()]]
     count = len(rows)
-    return pa.table([*columns, [None] * count, ["pool"] * count], schema=MANIFEST)
+    return pa.table([*columns, *[[None] * count] * 2, ["pool"] * count], schema=MANIFEST)
 
 
 @given(rows_of, rows_of)
