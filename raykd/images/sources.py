@@ -195,9 +195,8 @@ def files_below(place: Place, split: str, say: Say) -> Files:
     """All files below a folder, sorted, each real one once: links are followed, but not into loops."""
     files = LocalWalk(place.path, split).files if place.is_local else stored_files(place, split)
     order = sorted(range(len(files.names)), key=files.names.__getitem__)
-    files.names, files.sizes, files.times = (
-        [column[i] for i in order] for column in (files.names, files.sizes, files.times)
-    )
+    files.names = [files.names[i] for i in order]
+    files.sizes, files.times = [files.sizes[i] for i in order], [files.times[i] for i in order]
     for what, left_out in (
         ("links lead nowhere", files.dangling),
         ("links lead to what is listed already", files.repeated),
@@ -508,7 +507,8 @@ def list_coop(source: Source, place: Place, split: str) -> pa.Table:
                     )
     paths = [path for path, _, _ in rows]
     uris = [beside(place / "file", path).uri for path in paths]
-    return manifest_rows(split, paths, uris, None, [name for _, name, _ in rows], [part for _, _, part in rows])
+    labels, parts = [name for _, name, _ in rows], [part for _, _, part in rows]
+    return manifest_rows(split, paths, uris, labels=labels, splits=parts)
 
 
 # ---------------------------------------------------------------- splits, classes, labels

@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 import subprocess
 import time
 from collections.abc import Callable, Iterator
@@ -72,10 +73,7 @@ class Campaign:
 
     @property
     def num_done(self) -> int:
-        number = 0
-        while read_done(self.round_place(number) / "evaluate"):
-            number += 1
-        return number
+        return len_done(self.place)
 
     @property
     def cache(self) -> Place:
@@ -101,9 +99,8 @@ class Campaign:
         """What a round's folder holds when it is complete; it keeps its settings, and that is said."""
         found = folder.done()
         if found and number >= self.num_done and (changed := folder.settings_changed(found)):
-            self.say(
-                folder.name, f"is done already, so it keeps its own: {'; '.join(changed)} (from the next round on)"
-            )
+            lines = [line.partition(":")[0] + " is another now" if is_fingerprint(line) else line for line in changed]
+            self.say(folder.name, f"is done, and keeps what was set then; from the next round on: {'; '.join(lines)}")
         return found
 
     def figures(self) -> list[RoundFigures]:
@@ -112,7 +109,7 @@ class Campaign:
         return [values for values in found if values is not None]
 
     def round_place(self, number: int) -> Place:
-        return self.place / f"round_{number:03d}"
+        return round_place(self.place, number)
 
     def say(self, name: str, text: str) -> None:
         self.progress.say(name, text)
@@ -123,6 +120,23 @@ class Campaign:
         (self.place / STATE_FILE).write_json(
             {"state": state, "rounds": self.config.rounds, "rounds_done": self.num_done, **more}
         )
+
+
+def is_fingerprint(line: str) -> bool:
+    """Whether a difference is one of names that mean nothing to people."""
+    return bool(re.search(r"'[0-9a-f]{16}'", line))
+
+
+def round_place(place: Place, number: int) -> Place:
+    return place / f"round_{number:03d}"
+
+
+def len_done(place: Place) -> int:
+    """How many rounds of a campaign are evaluated."""
+    number = 0
+    while read_done(round_place(place, number) / "evaluate"):
+        number += 1
+    return number
 
 
 @contextmanager
@@ -143,17 +157,24 @@ def open_campaign(config: Config) -> Iterator[Campaign]:
     progress = Progress(config.progress)
     before = read_history(place)
     check_unchanged(place, config, before)
+    finished = bool(before) and len_done(place) >= config.rounds
+    if finished:  # a change counts when there are rounds to come: only what is shown, and where, is as it is now
+        shown = {"storage_path": config.storage_path, "progress": config.progress, "rounds": config.rounds}
+        config = Config.model_validate(before[-1]["config"] | shown)
     with ExitStack() as stack:
         session = stack.enter_context(Session(config.local_cpus, config.stall_s, progress))
         campaign = Campaign(config, place, progress, session, open_shards=stack.enter_context(ExitStack()))
-        if campaign.num_done < config.rounds:
+        if not finished:
             from raykd.stages.checks import check_everything_cheap  # here: a finished campaign needs no torch
 
             check_everything_cheap(campaign)
         campaign.still_ours = stack.enter_context(only_job(place))
-        note_config(campaign, before)
+        if not finished:
+            note_config(campaign, before)
         if is_started(place):
-            campaign.say("campaign", f"goes on in {place}: {campaign.num_done} of {config.rounds} rounds are done")
+            campaign.say(
+                "campaign", f"goes on in {place}: {campaign.num_done} of {len(campaign.rounds)} rounds are done"
+            )
         campaign.write_state("running")
         try:
             yield campaign
@@ -199,9 +220,9 @@ def check_unchanged(place: Place, config: Config, history: list[dict[str, Any]])
         return  # nothing is done yet, so a config with a mistake may be mended
     if changed := differences(history[-1]["fixed"], config.fixed()):
         raise UserError(
-            f"{place} holds a campaign with another config: {'; '.join(changed)}. These say which images there are and "
-            "which are test, so all its figures hang on them: put them back, or begin anew and keep the labels: give "
-            f"another storage_path, and labels.start: given with labels.given: {place}"
+            f"{place} holds a campaign with another config: {'; '.join(changed)}. These decide which images there are, "
+            "which are test, and every draw, so all its figures hang on them: put them back, or begin anew and keep the "
+            f"labels: give another storage_path, and labels.start: given with labels.given: {place}"
         )
 
 

@@ -132,7 +132,7 @@ def settle(campaign: Campaign, number: int, pool: Pool, picks: Picks) -> Labels:
 def take_over(campaign: Campaign, pool: Pool, ledger: Ledger) -> None:
     """Labels that were given before the campaign: a file, a ledger, or those of another campaign."""
     place = Place.of(campaign.config.labels.given or "")
-    known, others = ids_to_label(pool)
+    known, others = pool.ids_to_label()
     rows = labels_from(place, pool.classes, known, others, pool.renamed)
     done = ledger.append(rows)
     campaign.say("round 0 label", f"{done.new} labels from {place}")
@@ -155,16 +155,9 @@ def oracle(asked: pa.ChunkedArray, pool: Pool, number: int) -> pa.Table:
     return pa.table(rows, schema=LEDGER)
 
 
-def ids_to_label(pool: Pool) -> tuple[pa.ChunkedArray, dict[str, str]]:
-    """The ids that may be labeled, and the others with their split."""
-    others = pool.manifest.filter(pc.not_equal(pool.manifest["split"], "pool"))
-    splits = dict(zip(others["sample_id"].to_pylist(), others["split"].to_pylist(), strict=True))
-    return pool.split("pool")["sample_id"], splits
-
-
 def import_answers(campaign: Campaign, number: int, pool: Pool, ledger: Ledger) -> None:
     """Everything in the answers folder, and what was filled into any round's tasks.csv itself."""
-    known, others = ids_to_label(pool)
+    known, others = pool.ids_to_label()
     for earlier in range(number + 1):
         tasks = campaign.round_place(earlier) / TASKS_FILE
         if tasks.exists():

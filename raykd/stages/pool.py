@@ -21,10 +21,12 @@ from raykd.demo.digits import materialise
 from raykd.errors import UserError
 from raykd.images.reading import ImageReader, load_many
 from raykd.images.sources import check_label_names, class_names, draw_splits, grown, list_source
+from raykd.labels.files import labels_from
 from raykd.labels.ledger import resolve_renamed
 from raykd.stages.budget import check_budgets
 from raykd.stages.campaign import Campaign
 from raykd.store.outputs import CLASSES_FILE, MANIFEST_FILE, Pool, renamed_labels
+from raykd.store.place import Place
 from raykd.store.stage_folder import Done, StageFolder, complete, fingerprint
 from raykd.store.tables import MANIFEST, SPLITS, checked, first_duplicates
 
@@ -53,6 +55,9 @@ def list_pool(campaign: Campaign) -> Pool:
     check_label_names(pool.manifest, classes)
     check_budgets(campaign, pool, pool.counts["pool"])
     check_oracle(campaign, pool)
+    if config.labels.given and not campaign.num_done:  # or it would be refused when the teacher has seen every image
+        given = Place.of(config.labels.given)
+        labels_from(given, pool.classes, *pool.ids_to_label(), pool.renamed)
     shown = ", ".join(classes[:SHOWN]) + (", ..." if len(classes) > SHOWN else "")
     campaign.say(
         "pool", ", ".join(f"{pool.counts[split]:,} {split}" for split in SPLITS) + f"; {len(classes)} classes: {shown}"

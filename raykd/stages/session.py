@@ -91,7 +91,7 @@ class Session:
         with silent_stderr():
             try:
                 ray.init(**self._arguments(), log_to_driver=False, logging_level=logging.ERROR)
-            except (OSError, RuntimeError, ValueError) as error:
+            except Exception as error:  # Ray raises nearly anything, plain Exception included
                 where = "start on this machine" if self.is_local else f"join RAY_ADDRESS={os.environ['RAY_ADDRESS']}"
                 raise UserError(f"Ray does not {where}: {one_line(error)}") from error
         self._started = True

@@ -86,6 +86,12 @@ class Pool:
     def split(self, name: str) -> pa.Table:
         return self.manifest.filter(pc.equal(self.manifest["split"], name))
 
+    def ids_to_label(self) -> tuple[pa.ChunkedArray, dict[str, str]]:
+        """The ids that may be labeled, and the others with their split."""
+        others = self.manifest.filter(pc.not_equal(self.manifest["split"], "pool"))
+        splits = dict(zip(others["sample_id"].to_pylist(), others["split"].to_pylist(), strict=True))
+        return self.split("pool")["sample_id"], splits
+
     def uris(self, ids: pa.ChunkedArray) -> pa.ChunkedArray:
         return pc.take(self.manifest["uri"], positions(ids, self.manifest["sample_id"], "the manifest"))
 

@@ -54,8 +54,13 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     return [
         f"{key}: was {shorten(old.get(key, missing))}, now {shorten(new.get(key, missing))}"
         for key in sorted(old.keys() | new.keys())
-        if old.get(key, missing) != new.get(key, missing)
+        if old.get(key, missing) != new.get(key, missing) and not _is_parent(key, old.get(key), new.get(key), old, new)
     ]
+
+
+def _is_parent(key: str, was: Any, is_now: Any, old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
+    """Whether a key stands for an empty mapping that has keys on the other side: those are named instead."""
+    return {} in (was, is_now) and any(name.startswith(f"{key}.") for name in (*old, *new))
 
 
 def shorten(value: Any, limit: int = 100) -> str:

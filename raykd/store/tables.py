@@ -5,7 +5,7 @@ Parquet reader knows; in a schema a vector is a list, of whatever width. C is th
 A table is checked against its schema when it is written (:func:`checked`).
 
 ========== ==================================================================================================
-MANIFEST   sample_id, uri, size_bytes and mtime_ns (of its file, where known), label (class name or null), split
+MANIFEST   sample_id, uri, size_bytes, mtime_ns, label (class name or null), split (pool, val, test)
 ENCODED    sample_id, error (null, or why it could not be read: then NaN), features f16[D]: the teacher's
 QUARANTINE sample_id, uri, reason
 TEACHER    sample_id, split, error, features f16[D] (as encoded: a cold start may pick by them), logits f32[C]

@@ -149,3 +149,32 @@ def test_people_can_go_on_with_a_new_budget_in_the_middle(finished, run_job, tmp
         run_job(settings, "selection.budget=9", "student.backbone=test_resnet")
     assert picks_of(place, 0) == picks
     assert len(labels_of(place, 0)) == 3
+
+
+def test_a_finished_campaign_is_only_looked_at_whatever_is_asked_for(finished, run_job, monkeypatch):
+    from raykd.stages import encode, map_images
+
+    monkeypatch.setattr(map_images, "run", lambda *_: pytest.fail("an image was read"))
+    monkeypatch.setattr(encode, "map_parts", map_images.map_parts)
+    before = history_of(finished.place)
+    for override in (
+        "teacher.precision=bf16",
+        "teacher.templates=['the {}']",
+        "student.backbone=test_resnet",
+        "rounds=1",
+    ):
+        ended = run_job(finished.settings, override)
+        assert ended.code == 0, ended.err
+        assert ended.out == finished.ended.out
+    assert history_of(finished.place) == before
+
+
+def test_given_labels_that_do_not_fit_are_refused_before_any_image_is_encoded(finished, run_job, tmp_path, monkeypatch):
+    from raykd.stages import encode
+
+    monkeypatch.setattr(encode, "map_parts", lambda *_, **__: pytest.fail("images were encoded"))
+    (tmp_path / "given.csv").write_text(f"sample_id,label\n{picks_of(finished.place, 1)[0]},purple\n")
+    settings = finished.settings | {"storage_path": str(tmp_path / "run")}
+    ended = run_job(settings, "labels.start=given", f"labels.given={tmp_path / 'given.csv'}")
+    assert ended.code == 2
+    assert "unknown label 'purple'" in ended.err

@@ -93,7 +93,8 @@ def stages(campaign, logits):
         ids = np.array([f"s{i:03d}" for i in range(NUM)])
         place = campaign.place
         manifest = {
-            "sample_id": ids[order], "uri": ids[order], "size_bytes": np.zeros(NUM, int), "mtime_ns": np.zeros(NUM, int),
+            "sample_id": ids[order], "uri": ids[order], "size_bytes": np.zeros(NUM, int),
+            "mtime_ns": np.zeros(NUM, int),
             "label": [names[labels[i]] if labeled else None for i in order], "split": [splits[i] for i in order],
         }  # fmt: skip
         (place / "pool" / MANIFEST_FILE).write_table(pa.table(manifest, schema=MANIFEST))

@@ -301,6 +301,11 @@ def test_flattening_keeps_every_leaf_under_its_dotted_name(value):
     assert flatten(value) == dict(leaves(value))
 
 
+def test_an_empty_mapping_that_gets_keys_is_named_by_them():
+    assert differences({"renamed": {}}, {"renamed": {"a": "b"}}) == ["renamed.a: was '(absent)', now 'b'"]
+    assert differences({"renamed": {}}, {}) == ["renamed: was {}, now '(absent)'"]
+
+
 def test_long_values_are_shortened_in_a_difference():
     (line,) = differences({"classes": list(range(1000))}, {"classes": [1]})
     assert len(line) < 250
