@@ -199,6 +199,16 @@ def test_each_real_file_is_listed_once_under_its_own_name_or_the_first_link_to_i
     )
 
 
+def test_a_folder_that_was_linked_before_is_passed_over_inside_another(tmp_path):
+    folder = write(tmp_path / "pool", "z.png")
+    write(tmp_path, "away/a.png", "away/deep/b.png", "away/deep/deeper/c.png")
+    (folder / "first").symlink_to(tmp_path / "away" / "deep")
+    (folder / "second").symlink_to(tmp_path / "away")
+    listing, said = listed(folder, format="images")
+    assert ids(listing) == ["first/b.png", "first/deeper/c.png", "second/a.png", "z.png"]
+    assert "such as 'second/deep'" in said
+
+
 def test_a_pool_that_is_all_links_or_itself_a_link_is_a_pool(tmp_path):
     """As Hugging Face's cache and git-annex lay files out."""
     write(tmp_path, "blobs/1", "blobs/2")
