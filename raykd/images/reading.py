@@ -263,6 +263,13 @@ def significant_bits(most: int, encoded: bytes) -> int:
     return said if needed <= said <= 16 else 16 if said else needed
 
 
+def as_seen(image: Image.Image) -> Image.Image:
+    """An open image as training saw it: upright, RGB, what is transparent white."""
+    image = upright(image)
+    transparent = image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info
+    return _on_white(image.convert("RGBA")) if transparent else image.convert("RGB")
+
+
 def _on_white(image: Image.Image) -> Image.Image:
     """An RGBA image as ink on paper: what is not there is white (a browser's page), and black lines stay visible."""
     paper = Image.new("RGB", image.size, "white")

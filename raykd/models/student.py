@@ -30,7 +30,7 @@ from torch import nn
 from raykd.algo.dho import Learner, StudentNet
 from raykd.algo.heads import HEADS, Mixture, probabilities
 from raykd.errors import UserError, did_you_mean, one_line
-from raykd.images.reading import upright
+from raykd.images.reading import as_seen
 from raykd.models.preprocess import ABOUT, Preprocess, read_preprocess
 from raykd.models.saved import WEIGHTS
 from raykd.store.place import Place
@@ -121,11 +121,15 @@ class Student:
             return out.features_ND.float().cpu().numpy(), logits
 
     def predict(self, images: Sequence[Image.Image]) -> np.ndarray:
-        """Class probabilities of PIL images (turned upright), float32 [n, C]: with two heads, their mixture."""
+        """Class probabilities of PIL images, float32 [n, C]: with two heads, their mixture.
+
+        Images are turned upright, and what is transparent is white, as in training. Of 16 bits a channel give what
+        :func:`raykd.images.reading.decode` makes of the file: Pillow's own conversion clips them.
+        """
         if not images:
             return np.empty((0, len(self.classes)), np.float32)
         clean = self.preprocess.clean()
-        pixels = np.stack([np.asarray(clean(upright(image).convert("RGB"))) for image in images])
+        pixels = np.stack([np.asarray(clean(as_seen(image))) for image in images])
         return probabilities(self.outputs(pixels)[1], self.mixture)
 
 

@@ -221,8 +221,8 @@ def check_unchanged(place: Place, config: Config, history: list[dict[str, Any]])
     if changed := differences(history[-1]["fixed"], config.fixed()):
         raise UserError(
             f"{place} holds a campaign with another config: {'; '.join(changed)}. These decide which images there are, "
-            "which are test, and every draw, so all its figures hang on them: put them back, or begin anew and keep the "
-            f"labels: give another storage_path, and labels.start: given with labels.given: {place}"
+            "which are test, and every draw, so all its figures hang on them: put them back, or begin anew and keep "
+            f"the labels: give another storage_path, and labels.start: given with labels.given: {place}"
         )
 
 

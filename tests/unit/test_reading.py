@@ -666,3 +666,17 @@ def test_broken_exif_leaves_the_image_as_it_is_stored():
     file = io.BytesIO()
     image.save(file, "PNG", exif=b"Exif\0\0MM nonsense")
     assert np.array_equal(np.asarray(decode(file.getvalue())), np.asarray(image))
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "RGBA", "LA", "P"])
+def test_an_open_image_is_seen_as_its_file_is(mode):
+    from raykd.images.reading import as_seen
+
+    drawing = Image.new("RGBA", (8, 8), (0, 0, 0, 0))
+    drawing.putpixel((3, 3), (0, 0, 0, 255))
+    buffer = io.BytesIO()
+    drawing.convert(mode).save(buffer, "PNG")
+    seen = np.asarray(as_seen(Image.open(io.BytesIO(buffer.getvalue()))))
+    assert np.array_equal(seen, np.asarray(decode(buffer.getvalue())))
+    if mode in ("RGBA", "LA"):
+        assert (seen[0, 0].tolist(), seen[3, 3].tolist()) == ([255] * 3, [0] * 3)
