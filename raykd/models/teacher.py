@@ -103,7 +103,7 @@ def own_files(config: TeacherConfig) -> list[str]:
     """The user's own files that the model comes from: checkpoint, model config, those of a local folder."""
     schema, _, folder = config.open_clip_name.partition("local-dir:")
     found = [path for path in (config.pretrained, config.model_config_file) if path and os.path.isfile(path)]
-    if not schema and folder:
+    if not schema and os.path.isdir(folder):
         found += [entry.path for entry in os.scandir(folder) if entry.is_file() and entry.name.endswith(MODEL_FILES)]
     return sorted(found)
 

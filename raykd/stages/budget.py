@@ -28,10 +28,11 @@ def check_budgets(campaign: Campaign, pool: Pool, num_images: int) -> None:
     start = len(pool.classes) if config.labels.start == "one_per_class" and not first else 0
     left = num_images - num_answered(campaign)
     if num_rounds * budget + start > left:
+        enough = max(0, left - start) // max(1, num_rounds)
+        lower = f"selection.budget (to {enough} or less) or rounds" if enough else "rounds"
         raise UserError(
             f"rounds {first} to {config.rounds - 1} with a budget of {budget} ask for {num_rounds * budget + start} "
-            f"labels, and the pool has {left} images that can be read and have none; lower selection.budget (to "
-            f"{max(0, left - start) // max(1, num_rounds)} or less) or rounds"
+            f"labels, and the pool has {left} images that can be read and have none; lower {lower}"
         )
 
 

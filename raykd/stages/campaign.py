@@ -206,8 +206,13 @@ def read_history(place: Place) -> list[dict[str, Any]]:
     if file.exists():
         try:
             history: list[dict[str, Any]] = file.read_json()["history"]
-        except (KeyError, TypeError) as error:
-            raise UserError(f"{file} is not a campaign's history of raykd {raykd.__version__} or later") from error
+            whole = bool(history) and all({"fixed", "settings", "config"} <= entry.keys() for entry in history)
+        except (AttributeError, KeyError, TypeError):
+            whole = False
+        if not whole:
+            raise UserError(
+                f"{file} is damaged, or not of this raykd: put it back from a copy, or give a new storage_path"
+            )
         return history
     if place.is_local and any(Path(place.path).glob("[!.]*")):  # hidden: .lock, leftovers
         raise UserError(f"storage_path {place} is not empty and holds no campaign; give a new folder")

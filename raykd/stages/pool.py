@@ -20,7 +20,7 @@ from raykd.config import Config
 from raykd.demo.digits import materialise
 from raykd.errors import UserError
 from raykd.images.reading import ImageReader, load_many
-from raykd.images.sources import check_label_names, class_names, draw_splits, grown, list_source
+from raykd.images.sources import Grown, check_label_names, class_names, draw_splits, grown, list_source
 from raykd.labels.files import labels_from
 from raykd.labels.ledger import resolve_renamed
 from raykd.stages.budget import check_budgets
@@ -94,35 +94,75 @@ def first_part(campaign: Campaign) -> Done:
 
 
 def grown_part(campaign: Campaign, parts: list[Done]) -> list[Done]:
-    """What has come into the pool since it was listed, as one more part; and a line about what has gone or changed."""
+    """What has come into the pool since it was listed, as one more part; and a line about all else that has changed.
+
+    Raises:
+        UserError: Images lie elsewhere now, so that what would be read there are others; more of them are gone than
+            ``max_bad_share``; a new label is no class.
+    """
     config = campaign.config
     before = pa.concat_tables([(part.place / MANIFEST_FILE).read_table() for part in parts])
     given = (parts[0].place / CLASSES_FILE).read_json()["given"]
     listing = list_source(materialise(config.pool), "pool", given, campaign.say)
-    now = listing.rows
-    change = grown(before, now)
-    if lost := change.gone.filter(pc.invert(pc.match_substring_regex(change.gone["sample_id"], "^(test|val)/"))):
-        first = lost["sample_id"][0].as_py()
-        campaign.say(
-            "pool", f"{lost.num_rows:,} images are no longer in {config.pool.path}, such as {first!r}; put them back"
-        )
-    if change.changed.num_rows:
-        first = change.changed["sample_id"][0].as_py()
-        campaign.say(
-            "pool",
-            f"{change.changed.num_rows:,} images are not what they were when they were listed (size or place), such as "
-            f"{first!r}; what the teacher saw of them stays",
-        )
+    mine = before.filter(pc.invert(pc.match_substring_regex(before["sample_id"], "^(test|val)/")))  # the pool's own
+    change = grown(mine, listing.rows)
+    check_changed(campaign, mine, change)
+    check_gone(campaign, mine, change.gone)
     new = change.new.filter(pc.equal(change.new["split"], "pool"))
+    if others := change.new.num_rows - new.num_rows:
+        campaign.say("pool", f"{others:,} new images are of test or val; left out: all rounds are measured on the same")
     if not new.num_rows:
         return []
     if config.pool.limit:
-        return []  # the subset is drawn, and full
+        campaign.say("pool", f"{new.num_rows:,} new images; left out, as pool.limit has drawn its subset")
+        return []
+    renamed = resolve_renamed(config.labels.renamed)
+    found = (parts[0].place / CLASSES_FILE).read_json()["found"]
+    labels = renamed_labels(new["label"], renamed)
+    check_label_names(
+        new.set_column(MANIFEST.get_field_index("label"), "label", labels),
+        renamed_classes(class_names(config.classes, found), renamed),
+    )
     with (folder := part_folder(campaign, len(parts))).writing() as out:
         check_readable(new, config.split_seed)
         write_part(out, new)
     campaign.say("pool", f"{new.num_rows:,} new images in {config.pool.path}: one more part")
     return [complete(folder)]
+
+
+def check_changed(campaign: Campaign, before: pa.Table, change: Grown) -> None:
+    """Images that are not what or where they were: another place is refused, by UserError, another content is said."""
+    changed, path = change.changed, campaign.config.pool.path
+    was = pc.take(before["uri"], pc.index_in(changed["sample_id"], value_set=before["sample_id"]))
+    moved = changed.filter(pc.not_equal(changed["uri"], was))
+    if moved.num_rows:
+        raise UserError(
+            f"pool: {moved.num_rows:,} images lie elsewhere in {path} than when they were listed, such as "
+            f"{moved['sample_id'][0].as_py()!r}, now {moved['uri'][0].as_py()!r}: at the old places others would be read. "
+            "Put the files back as they were; or begin anew and keep the labels: another storage_path, labels.start: "
+            f"given and labels.given: {campaign.place}"
+        )
+    if changed.num_rows:
+        campaign.say(
+            "pool",
+            f"{changed.num_rows:,} images are not what they were when they were listed (another size), such as "
+            f"{changed['sample_id'][0].as_py()!r}; what the teacher saw of them stays",
+        )
+
+
+def check_gone(campaign: Campaign, before: pa.Table, gone: pa.Table) -> None:
+    """Say what is gone; too much of a split is refused now, by UserError, and not after people have labeled."""
+    if not gone.num_rows:
+        return
+    path, first = campaign.config.pool.path, gone["sample_id"][0].as_py()
+    campaign.say("pool", f"{gone.num_rows:,} images are no longer in {path}, such as {first!r}; put them back")
+    for split in SPLITS:
+        lost, count = (int(pc.sum(pc.equal(table["split"], split)).as_py() or 0) for table in (gone, before))
+        if lost > campaign.config.max_bad_share * count:
+            raise UserError(
+                f"pool: {lost} of {count} {split} images are no longer in {path}, more than max_bad_share="
+                f"{campaign.config.max_bad_share:g}, such as {first!r}: put them back, or raise max_bad_share"
+            )
 
 
 def write_part(out: Any, table: pa.Table) -> None:

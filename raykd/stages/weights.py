@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from typing import Any
+
+import pyarrow.fs as pafs
 
 from raykd.models.saved import WEIGHTS
 from raykd.models.teacher import fetch_weights, own_files
 from raykd.stages.campaign import Campaign
 from raykd.store.place import Place
-from raykd.store.stage_folder import Done, StageFolder, complete
+from raykd.store.stage_folder import Done, StageFolder, complete, read_done
 
 VERSION = 1
 
@@ -20,15 +23,30 @@ def weights_folder(campaign: Campaign, name: str, folder: str, made_from: dict[s
     return campaign.folder(name, version=VERSION, made_from=made_from, at=campaign.place / folder / named)
 
 
+def fetched_as(campaign: Campaign, asked: dict[str, Any]) -> Done | None:
+    """The teacher that was fetched under these names, if there is one."""
+    place = campaign.place / "teacher_model"
+    folders = place.fs.get_file_info(pafs.FileSelector(place.path, allow_not_found=True))
+    found = (read_done(place / info.base_name) for info in folders if not info.base_name.startswith("."))
+    return next((done for done in found if done and done.settings == asked), None)
+
+
 def fetch_teacher(campaign: Campaign) -> Done:
     """The teacher's weights and config. Raises UserError when they cannot be had."""
     config = campaign.config.teacher
+    asked = {"model": config.model, "pretrained": config.pretrained}
+    files = own_files(config)
+    if not files and (before := fetched_as(campaign, asked)):
+        return before  # the folder that it came from is gone, and not needed any more
+    own = {os.path.basename(path): Place.of(path).sha256() for path in files}
+    # by its content where the files are the user's own, so that they may be moved
     inputs: dict[str, Any] = {
-        "model": config.model,
-        "pretrained": config.pretrained,
-        "files": {os.path.basename(path): Place.of(path).sha256() for path in own_files(config)},
+        "files": own,
+        **({} if config.model.startswith("local-dir:") else {"model": config.model}),
     }
-    folder = weights_folder(campaign, "teacher model", "teacher_model", inputs)
+    if not own:
+        inputs |= asked
+    folder = replace(weights_folder(campaign, "teacher model", "teacher_model", inputs), settings=asked)
     if done := folder.done():
         return done
     with folder.writing() as out:
