@@ -38,7 +38,7 @@ def encode(campaign: Campaign, pool: Pool) -> Encoded:
     parts = part_folders(
         campaign, campaign.cache / "encode", "encode", version=VERSION, batch_size=config.batch_size,
         tables=pool.listed, shared=bool(campaign.config.cache_path),
-        made_from={"model": model.fingerprint, "precision": config.precision},
+        made_from={"model": model.place.name, "precision": config.precision},
     )  # fmt: skip
 
     arguments = {"folder": model.place, "config": config}
@@ -54,7 +54,7 @@ def encode(campaign: Campaign, pool: Pool) -> Encoded:
         campaign.session.ensure()
     with campaign.progress.stage("encode", missing, "images", here=here) as ticker:
         done = map_parts(parts, fetch, encoder, ticker, here=here, check=check)
-    encoded = Encoded(tuple(done), model.fingerprint, model.place)
+    encoded = Encoded(tuple(done), model.place.name, model.place)
     check_share(campaign, encoded)
     if campaign.num_done < campaign.config.rounds:
         check_budgets(campaign, pool, encoded.readable(pool.split("pool")).num_rows)

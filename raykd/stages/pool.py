@@ -138,7 +138,7 @@ def check_changed(campaign: Campaign, before: pa.Table, change: Grown) -> None:
     if moved.num_rows:
         raise UserError(
             f"pool: {moved.num_rows:,} images lie elsewhere in {path} than when they were listed, such as "
-            f"{moved['sample_id'][0].as_py()!r}, now {moved['uri'][0].as_py()!r}: at the old places others would be read. "
+            f"{moved['sample_id'][0].as_py()!r}, now {moved['uri'][0].as_py()!r}: others would be read there. "
             "Put the files back as they were; or begin anew and keep the labels: another storage_path, labels.start: "
             f"given and labels.given: {campaign.place}"
         )

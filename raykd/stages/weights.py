@@ -40,12 +40,8 @@ def fetch_teacher(campaign: Campaign) -> Done:
         return before  # the folder that it came from is gone, and not needed any more
     own = {os.path.basename(path): Place.of(path).sha256() for path in files}
     # by its content where the files are the user's own, so that they may be moved
-    inputs: dict[str, Any] = {
-        "files": own,
-        **({} if config.model.startswith("local-dir:") else {"model": config.model}),
-    }
-    if not own:
-        inputs |= asked
+    named = {} if config.model.startswith("local-dir:") else {"model": config.model}
+    inputs: dict[str, Any] = {"files": own, **(named if own else asked)}
     folder = replace(weights_folder(campaign, "teacher model", "teacher_model", inputs), settings=asked)
     if done := folder.done():
         return done
