@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from raykd.algo import keyed
 from raykd.algo.selection import distances, kcenter, shard, small_pools
+from raykd.algo.selection import rows as rows_module
 from raykd.algo.selection.distances import Euclidean, Gradients, first_bounds, peak_bounds
 from raykd.algo.selection.kcenter import farthest_first, sample_by_distance
 from raykd.algo.selection.reference import (
@@ -25,7 +26,10 @@ from raykd.algo.selection.shard import LocalShards
 SIMPLEX, POINTS, UNIT = Euclidean("probs", peaked=True), Euclidean("features"), Euclidean("features", unit_length=True)
 CUTS = {
     (kcenter, "SMALL_PRODUCTS"): st.sampled_from([0, 2**28]),
+    (rows_module, "CHEAP_VALUES"): st.sampled_from([0, 2**20]),
     (small_pools, "MOST_TIED"): st.sampled_from([1, 2, 64]),
+    (small_pools, "NEARLY_TIED"): st.sampled_from([2, 8]),
+    (small_pools, "WINDOW_SHARE"): st.sampled_from([0, 1 / 8, 1]),
     (kcenter, "CANDIDATES_PER_PICK"): st.sampled_from([0, 1, 4]),
     (kcenter, "FEWEST_CANDIDATES"): st.sampled_from([0, 1000]),
     (kcenter, "SPARE"): st.sampled_from([1, 3, 16]),
@@ -177,9 +181,9 @@ def test_first_bounds_are_no_less_than_the_distance(rows, how):
     nearest = ((x[:, None].astype(np.float64) - centers) ** 2).sum(axis=2).min(axis=1)
     with cut(how):
         for bounds in (
-            first_bounds(SIMPLEX, pool, outline(x)[0], centers),
+            first_bounds(SIMPLEX, pool, outline(x), centers),
             first_bounds(POINTS, pool, None, centers),
-            peak_bounds(outline(x)[0], centers),
+            peak_bounds(outline(x), centers),
         ):
             assert (bounds >= nearest).all()
 
@@ -188,7 +192,7 @@ def test_peak_bounds_are_near_the_truth_where_rows_are_peaked():
     rng = np.random.default_rng(0)
     x, centers = (rng.dirichlet(np.full(50, 0.02), num).astype(np.float32) for num in (2000, 500))
     nearest = ((x[:, None] - centers) ** 2).sum(axis=2).min(axis=1)
-    bounds = peak_bounds(outline(x)[0], centers)
+    bounds = peak_bounds(outline(x), centers)
     assert np.median(bounds - nearest) < 0.05
     worst = np.argsort(nearest)[-100:]
     assert np.isin(worst, np.argsort(bounds)[-400:]).all()
@@ -198,13 +202,14 @@ def test_an_outline_is_what_the_rows_say():
     x = np.random.default_rng(0).dirichlet(np.full(7, 0.3), 1000).astype(np.float32)
     x[3] = 0
     x[4:7, 2] = [np.nan, np.inf, -1]
-    (top, peak, sq), suspect = outline(x)
+    suspect = np.ones(len(x), bool)
+    top, peak, sq = outline(x, suspect)
     good = np.setdiff1d(np.arange(1000), [3, 4, 5, 6])
     assert np.flatnonzero(suspect).tolist() == [3, 4, 5, 6]
     assert np.array_equal(top[good], x[good].argmax(axis=1))
     assert np.array_equal(peak[good], x[good].max(axis=1))
     np.testing.assert_allclose(sq[good], (x[good].astype(np.float64) ** 2).sum(axis=1), rtol=1e-6)
-    assert isinstance(outline(x.astype(np.float16))[0], Outline)
+    assert isinstance(outline(x.astype(np.float16)), Outline)
 
 
 # ---------------------------------------------------------------- what it costs

@@ -260,9 +260,11 @@ def peak_bounds(outline: Outline, base_KC: np.ndarray) -> np.ndarray:
     chosen = np.full((num_classes, PEAK_STEPS), -1)
     middles = (np.arange(PEAK_STEPS) + 0.5) / PEAK_STEPS
     by_class = np.argsort(top_K, kind="stable")
-    for members in np.split(by_class, np.flatnonzero(np.diff(top_K[by_class])) + 1):
-        costs = sq_K[members, None] - 2 * peak_K[members, None] * middles
-        chosen[top_K[members[0]]] = members[costs.argmin(axis=0)]
+    starts = np.flatnonzero(np.diff(top_K[by_class], prepend=-1))
+    costs = sq_K[by_class, None] - 2 * peak_K[by_class, None] * middles
+    least = np.minimum.reduceat(costs, starts).repeat(np.diff(starts, append=len(by_class)), axis=0)
+    which, step = np.nonzero(costs == least)
+    chosen[top_K[by_class[which]], step] = by_class[which]
     center_N = chosen[outline.top_N, np.minimum(outline.peak_N * PEAK_STEPS, PEAK_STEPS - 1).astype(np.int32)]
     same_class_N = np.where(center_N < 0, np.inf, sq_K[center_N] - 2 * peak_K[center_N] * outline.peak_N)
     bounds_N = outline.sq_N + np.minimum(same_class_N, sq_K.min())

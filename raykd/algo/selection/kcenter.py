@@ -134,7 +134,7 @@ class _Driver:
 
     def pick(self, budget: int) -> Picked:
         num_values = sum(self.shards.map(Shard.__len__)) * self.width
-        is_small = budget <= SMALL_BUDGET and num_values * (len(self.base_KW) + budget) <= SMALL_PRODUCTS
+        is_small = 0 < budget <= SMALL_BUDGET and num_values * (len(self.base_KW) + budget) <= SMALL_PRODUCTS
         if is_small and isinstance(self.priority, Farthest) and isinstance(self.space, Euclidean):
             self._pick_gathered(budget)
         self._pick_by_rounds(budget)
@@ -142,11 +142,11 @@ class _Driver:
 
     def _pick_gathered(self, budget: int) -> None:
         """Gather the pool and pick by a running minimum, for as long as float32 is of use."""
-        parts = [part for part in self.shards.map(Shard.all_vectors, self.space, self.base_ids) if len(part[0])]
-        if not parts:
+        answers = self.shards.map(Shard.all_vectors, self.space, self.base_ids, self.base_KW)
+        if not (parts := [answer for answer in answers if len(answer[0])]):
             return
-        ids_N, x_NW = (_joined(list(arrays)) for arrays in zip(*parts, strict=True))
-        picks, sq_B, compared = farthest_first_in_float32(self.space, ids_N, x_NW, self.base_KW, budget)
+        ids_N, x_NW, bounds_N = (_joined(list(arrays)) for arrays in zip(*parts, strict=True))
+        picks, sq_B, compared = farthest_first_in_float32(self.space, ids_N, x_NW, bounds_N, self.base_KW, budget)
         self.ids, self.sq, self.keys = ids_N[picks].tolist(), sq_B.tolist(), sq_B.tolist()
         num_centers = int((sq_B > 0).sum())  # distances only fall, so these are the first ones
         self.centers, self.times = list(x_NW[picks[:num_centers]]), [self.priority.time(0.0)] * num_centers

@@ -16,6 +16,7 @@ import numpy as np
 MOST_LENGTH = 1e18  # of a vector: its square is still a float32
 SUM_TOLERANCE = 1e-3  # how far from 1 the probabilities of a row may sum
 BLOCK_VALUES = 2**18  # float32 values worked on at a time: they stay in a core's cache
+CHEAP_VALUES = 2**20  # another pass over so many takes less than half a millisecond
 QUIET = np.errstate(invalid="ignore", over="ignore")  # around what a thread runs: the state is a thread's own
 
 
@@ -93,7 +94,8 @@ def inspect_rows(rows: Rows, needs: Sequence[str], hashes_N: np.ndarray) -> tupl
         hashes_N: Of the ids; they go into the report.
 
     Returns:
-        What was found, and the outline of the probabilities, if these are among the needed vectors. Cost: one pass.
+        What was found, and the outline of the probabilities, if these are among the needed vectors and many: of few it
+        costs next to nothing when it is needed. Cost: one pass.
     """
     widths: dict[str, int] = {}
     bad: list[tuple[str, str]] = []
@@ -103,50 +105,56 @@ def inspect_rows(rows: Rows, needs: Sequence[str], hashes_N: np.ndarray) -> tupl
         if vectors_NW is None:
             continue
         widths[name] = vectors_NW.shape[1]
-        if name == "probs" and len(rows):
-            outlined, suspect_N = outline(vectors_NW)
+        if name == "probs" and vectors_NW.size > CHEAP_VALUES:
+            suspect_N = np.empty(len(rows), bool)
+            outlined = outline(vectors_NW, suspect_N)
         else:
-            suspect_N = suspects(vectors_NW)
+            suspect_N = suspects(name, vectors_NW)
         found = faults(name, vectors_NW, np.flatnonzero(suspect_N))
         bad += [(rows.ids[row], what) for row, what in found.items()]
     first = [f"{name!r}: {what}" for name, what in sorted(bad)[:3]]
     return Inspection(len(rows), widths, len(bad), first, hashes_N), outlined
 
 
-def outline(probs_NC: np.ndarray) -> tuple[Outline, np.ndarray]:
-    """Outline probabilities, and say which rows may be none: bool [N]. Cost: one pass.
-
-    A row that may be none holds NaN, infinity or a negative value, or its float32 sum is not clearly near 1.
-    """
+def outline(probs_NC: np.ndarray, suspect_N: np.ndarray | None = None) -> Outline:
+    """Outline probabilities; and, if there is an array for it, say as :func:`suspects` which may be none. One pass."""
     num_rows, width = probs_NC.shape
-    top_N, suspect_N = np.empty(num_rows, np.int32), np.empty(num_rows, bool)
-    peak_N, sq_N = np.empty(num_rows, np.float32), np.empty(num_rows, np.float32)
-    ones = np.ones(width, np.float32)
+    top_N, peak_N, sq_N = (np.empty(num_rows, kind) for kind in (np.int32, np.float32, np.float32))
 
     @QUIET
-    def check(part: slice) -> None:
+    def look(part: slice) -> None:
         block = np.asarray(probs_NC[part], np.float32)
         top_N[part] = block.argmax(axis=1)
         peak_N[part] = block[np.arange(len(block)), top_N[part]]
         sq_N[part] = np.einsum("nc,nc->n", block, block)
-        suspect_N[part] = ~(np.abs(block @ ones - 1) < SUM_TOLERANCE / 2)
-        if not block.min(initial=0) >= 0:
-            suspect_N[part] |= ~(block.min(axis=1) >= 0)
+        if suspect_N is not None:
+            suspect_N[part] = _may_be_no_probs(block)
 
-    in_parallel(check, num_rows, width)
-    return Outline(top_N, peak_N, sq_N), suspect_N
+    in_parallel(look, num_rows, width)
+    return Outline(top_N, peak_N, sq_N)
 
 
-def suspects(vectors_NW: np.ndarray) -> np.ndarray:
-    """Which rows may hold NaN or infinity or be too long, bool [N]."""
+def suspects(name: str, vectors_NW: np.ndarray) -> np.ndarray:
+    """Which rows may have something wrong, bool [N]: all that :func:`faults` would find are among them."""
     suspect_N = np.empty(len(vectors_NW), bool)
 
     @QUIET
     def check(part: slice) -> None:
         block = np.asarray(vectors_NW[part], np.float32)
-        suspect_N[part] = ~(np.einsum("nw,nw->n", block, block) < MOST_LENGTH**2)
+        if name == "probs":
+            suspect_N[part] = _may_be_no_probs(block)
+        else:
+            suspect_N[part] = ~(np.einsum("nw,nw->n", block, block) < MOST_LENGTH**2)
 
     in_parallel(check, *vectors_NW.shape)
+    return suspect_N
+
+
+def _may_be_no_probs(block_NC: np.ndarray) -> np.ndarray:
+    """Holds NaN, infinity or a negative value, or the float32 sum is not clearly near 1."""
+    suspect_N = ~(np.abs(block_NC @ np.ones(block_NC.shape[1], np.float32) - 1) < SUM_TOLERANCE / 2)
+    if not block_NC.min(initial=0) >= 0:
+        suspect_N |= ~(block_NC.min(axis=1) >= 0)
     return suspect_N
 
 
@@ -183,11 +191,11 @@ def blocks(num_rows: int, width: int, values: int = BLOCK_VALUES) -> Iterator[sl
 
 def in_parallel(work: Callable[[slice], None], num_rows: int, width: int) -> None:
     """Go over all rows in blocks, on as many threads as FAISS has (OMP_NUM_THREADS, else all cores)."""
-    parts = list(blocks(num_rows, width))
-    if len(parts) < 2:
+    parts, num_threads = list(blocks(num_rows, width)), faiss.omp_get_max_threads()
+    if min(len(parts), num_threads) < 2:
         for part in parts:
             work(part)
         return
-    with ThreadPoolExecutor(faiss.omp_get_max_threads()) as pool:
+    with ThreadPoolExecutor(num_threads) as pool:
         for _ in pool.map(work, parts):
             pass

@@ -20,7 +20,7 @@ from typing import Concatenate, NamedTuple, ParamSpec, Protocol, TypeVar
 import numpy as np
 
 from raykd.algo import keyed
-from raykd.algo.selection.distances import GATHER_VALUES, Euclidean, Space, first_bounds, within
+from raykd.algo.selection.distances import FEW_CENTERS, GATHER_VALUES, Euclidean, Space, first_bounds, within
 from raykd.algo.selection.priorities import Priority
 from raykd.algo.selection.rows import Inspection, Outline, Rows, blocks, inspect_rows, outline
 
@@ -135,13 +135,21 @@ class Shard:
         at = self.positions(ids)
         return dict(zip(self.rows.ids[at], space.vectors(self.rows, at), strict=True)) if len(at) else {}
 
-    def all_vectors(self, space: Space, without: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-        """The ids and the vectors of all rows but those ``without``: for small pools only."""
+    def all_vectors(
+        self, space: Space, without: Sequence[str], base_KW: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """All rows but those ``without``, for small pools only: ids, vectors, bounds on squared distances to centers.
+
+        The bounds are infinite where they would not come for next to nothing.
+        """
         included = self._included()
         if len(without):
             included = np.setdiff1d(included, self.positions(without))
         where = slice(None) if len(included) == len(self) else included
-        return self.rows.ids[where], space.vectors(self.rows, where)
+        bounds_N = np.full(len(self), np.inf)
+        if isinstance(space, Euclidean) and space.peaked and len(base_KW) > FEW_CENTERS and len(self):
+            bounds_N = self._first_bounds(space, base_KW)
+        return self.rows.ids[where], space.vectors(self.rows, where), bounds_N[where]
 
     def crowded(self, space: Space, y_KW: np.ndarray, sq: float, limit: int) -> list[str]:
         """The ids of rows that have ``limit`` or more of these vectors within that squared distance."""
@@ -209,7 +217,7 @@ class Shard:
 
     def _top_classes(self) -> np.ndarray:
         if self._outline is None:
-            self._outline = outline(self.probs())[0]
+            self._outline = outline(self.probs())
         return self._outline.top_N
 
     def _first_bounds(self, space: Space, base_KW: np.ndarray) -> np.ndarray:
@@ -218,7 +226,7 @@ class Shard:
         if not (isinstance(space, Euclidean) and space.peaked):
             outlined = None
         elif outlined is None and len(self):
-            outlined = outline(self.probs())[0]
+            outlined = outline(self.probs())
         return first_bounds(space, self.rows, outlined, base_KW)
 
 
