@@ -55,7 +55,7 @@ def inputs(tmp_path_factory, image_folder) -> Inputs:
     files = sorted(image_folder.glob("*/*.png"))
     ids = [str(file.relative_to(image_folder)) for file in files]
     names = [name.split("/")[0] for name in ids]
-    manifest = [ids, list(map(str, files)), [0] * len(ids), names, ["pool"] * len(ids)]
+    manifest = [ids, list(map(str, files)), [0] * len(ids), [0] * len(ids), names, ["pool"] * len(ids)]
     (Place.of(folder / "pool") / "manifest.parquet").write_table(pa.table(manifest, schema=MANIFEST))
     logits = np.random.default_rng(0).normal(size=(len(ids), 3)).astype(np.float32)
     logits[np.arange(len(ids)), [CLASSES.index(name) for name in names]] += 3
