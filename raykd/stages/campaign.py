@@ -165,6 +165,8 @@ def open_campaign(config: Config) -> Iterator[Campaign]:
         session = stack.enter_context(Session(config.local_cpus, config.stall_s, progress))
         campaign = Campaign(config, place, progress, session, open_shards=stack.enter_context(ExitStack()))
         if not finished:
+            if config.cache_path:
+                (Place.of(config.cache_path) / "encode").check_writable()
             from raykd.stages.checks import check_everything_cheap  # here: a finished campaign needs no torch
 
             check_everything_cheap(campaign)
