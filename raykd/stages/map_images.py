@@ -38,7 +38,7 @@ PART_ROWS = 16_384  # of a part at most: what a kill may cost
 BLOCK_ROWS = 1024  # of a task at most: enough to read a row group of Parquet once
 BLOCKS_A_REPLICA = 8  # at least, when there are as many batches: so that all replicas end together
 FILLER = "filler"  # the error of rows that only make the last batch as large as the others
-RECEIPT = pa.schema([("part", pa.int64()), ("rows", pa.int64()), ("file", pa.string())])
+RECEIPT = pa.schema([("part", pa.int64()), ("rows", pa.int64())])
 ROWS = pa.schema([("sample_id", pa.string()), ("uri", pa.string()), ("split", pa.string())])
 STAMPS = ("size_bytes", "mtime_ns")
 
@@ -172,22 +172,17 @@ def map_parts(
     left: Counter[int] = Counter({number: parts[number][1].num_rows for number in missing})
     bad: list[pa.Table] = []
     held: dict[int, Writing] = {}
-    files: dict[int, set[str]] = {number: set() for number in missing}
     try:
         for number in missing:
             writings[number] = parts[number][0].begin()
         places = {number: out.place for number, out in writings.items()}
         runs = {number: parts[number][1] for number in missing}
-        for number, count, file in run(runs, places, fetch, model, ticker, here):
+        for number, count in run(runs, places, fetch, model, ticker, here):
             left[number] -= count
-            files[number].add(file)
             if left[number] > 0:
                 continue
             out, rows = writings.pop(number), parts[number][1]
             held[number] = out
-            for info in out.place.files():  # in a shared place, of an attempt that was killed
-                if info.base_name not in files[number]:
-                    out.place.fs.delete_file(info.path)
             table = out.place.read_table(["sample_id", "error"])
             check_ids(rows["sample_id"], table["sample_id"])
             broken = quarantined(table, rows)
@@ -264,8 +259,8 @@ def check_splits(stage: str, rows: pa.Table, bad: pa.Table, max_bad_share: float
 
 def run(
     runs: dict[int, pa.Table], places: dict[int, Place], fetch: Fetch, model: Model, ticker: Ticker, here: bool
-) -> Iterator[tuple[int, int, str]]:
-    """Write the runs' blocks to their places as they come; yields a run's number, rows and file."""
+) -> Iterator[tuple[int, int]]:
+    """Write the runs' blocks to their places as they come; yields the number of a run and how many rows it got."""
     low, high = (model.replicas, model.replicas) if isinstance(model.replicas, int) else model.replicas
     blocks = even_blocks(runs, model.batch_size, high)
     write = WriteBlock(places, model.schema)
@@ -284,12 +279,12 @@ def run(
             compute=ActorPoolStrategy(min_size=low, max_size=high),
         ).map_batches(write, batch_size=None, batch_format="pyarrow", num_cpus=0.1)
         for row in receipts.iter_rows():
-            yield row["part"], row["rows"], row["file"]
+            yield row["part"], row["rows"]
 
 
 def write_here(
     batches: Iterable[dict[str, np.ndarray]], model: Model, write: WriteBlock, ticker: Ticker
-) -> Iterator[tuple[int, int, str]]:
+) -> Iterator[tuple[int, int]]:
     """The model in this process: batches of one part are written together."""
     replica = Counted(model, ticker)
     waiting: list[pa.Table] = []
@@ -303,8 +298,8 @@ def write_here(
         yield from receipts_of(write(pa.concat_tables(waiting)))
 
 
-def receipts_of(table: pa.Table) -> Iterator[tuple[int, int, str]]:
-    yield from zip(*(table[name].to_pylist() for name in ("part", "rows", "file")), strict=True)
+def receipts_of(table: pa.Table) -> Iterator[tuple[int, int]]:
+    yield from zip(table["part"].to_pylist(), table["rows"].to_pylist(), strict=True)
 
 
 def even_blocks(runs: dict[int, pa.Table], batch_size: int, most_replicas: int) -> list[pa.Table]:
@@ -351,7 +346,7 @@ class WriteBlock:
             rows = block.filter(pc.equal(block["part"], number)).drop_columns(["part"])
             name = f"block_{fingerprint(rows['sample_id'].to_pylist())}.parquet"
             (self.places[number] / name).write_table(checked(rows, self.schema))
-            receipts.append({"part": number, "rows": rows.num_rows, "file": name})
+            receipts.append({"part": number, "rows": rows.num_rows})
         return pa.Table.from_pylist(receipts, RECEIPT)
 
 

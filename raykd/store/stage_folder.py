@@ -1,8 +1,9 @@
 """A folder that is complete or absent, and knows what it was made from.
 
 On a local disk it is written aside, its marker ``_DONE.json`` last, and renamed. An object store cannot rename folders:
-there it is written in place with the marker last, and a folder without a marker counts as absent. Nothing that is
-complete is ever overwritten or deleted.
+there it is written in place with the marker last, and a folder without a marker counts as absent. Where several jobs
+may make the same folder at the same time, each writes into one of its own inside it, and the marker names the one that
+counts. Nothing that is complete is ever overwritten or deleted.
 
 The marker holds what the content depends on, in two kinds. What it was *made from* (the results of earlier stages, and
 the version of the stage's code) must be the same for ever: else two campaigns, or two versions of raykd, are mixed, and
@@ -73,7 +74,7 @@ class Done:
     """A complete folder: what its marker says, read once.
 
     Args:
-        place: The folder.
+        place: Where the content is.
         fingerprint: Names all that it was made from, by that everything upstream.
         facts: What the stage noted about itself (rows, seconds, ...).
         settings: The part of the config that went in.
@@ -98,7 +99,8 @@ def read_done(place: Place) -> Done | None:
         return None
     try:
         said = marker.read_json()
-        return Done(place, said["fingerprint"], said["facts"], said["settings"], said["made_from"])
+        content = place / said["attempt"] if "attempt" in said else place
+        return Done(content, said["fingerprint"], said["facts"], said["settings"], said["made_from"])
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(
             f"{marker} is damaged ({one_line(error)}): a copy that broke off, or another program's. If what is beside "
@@ -175,7 +177,9 @@ class StageFolder:
                 if not self.shared or time.time() - leftover.stat().st_mtime > SURELY_KILLED_S:
                     shutil.rmtree(leftover, ignore_errors=self.shared)
             place = Place(f"{folder}/.{name}.{uuid.uuid4().hex[:8]}.aside")
-        elif not self.shared:  # what a killed attempt left was never complete, and would be read as part of this one
+        elif self.shared:
+            place = place / f"attempt_{uuid.uuid4().hex[:8]}"
+        else:  # what a killed attempt left behind was never complete, and would be read as part of this one
             for info in place.files(recursive=True):
                 place.fs.delete_file(info.path)
         place.fs.create_dir(place.path, recursive=True)
@@ -210,9 +214,12 @@ class Writing:
     started: float = field(default_factory=time.perf_counter)
 
     def commit(self) -> Done:
-        """Make it complete. Raises whatever ``still_ours`` does."""
+        """Make it complete, or, where another job was faster, take what it made. Raises what ``still_ours`` does."""
         folder = self.folder
         folder.still_ours()
+        if folder.shared and (theirs := read_done(folder.place)):
+            self.abandon()
+            return theirs
         self.facts.setdefault("seconds", round(time.perf_counter() - self.started, 3))
         marker = {
             "stage": folder.name,
@@ -221,23 +228,30 @@ class Writing:
             "settings": folder.settings,
             "facts": self.facts,
         }
-        (self.place / MARKER).write_json(marker)
-        if self.place != folder.place:
+        content = folder.place
+        if folder.place.is_local:
+            (self.place / MARKER).write_json(marker)
             try:
                 os.rename(self.place.path, folder.place.path)
             except OSError:
-                if not folder.shared or (theirs := read_done(folder.place)) is None:
+                if not (folder.shared and read_done(folder.place)):
                     raise
-                self.abandon()
-                return theirs
-        return Done(
-            folder.place, folder.fingerprint, _plain(self.facts), _plain(folder.settings), _plain(folder._made_from)
-        )
+                return self.commit()  # another job was faster by a moment
+        else:
+            if folder.shared:
+                content, marker["attempt"] = self.place, self.place.name
+            (folder.place / MARKER).write_json(marker)
+        return Done(content, folder.fingerprint, _plain(self.facts), _plain(folder.settings), _plain(folder._made_from))
 
     def abandon(self) -> None:
-        """Leave nothing behind."""
-        if self.place != self.folder.place:
+        """Leave nothing behind that is this attempt's alone."""
+        if self.place == self.folder.place:  # in place: the next attempt begins with deleting it
+            return
+        if self.place.is_local:
             shutil.rmtree(self.place.path, ignore_errors=True)
+        else:
+            for info in self.place.files(recursive=True):
+                self.place.fs.delete_file(info.path)
 
 
 def _plain(value: dict[str, Any]) -> dict[str, Any]:

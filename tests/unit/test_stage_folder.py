@@ -346,3 +346,17 @@ def test_in_a_shared_bucket_nothing_of_another_job_is_deleted(bucket):
     shared(bucket / "part").begin()
     assert (one.place / "rows").read_bytes() == b"the same"
     assert one.commit().fingerprint == other.commit().fingerprint
+
+
+def test_in_a_shared_bucket_what_is_complete_is_whole_however_two_jobs_mix(bucket):
+    """The first job is done when the second is in the middle, with files of other names."""
+    place = bucket / "part"
+    one, other = shared(place).begin(), shared(place).begin()
+    (one.place / "block_1").write_bytes(b"rows 1 to 4")
+    (other.place / "block_a").write_bytes(b"rows 1 to 3")
+    (one.place / "block_2").write_bytes(b"rows 5 to 8")
+    done = one.commit()
+    (other.place / "block_b").write_bytes(b"rows 4 to 8")
+    assert other.commit() == done == shared(place).done()
+    assert {info.base_name for info in done.place.files()} == {"block_1", "block_2"}
+    assert len(place.files(recursive=True)) == 3  # and the marker
