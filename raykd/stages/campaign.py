@@ -65,6 +65,7 @@ class Campaign:
     still_ours: Callable[[], None] = lambda: None
     open_shards: ExitStack = field(default_factory=ExitStack, repr=False)
     space: Any = None  # the pool's shards, while they are open (probability_space.py)
+    _num_done: int = field(default=0, init=False, repr=False)
 
     @property
     def rounds(self) -> range:
@@ -73,7 +74,9 @@ class Campaign:
 
     @property
     def num_done(self) -> int:
-        return len_done(self.place)
+        """Rounds that are evaluated. They only become more, so only the next one's marker is looked for."""
+        self._num_done = count_done(self.place, self._num_done)
+        return self._num_done
 
     @property
     def cache(self) -> Place:
@@ -131,9 +134,8 @@ def round_place(place: Place, number: int) -> Place:
     return place / f"round_{number:03d}"
 
 
-def len_done(place: Place) -> int:
-    """How many rounds of a campaign are evaluated."""
-    number = 0
+def count_done(place: Place, number: int = 0) -> int:
+    """How many rounds of a campaign are evaluated, of which so many are known to be."""
     while read_done(round_place(place, number) / "evaluate"):
         number += 1
     return number
@@ -157,7 +159,7 @@ def open_campaign(config: Config) -> Iterator[Campaign]:
     progress = Progress(config.progress)
     before = read_history(place)
     check_unchanged(place, config, before)
-    finished = bool(before) and len_done(place) >= config.rounds
+    finished = bool(before) and count_done(place) >= config.rounds
     if finished:  # a change counts when there are rounds to come: only what is shown, and where, is as it is now
         shown = {"storage_path": config.storage_path, "progress": config.progress, "rounds": config.rounds}
         config = Config.model_validate(before[-1]["config"] | shown)
@@ -165,8 +167,6 @@ def open_campaign(config: Config) -> Iterator[Campaign]:
         session = stack.enter_context(Session(config.local_cpus, config.stall_s, progress))
         campaign = Campaign(config, place, progress, session, open_shards=stack.enter_context(ExitStack()))
         if not finished:
-            if config.cache_path:
-                (Place.of(config.cache_path) / "encode").check_writable()
             from raykd.stages.checks import check_everything_cheap  # here: a finished campaign needs no torch
 
             check_everything_cheap(campaign)

@@ -21,6 +21,8 @@ def check_everything_cheap(campaign: Campaign) -> None:
     """
     config = campaign.config
     campaign.session.check()
+    if config.cache_path:
+        (campaign.cache / "encode").check_writable()
     templates(config.teacher.templates)
     check_teacher(config.teacher)
     for path in own_files(config.teacher):

@@ -16,7 +16,7 @@ from raykd.images.transforms import ClipPreprocess
 from raykd.models.teacher import ImageTower, read_clip_preprocess
 from raykd.stages.budget import check_budgets
 from raykd.stages.campaign import Campaign
-from raykd.stages.map_images import Fetch, Model, check_splits, error_column, map_parts, num_missing, part_folders
+from raykd.stages.map_images import Fetch, Model, check_splits, error_column, find_parts, map_parts, num_missing
 from raykd.stages.weights import fetch_backbone, fetch_teacher
 from raykd.store.outputs import QUARANTINE_FILE, Encoded, Pool
 from raykd.store.place import Place
@@ -35,7 +35,7 @@ def encode(campaign: Campaign, pool: Pool) -> Encoded:
     config = campaign.config.teacher
     model = fetch_teacher(campaign)
     fetch_backbone(campaign)  # what cannot be had is told now, and not when people have labeled
-    parts = part_folders(
+    parts = find_parts(
         campaign, campaign.cache / "encode", "encode", version=VERSION, batch_size=config.batch_size,
         tables=pool.listed, shared=bool(campaign.config.cache_path),
         made_from={"model": model.place.name, "precision": config.precision},

@@ -20,7 +20,7 @@ from raykd.labels.ledger import OUTCOMES, Ledger, current_labels
 from raykd.stages.campaign import Campaign
 from raykd.store.outputs import CARDS_FILE, LABELS_FILE, Labels, Picks, Pool, Round, Teacher
 from raykd.store.place import Place
-from raykd.store.stage_folder import StageFolder, complete, fingerprint
+from raykd.store.stage_folder import StageFolder, fingerprint
 from raykd.store.tables import CARDS, LABELS, LEDGER, checked
 
 VERSION = 1
@@ -123,7 +123,7 @@ def settle(campaign: Campaign, number: int, pool: Pool, picks: Picks) -> Labels:
             "num_answered": table.num_rows,
             "seconds": time.perf_counter() - started,
         }
-    labels = Labels(complete(folder))
+    labels = Labels(out.complete)
     new = sum(labels.outcomes.values())
     campaign.say(folder.name, f"{new} new answers, {num_labeled} images labeled in all")
     return labels

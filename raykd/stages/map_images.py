@@ -14,8 +14,8 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -105,20 +105,28 @@ def cut(rows: pa.Table) -> Iterator[pa.Table]:
         yield rows.slice(start, PART_ROWS)
 
 
-def part_folders(
+class Part(NamedTuple):
+    """A run of rows, its folder, and what that holds when it is complete."""
+
+    folder: StageFolder
+    rows: pa.Table
+    done: Done | None
+
+
+def find_parts(
     campaign: Campaign, place: Place, name: str, *, version: int, made_from: dict[str, Any], batch_size: int,
     tables: Iterable[pa.Table], shared: bool = False,
-) -> list[tuple[StageFolder, pa.Table]]:  # fmt: skip
-    """A folder for each run of the tables' rows, named by what it is made from: so what is there already is found.
+) -> list[Part]:  # fmt: skip
+    """A part for each run of the tables' rows, named by what it is made from: so what is there already is found.
 
     The batch size has a part in the last bits only: a part that was made with another one is as good.
     """
     parts = []
     for run in (run for table in tables for run in cut(table)):
         inputs = {**made_from, "rows": names_of(run)}
-        folder = StageFolder(place, name, version, inputs, {}, campaign.still_ours, shared)
         settings = {"batch_size": batch_size}
-        parts.append((replace(folder, place=place / folder.fingerprint, settings=settings), run))
+        folder = StageFolder(place, name, version, inputs, settings, campaign.still_ours, shared).under(place)
+        parts.append(Part(folder, run, folder.done()))
     return parts
 
 
@@ -132,13 +140,13 @@ def names_of(rows: pa.Table) -> str:
     return fingerprint([rows.num_rows, *stamps, *(pc.binary_join(text, "\n")[0].as_py() for text in texts)])
 
 
-def num_missing(parts: Sequence[tuple[StageFolder, pa.Table]]) -> int:
+def num_missing(parts: Sequence[Part]) -> int:
     """Rows of the parts that are still to be made."""
-    return sum(run.num_rows for folder, run in parts if folder.done() is None)
+    return sum(part.rows.num_rows for part in parts if part.done is None)
 
 
 def map_parts(
-    parts: Sequence[tuple[StageFolder, pa.Table]],
+    parts: Sequence[Part],
     fetch: Fetch,
     model: Model,
     ticker: Ticker,
@@ -153,7 +161,7 @@ def map_parts(
     bears what is missing in all: they may be back at the next attempt. Broken ones stay broken.
 
     Args:
-        parts: Folder and rows of each (see :func:`cut`).
+        parts: As :func:`find_parts` gives them.
         fetch: Reads them.
         model: What they go through.
         ticker: Told of rows done.
@@ -164,24 +172,24 @@ def map_parts(
         UserError: A row was lost, written more than once, or is none of those given; or what ``check`` raises.
         StorageError: Images cannot be read because of the network, the credentials or a disk.
     """
-    done = [folder.done() for folder, _ in parts]
+    done = [part.done for part in parts]
     missing = [number for number, found in enumerate(done) if found is None]
     if not missing:
         return [found for found in done if found]
     writings: dict[int, Writing] = {}
-    left: Counter[int] = Counter({number: parts[number][1].num_rows for number in missing})
+    left: Counter[int] = Counter({number: parts[number].rows.num_rows for number in missing})
     bad: list[pa.Table] = []
     held: dict[int, Writing] = {}
     try:
         for number in missing:
-            writings[number] = parts[number][0].begin()
+            writings[number] = parts[number].folder.begin()
         places = {number: out.place for number, out in writings.items()}
-        runs = {number: parts[number][1] for number in missing}
+        runs = {number: parts[number].rows for number in missing}
         for number, count in run(runs, places, fetch, model, ticker, here):
             left[number] -= count
             if left[number] > 0:
                 continue
-            out, rows = writings.pop(number), parts[number][1]
+            out, rows = writings.pop(number), parts[number].rows
             held[number] = out
             table = out.place.read_table(["sample_id", "error"])
             check_ids(rows["sample_id"], table["sample_id"])
@@ -196,7 +204,7 @@ def map_parts(
         if writings:
             number = min(writings)
             raise UserError(
-                f"{parts[number][0].name}: {left[number]:,} images of it were not written; nothing of it is kept: "
+                f"{parts[number].folder.name}: {left[number]:,} images of it were not written; nothing of it is kept: "
                 "run the same command again"
             )
         check(pa.concat_tables([QUARANTINE.empty_table(), *bad]))

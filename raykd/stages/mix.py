@@ -13,7 +13,6 @@ from raykd.algo.heads import Mixture, grid, hits, is_real_gain
 from raykd.models.saved import deploy
 from raykd.stages.campaign import Campaign
 from raykd.store.outputs import Deployed, Pool, Predictions, Trained
-from raykd.store.stage_folder import complete
 
 VERSION = 1
 MAX_TRIALS = 16
@@ -48,7 +47,7 @@ def mix(campaign: Campaign, number: int, pool: Pool, trained: Trained, predictio
             chosen, reason = default, f"fixed: {why}"
         deploy(trained.place, out.place, chosen)
         out.facts |= {"ce_weight": chosen.ce_weight, "temperature": chosen.temperature, "reason": reason}
-    deployed = Deployed(complete(folder))
+    deployed = Deployed(out.complete)
     mixture = deployed.mixture
     campaign.say(
         f"round {number} mix",

@@ -27,7 +27,7 @@ from raykd.stages.budget import check_budgets
 from raykd.stages.campaign import Campaign
 from raykd.store.outputs import CLASSES_FILE, MANIFEST_FILE, Pool, renamed_labels
 from raykd.store.place import Place
-from raykd.store.stage_folder import Done, StageFolder, complete, fingerprint
+from raykd.store.stage_folder import Done, StageFolder, fingerprint
 from raykd.store.tables import MANIFEST, SPLITS, checked, first_duplicates
 
 VERSION = 1
@@ -80,7 +80,7 @@ def listed_parts(campaign: Campaign) -> list[Done]:
 
 def first_part(campaign: Campaign) -> Done:
     config = campaign.config
-    with (folder := part_folder(campaign, 0)).writing() as out:
+    with part_folder(campaign, 0).writing() as out:
         table, found = list_sources(campaign)
         renamed = resolve_renamed(config.labels.renamed)
         classes = renamed_classes(class_names(config.classes, found), renamed)
@@ -90,7 +90,7 @@ def first_part(campaign: Campaign) -> Done:
         write_part(out, table)
         # "given" is what label_values stand for in this campaign, whatever classes there are later
         (out.place / CLASSES_FILE).write_json({"found": found, "given": names_given(config)})
-    return complete(folder)
+    return out.complete
 
 
 def grown_part(campaign: Campaign, parts: list[Done]) -> list[Done]:
@@ -123,11 +123,11 @@ def grown_part(campaign: Campaign, parts: list[Done]) -> list[Done]:
         new.set_column(MANIFEST.get_field_index("label"), "label", labels),
         renamed_classes(class_names(config.classes, found), renamed),
     )
-    with (folder := part_folder(campaign, len(parts))).writing() as out:
+    with part_folder(campaign, len(parts)).writing() as out:
         check_readable(new, config.split_seed)
         write_part(out, new)
     campaign.say("pool", f"{new.num_rows:,} new images in {config.pool.path}: one more part")
-    return [complete(folder)]
+    return [out.complete]
 
 
 def check_changed(campaign: Campaign, before: pa.Table, change: Grown) -> None:

@@ -8,7 +8,7 @@ import pyarrow as pa
 from raykd.config import StudentConfig
 from raykd.models.preprocess import read_preprocess
 from raykd.stages.campaign import Campaign
-from raykd.stages.map_images import Fetch, Model, check_splits, error_column, map_parts, num_missing, part_folders
+from raykd.stages.map_images import Fetch, Model, check_splits, error_column, find_parts, map_parts, num_missing
 from raykd.store.outputs import Encoded, Pool, Predictions, Trained
 from raykd.store.place import Place
 from raykd.store.tables import predicted, vectors
@@ -28,13 +28,13 @@ def predict(campaign: Campaign, number: int, pool: Pool, encoded: Encoded, train
     """
     config = campaign.config.student
     rows = encoded.readable(pool.manifest)
-    parts = part_folders(
+    parts = find_parts(
         campaign, campaign.round_place(number) / "predict", f"round {number} predict", version=VERSION,
         batch_size=config.predict_batch_size, tables=map(encoded.readable, pool.listed),
         made_from={"student": trained.fingerprint},
     )  # fmt: skip
     if number + 1 < campaign.num_done:  # nobody picks from this round any more
-        parts = [(folder, run) for folder, run in parts if folder.done()]
+        parts = [part for part in parts if part.done]
     preprocess = read_preprocess(trained.place)
 
     arguments = {"student": trained.place, "config": config}

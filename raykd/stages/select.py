@@ -15,7 +15,7 @@ from raykd.stages.campaign import Campaign
 from raykd.stages.pick_tables import picks_table
 from raykd.stages.probability_space import acquisition_mixture, close_space, open_space
 from raykd.store.outputs import PICKS_FILE, Encoded, Picks, Pool, Round, Teacher
-from raykd.store.stage_folder import complete, fingerprint
+from raykd.store.stage_folder import fingerprint
 from raykd.store.tables import PICKS, checked
 
 VERSION = 1
@@ -53,7 +53,7 @@ def select(
             out.facts["rounds"] = [each._asdict() for each in picked.history]
         (out.place / PICKS_FILE).write_table(checked(table, PICKS))
         out.facts |= {"picks": table.num_rows, "content": fingerprint(table["sample_id"].to_pylist())}
-    picks = Picks(complete(folder))
+    picks = Picks(out.complete)
     how = config.selection.strategy if start == "none" else f"start: {start}"
     campaign.say(folder.name, f"{table.num_rows} picks ({how}) in {picks.done.facts['seconds']:.1f} s")
     return picks

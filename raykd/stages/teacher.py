@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import io
 from contextlib import ExitStack
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -25,7 +24,7 @@ from raykd.models.teacher import encode_texts, threads
 from raykd.stages.campaign import Campaign
 from raykd.store.outputs import Encoded, Pool, Teacher, labeled_split
 from raykd.store.place import Place
-from raykd.store.stage_folder import Done, StageFolder, complete
+from raykd.store.stage_folder import Done, StageFolder
 from raykd.store.tables import ENCODED, TEACHER, checked, matrix, positions, vectors
 
 VERSION = 1
@@ -53,23 +52,25 @@ def teach(campaign: Campaign, pool: Pool, encoded: Encoded) -> Teacher:
         )
         for part in encoded.parts
     ]
-    work = [(folder, part) for folder, part in zip(folders, encoded.parts, strict=True) if folder.done() is None]
-    if work:
-        write_parts(campaign, [(folder, part.place) for folder, part in work], texts, pool.manifest)
-    done = tuple(found for folder in folders if (found := folder.done()))
-    return Teacher(done, name, tuple(classes), measured(campaign, place / "scores", done, name, pool))
+    done = {number: found for number, folder in enumerate(folders) if (found := folder.done())}
+    if work := {number: folder for number, folder in enumerate(folders) if number not in done}:
+        features = [encoded.parts[number].place for number in work]
+        made = write_parts(campaign, list(zip(work.values(), features, strict=True)), texts, pool.manifest)
+        done |= dict(zip(work, made, strict=True))
+    parts = tuple(done[number] for number in range(len(folders)))
+    return Teacher(parts, name, tuple(classes), measured(campaign, place / "scores", parts, name, pool))
 
 
 def measured(campaign: Campaign, place: Place, parts: tuple[Done, ...], name: str, pool: Pool) -> Scores:
     """How good an opinion is on test; measured once."""
     made_from = {"rule": name, "renamed": dict(pool.renamed)}
-    folder = campaign.folder("teacher", version=VERSION, made_from=made_from)
-    folder = replace(folder, place=place / folder.fingerprint)
-    if folder.done() is None:
+    folder = campaign.folder("teacher", version=VERSION, made_from=made_from).under(place)
+    if (done := folder.done()) is None:
         with folder.writing() as out:
             logits, labels_N = labeled_split(parts, "test", pool, ("logits",), pool.classes)
             out.facts["scores"] = scores(probabilities(logits), labels_N)
-    found: Scores = complete(folder).facts["scores"]
+        done = out.complete
+    found: Scores = done.facts["scores"]
     return found
 
 
@@ -93,7 +94,7 @@ def embed_classes(campaign: Campaign, rule: dict[str, Any], place: Place, model:
         np.save(buffer, classes_CD)
         (out.place / CLASSES_FILE).write_bytes(buffer.getvalue())
         out.facts |= {"scale": scale, "bias": bias}
-    return complete(folder)
+    return out.complete
 
 
 def check_classes(classes: list[str], classes_CD: np.ndarray) -> None:
@@ -108,7 +109,10 @@ def check_classes(classes: list[str], classes_CD: np.ndarray) -> None:
         )
 
 
-def write_parts(campaign: Campaign, work: list[tuple[StageFolder, Place]], texts: Done, manifest: pa.Table) -> None:
+def write_parts(
+    campaign: Campaign, work: list[tuple[StageFolder, Place]], texts: Done, manifest: pa.Table
+) -> list[Done]:
+    """The opinion of each part of the features: here, or on a cluster by a task a part."""
     here = campaign.session.is_local or len(work) == 1
     num_cpus = campaign.config.teacher.num_cpus
     splits: Any = manifest.select(["sample_id", "split"])
@@ -125,6 +129,7 @@ def write_parts(campaign: Campaign, work: list[tuple[StageFolder, Place]], texts
         ]
         if not here:
             ray.get(calls)
+    return [out.complete for _, out in outs]
 
 
 def write_logits(

@@ -21,7 +21,7 @@ from raykd.stages.progress import Ticker
 from raykd.stages.weights import fetch_backbone
 from raykd.store.outputs import STEPS_FILE, Encoded, Labels, Pool, Teacher, Trained
 from raykd.store.place import Place
-from raykd.store.stage_folder import Done, complete
+from raykd.store.stage_folder import Done
 
 if TYPE_CHECKING:
     from raykd.stages.train_loop import Job
@@ -70,7 +70,7 @@ def train(campaign: Campaign, number: int, pool: Pool, encoded: Encoded, teacher
             "columns": list(HEADS[config.heads]),
         }
     clear_scratch(scratch, number)
-    return Trained(complete(folder))
+    return Trained(out.complete)
 
 
 def make_job(

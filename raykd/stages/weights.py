@@ -12,15 +12,14 @@ from raykd.models.saved import WEIGHTS
 from raykd.models.teacher import fetch_weights, own_files
 from raykd.stages.campaign import Campaign
 from raykd.store.place import Place
-from raykd.store.stage_folder import Done, StageFolder, complete, read_done
+from raykd.store.stage_folder import Done, StageFolder, read_done
 
 VERSION = 1
 
 
 def weights_folder(campaign: Campaign, name: str, folder: str, made_from: dict[str, Any]) -> StageFolder:
     """By what they are: other weights lie beside the older ones."""
-    named = campaign.folder(name, version=VERSION, made_from=made_from).fingerprint
-    return campaign.folder(name, version=VERSION, made_from=made_from, at=campaign.place / folder / named)
+    return campaign.folder(name, version=VERSION, made_from=made_from).under(campaign.place / folder)
 
 
 def fetched_as(campaign: Campaign, asked: dict[str, Any]) -> Done | None:
@@ -47,7 +46,7 @@ def fetch_teacher(campaign: Campaign) -> Done:
         return done
     with folder.writing() as out:
         out.facts["parameters"] = fetch_weights(config, out.place)
-    done = complete(folder)
+    done = out.complete
     campaign.say("teacher model", f"{config.model}, {done.facts['parameters'] / 1e6:,.1f} M parameters")
     return done
 
@@ -71,4 +70,4 @@ def fetch_backbone(campaign: Campaign) -> Done | None:
 
     with folder.writing() as out:
         (out.place / WEIGHTS).write_bytes(weights_of(initial_backbone(config.backbone, config.pretrained)))
-    return complete(folder)
+    return out.complete

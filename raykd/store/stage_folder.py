@@ -21,7 +21,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -131,6 +131,10 @@ class StageFolder:
     still_ours: Callable[[], None] = field(default=lambda: None, repr=False, compare=False)
     shared: bool = False
 
+    def under(self, place: Place) -> StageFolder:
+        """The same, in a folder of ``place`` that is named by what it is made from: so what is there is found."""
+        return replace(self, place=place / fingerprint([self._made_from, {}]))
+
     @property
     def fingerprint(self) -> str:
         """Names version, inputs and settings, and by them everything upstream."""
@@ -197,13 +201,6 @@ class StageFolder:
             raise
 
 
-def complete(folder: StageFolder) -> Done:
-    """What a folder holds that was just made."""
-    done = folder.done()
-    assert done is not None, folder
-    return done
-
-
 @dataclass
 class Writing:
     """A folder in the making: where to write, and what to note."""
@@ -212,6 +209,13 @@ class Writing:
     folder: StageFolder
     facts: dict[str, Any] = field(default_factory=dict)
     started: float = field(default_factory=time.perf_counter)
+    done: Done | None = None  # once it is complete
+
+    @property
+    def complete(self) -> Done:
+        """What was made, after :meth:`commit`."""
+        assert self.done is not None, self.folder
+        return self.done
 
     def commit(self) -> Done:
         """Make it complete, or, where another job was faster, take what it made. Raises what ``still_ours`` does."""
@@ -219,6 +223,7 @@ class Writing:
         folder.still_ours()
         if folder.shared and (theirs := read_done(folder.place)):
             self.abandon()
+            self.done = theirs
             return theirs
         self.facts.setdefault("seconds", round(time.perf_counter() - self.started, 3))
         marker = {
@@ -241,7 +246,9 @@ class Writing:
             if folder.shared:
                 content, marker["attempt"] = self.place, self.place.name
             (folder.place / MARKER).write_json(marker)
-        return Done(content, folder.fingerprint, _plain(self.facts), _plain(folder.settings), _plain(folder._made_from))
+        made_from, settings = _plain(folder._made_from), _plain(folder.settings)
+        self.done = Done(content, folder.fingerprint, _plain(self.facts), settings, made_from)
+        return self.done
 
     def abandon(self) -> None:
         """Leave nothing behind that is this attempt's alone."""
