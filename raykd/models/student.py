@@ -14,8 +14,7 @@ import argparse
 import io
 import os
 import pathlib
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -33,6 +32,7 @@ from raykd.errors import UserError, did_you_mean, one_line
 from raykd.images.reading import as_seen
 from raykd.models.preprocess import ABOUT, Preprocess, read_preprocess
 from raykd.models.saved import WEIGHTS
+from raykd.models.threads import limited_threads
 from raykd.store.place import Place
 
 if TYPE_CHECKING:
@@ -137,19 +137,6 @@ def normalised(pixels: torch.Tensor, preprocess: Preprocess) -> torch.Tensor:
     """uint8 [n, H, W, 3], 0 to 255, to float32 [n, 3, H, W] with the backbone's mean and deviation."""
     mean, std = (torch.tensor(v, device=pixels.device).view(3, 1, 1) * 255 for v in (preprocess.mean, preprocess.std))
     return (pixels.permute(0, 3, 1, 2).float() - mean) / std
-
-
-@contextmanager
-def limited_threads(num_threads: int | None) -> Iterator[None]:
-    """Let torch work with so many threads in the block; None: as it is. Bits may hang on their number."""
-    before = torch.get_num_threads()
-    if num_threads is not None:
-        torch.set_num_threads(num_threads)
-    try:
-        yield
-    finally:
-        if num_threads is not None:
-            torch.set_num_threads(before)
 
 
 def weights_of(module: nn.Module) -> bytes:

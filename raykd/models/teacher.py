@@ -16,6 +16,7 @@ import pyarrow.fs as pafs
 
 from raykd.config import TeacherConfig
 from raykd.errors import UserError, did_you_mean
+from raykd.models.threads import limited_threads
 from raykd.store.place import Place
 
 MODEL_CONFIG, MODEL_WEIGHTS = "open_clip_config.json", "open_clip_model.safetensors"
@@ -187,23 +188,12 @@ class ImageTower:
     def features(self, pixels: np.ndarray) -> np.ndarray:
         """Of uint8 [n, H, W, 3], float16 [n, D], of length 1 before they are rounded."""
         torch = self.torch
-        with threads(torch, self.num_threads), torch.inference_mode():
+        with limited_threads(self.num_threads), torch.inference_mode():
             images = torch.from_numpy(pixels.copy()).to(self.device).permute(0, 3, 1, 2).float() / 255
             images = (images - self.mean) / self.std
             features_ND = self.model.encode_image(images.to(self.dtype), normalize=True).float()
         found: np.ndarray = features_ND.cpu().numpy().astype(np.float16)
         return found
-
-
-@contextmanager
-def threads(torch: Any, count: int) -> Iterator[None]:
-    """Run torch on so many threads: the last bits hang on it, so it is the same in an actor and in this process."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def encode_texts(

@@ -29,7 +29,8 @@ from raykd.algo.keyed import generator
 from raykd.errors import UserError
 from raykd.images.reading import ImageReader, load_one
 from raykd.models.preprocess import Preprocess
-from raykd.models.student import limited_threads, normalised
+from raykd.models.student import normalised
+from raykd.models.threads import limited_threads
 from raykd.store.place import Place
 from raykd.store.tables import matrix
 

@@ -13,7 +13,7 @@ from raykd.algo import metrics
 from raykd.algo.heads import probabilities
 from raykd.algo.selection.kcenter import coverage_radius
 from raykd.stages.campaign import Campaign
-from raykd.stages.probability_space import close_space, open_space
+from raykd.stages.probability_space import open_space
 from raykd.store.outputs import METRICS_FILE, Pool, Round, Teacher
 
 VERSION = 1
@@ -32,8 +32,6 @@ def measure(campaign: Campaign, pool: Pool, teacher: Teacher, done: Round) -> No
             values["seconds"]["evaluate"] = time.perf_counter() - started
             (out.place / METRICS_FILE).write_json(values)
         campaign.say(folder.name, in_words(values))
-        if done.number + 1 >= campaign.config.rounds:
-            close_space(campaign)
     write_lines(campaign)  # again after a kill between the stage and its line
 
 

@@ -32,7 +32,7 @@ from raykd.stages.progress import Ticker
 from raykd.store.outputs import BROKEN_FILE
 from raykd.store.place import Place
 from raykd.store.stage_folder import Done, StageFolder, Writing, fingerprint
-from raykd.store.tables import QUARANTINE, SPLITS, checked
+from raykd.store.tables import QUARANTINE, checked, too_much_of_a_split
 
 PART_ROWS = 16_384  # of a part at most: what a kill may cost
 BLOCK_ROWS = 1024  # of a task at most: enough to read a row group of Parquet once
@@ -251,15 +251,14 @@ def check_splits(stage: str, rows: pa.Table, bad: pa.Table, max_bad_share: float
     """
     away = bad.filter(pc.starts_with(bad["reason"], UNREACHABLE))
     missing = rows.filter(pc.is_in(rows["sample_id"], value_set=away["sample_id"]))
-    for split in SPLITS:
-        gone, count = (int(pc.sum(pc.equal(table["split"], split)).as_py() or 0) for table in (missing, rows))
-        if gone > max_bad_share * count:
-            first = missing.filter(pc.equal(missing["split"], split)).sort_by("sample_id").slice(0, 1).to_pylist()[0]
-            raise UserError(
-                f"{stage}: {gone} of {count} {split} images cannot be read now, more than max_bad_share="
-                f"{max_bad_share:g}; first {first['sample_id']!r}, expected at {first['uri']!r}. The parts that they "
-                "are in are not kept: put them back, let this user read them, and run again; or raise max_bad_share"
-            )
+    if found := too_much_of_a_split(missing, rows, max_bad_share):
+        split, gone, count = found
+        first = missing.filter(pc.equal(missing["split"], split)).sort_by("sample_id").slice(0, 1).to_pylist()[0]
+        raise UserError(
+            f"{stage}: {gone} of {count} {split} images cannot be read now, more than max_bad_share="
+            f"{max_bad_share:g}; first {first['sample_id']!r}, expected at {first['uri']!r}. The parts that they "
+            "are in are not kept: put them back, let this user read them, and run again; or raise max_bad_share"
+        )
 
 
 # ---------------------------------------------------------------- the pipeline

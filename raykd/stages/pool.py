@@ -25,10 +25,10 @@ from raykd.labels.files import labels_from
 from raykd.labels.ledger import resolve_renamed
 from raykd.stages.budget import check_budgets
 from raykd.stages.campaign import Campaign
-from raykd.store.outputs import CLASSES_FILE, MANIFEST_FILE, Pool, renamed_labels
+from raykd.store.outputs import CLASSES_FILE, MANIFEST_FILE, Pool, with_renamed
 from raykd.store.place import Place
 from raykd.store.stage_folder import Done, StageFolder, fingerprint
-from raykd.store.tables import MANIFEST, SPLITS, checked, first_duplicates
+from raykd.store.tables import MANIFEST, SPLITS, checked, count_splits, first_duplicates, too_much_of_a_split
 
 VERSION = 1
 CHECKED_IMAGES = 32
@@ -48,9 +48,7 @@ def list_pool(campaign: Campaign) -> Pool:
         parts = [first_part(campaign)]
     elif campaign.num_done < config.rounds:  # a finished campaign is only looked at
         parts += grown_part(campaign, parts)
-    found = (parts[0].place / CLASSES_FILE).read_json()["found"]
-    renamed = resolve_renamed(config.labels.renamed)
-    classes = renamed_classes(class_names(config.classes, found), renamed)
+    classes, renamed = classes_now(config, (parts[0].place / CLASSES_FILE).read_json()["found"])
     pool = Pool(tuple(parts), tuple(classes), renamed)
     check_label_names(pool.manifest, classes)
     check_budgets(campaign, pool, pool.counts["pool"])
@@ -82,10 +80,8 @@ def first_part(campaign: Campaign) -> Done:
     config = campaign.config
     with part_folder(campaign, 0).writing() as out:
         table, found = list_sources(campaign)
-        renamed = resolve_renamed(config.labels.renamed)
-        classes = renamed_classes(class_names(config.classes, found), renamed)
-        labels = renamed_labels(table["label"], renamed)
-        check_label_names(table.set_column(MANIFEST.get_field_index("label"), "label", labels), classes)
+        classes, renamed = classes_now(config, found)
+        check_label_names(with_renamed(table, renamed), classes)
         check_readable(table, config.split_seed)
         write_part(out, table)
         # "given" is what label_values stand for in this campaign, whatever classes there are later
@@ -102,8 +98,8 @@ def grown_part(campaign: Campaign, parts: list[Done]) -> list[Done]:
     """
     config = campaign.config
     before = pa.concat_tables([(part.place / MANIFEST_FILE).read_table() for part in parts])
-    given = (parts[0].place / CLASSES_FILE).read_json()["given"]
-    listing = list_source(materialise(config.pool), "pool", given, campaign.say)
+    at_first = (parts[0].place / CLASSES_FILE).read_json()
+    listing = list_source(materialise(config.pool), "pool", at_first["given"], campaign.say)
     mine = before.filter(pc.invert(pc.match_substring_regex(before["sample_id"], "^(test|val)/")))  # the pool's own
     change = grown(mine, listing.rows)
     check_changed(campaign, mine, change)
@@ -116,13 +112,8 @@ def grown_part(campaign: Campaign, parts: list[Done]) -> list[Done]:
     if config.pool.limit:
         campaign.say("pool", f"{new.num_rows:,} new images; left out, as pool.limit has drawn its subset")
         return []
-    renamed = resolve_renamed(config.labels.renamed)
-    found = (parts[0].place / CLASSES_FILE).read_json()["found"]
-    labels = renamed_labels(new["label"], renamed)
-    check_label_names(
-        new.set_column(MANIFEST.get_field_index("label"), "label", labels),
-        renamed_classes(class_names(config.classes, found), renamed),
-    )
+    classes, renamed = classes_now(config, at_first["found"])
+    check_label_names(with_renamed(new, renamed), classes)
     with part_folder(campaign, len(parts)).writing() as out:
         check_readable(new, config.split_seed)
         write_part(out, new)
@@ -156,18 +147,18 @@ def check_gone(campaign: Campaign, before: pa.Table, gone: pa.Table) -> None:
         return
     path, first = campaign.config.pool.path, gone["sample_id"][0].as_py()
     campaign.say("pool", f"{gone.num_rows:,} images are no longer in {path}, such as {first!r}; put them back")
-    for split in SPLITS:
-        lost, count = (int(pc.sum(pc.equal(table["split"], split)).as_py() or 0) for table in (gone, before))
-        if lost > campaign.config.max_bad_share * count:
-            raise UserError(
-                f"pool: {lost} of {count} {split} images are no longer in {path}, more than max_bad_share="
-                f"{campaign.config.max_bad_share:g}, such as {first!r}: put them back, or raise max_bad_share"
-            )
+    most = campaign.config.max_bad_share
+    if found := too_much_of_a_split(gone, before, most):
+        split, lost, count = found
+        raise UserError(
+            f"pool: {lost} of {count} {split} images are no longer in {path}, more than max_bad_share={most:g}, such "
+            f"as {first!r}: put them back, or raise max_bad_share"
+        )
 
 
 def write_part(out: Any, table: pa.Table) -> None:
     (out.place / MANIFEST_FILE).write_table(checked(table, MANIFEST))
-    out.facts |= {split: int(pc.sum(pc.equal(table["split"], split)).as_py() or 0) for split in SPLITS}
+    out.facts |= count_splits(table)
     out.facts["content"] = content(table)
 
 
@@ -216,9 +207,16 @@ def list_sources(campaign: Campaign) -> tuple[pa.Table, list[str] | None]:
     return rows, listing.found_classes
 
 
-def renamed_classes(names: list[str], renamed: dict[str, str]) -> list[str]:
-    """The class list as it is called now; two that are called the same are one, at the first one's place."""
-    return list(dict.fromkeys(renamed.get(name, name) for name in names))
+def classes_now(config: Config, found: list[str] | None) -> tuple[list[str], dict[str, str]]:
+    """The class list as it is called now, and what older names became.
+
+    Two that are called the same are one, at the first one's place.
+
+    Args:
+        found: The classes that the pool's folders or labels suggest, where none are given.
+    """
+    renamed = resolve_renamed(config.labels.renamed)
+    return list(dict.fromkeys(renamed.get(name, name) for name in class_names(config.classes, found))), renamed
 
 
 # ---------------------------------------------------------------- checks

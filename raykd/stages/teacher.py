@@ -20,7 +20,8 @@ from raykd.algo.heads import probabilities
 from raykd.algo.metrics import Scores, scores
 from raykd.algo.prompts import prompts, templates
 from raykd.errors import UserError
-from raykd.models.teacher import encode_texts, threads
+from raykd.models.teacher import encode_texts
+from raykd.models.threads import limited_threads
 from raykd.stages.campaign import Campaign
 from raykd.store.outputs import Encoded, Pool, Teacher, labeled_split
 from raykd.store.place import Place
@@ -145,7 +146,7 @@ def write_logits(
     ids = table["sample_id"]
     stored_ND = matrix(table["features"], "features")
     features_ND = torch.from_numpy(stored_ND.astype(np.float32))
-    with threads(torch, max(1, num_threads)), torch.inference_mode():
+    with limited_threads(max(1, num_threads)), torch.inference_mode():
         logits_NC = zero_shot_logits(features_ND, torch.from_numpy(classes_CD), scale, bias).numpy()
     split = pc.take(splits["split"], positions(ids, splits["sample_id"], "the manifest"))
     bad_N = table["error"].is_valid().to_numpy()

@@ -64,10 +64,7 @@ class Pool:
     @cached_property
     def manifest(self) -> pa.Table:
         """tables.MANIFEST; labels are today's class names."""
-        table = pa.concat_tables(self.listed).combine_chunks()
-        return table.set_column(
-            MANIFEST.get_field_index("label"), "label", renamed_labels(table["label"], self.renamed)
-        )
+        return with_renamed(pa.concat_tables(self.listed).combine_chunks(), self.renamed)
 
     @cached_property
     def counts(self) -> dict[str, int]:
@@ -117,8 +114,29 @@ def renamed_labels(labels: pa.ChunkedArray, renamed: Mapping[str, str]) -> pa.Ch
     return pc.coalesce(pc.take(new, pc.index_in(labels, value_set=old)), labels)
 
 
+def with_renamed(rows: pa.Table, renamed: Mapping[str, str]) -> pa.Table:
+    """Manifest rows, with class names as they are called now."""
+    return rows.set_column(MANIFEST.get_field_index("label"), "label", renamed_labels(rows["label"], renamed))
+
+
 @dataclass(frozen=True)
-class Encoded:
+class InParts:
+    """A table in parts, each a complete folder."""
+
+    parts: tuple[Done, ...]
+
+    @property
+    def uris(self) -> tuple[str, ...]:
+        return tuple(part.place.uri for part in self.parts)
+
+    @property
+    def seconds(self) -> float:
+        """What it took to make them."""
+        return sum(part.facts["seconds"] for part in self.parts)
+
+
+@dataclass(frozen=True)
+class Encoded(InParts):
     """The teacher's features of every image, by parts: tables.ENCODED.
 
     Args:
@@ -127,17 +145,12 @@ class Encoded:
         folder: The fetched model.
     """
 
-    parts: tuple[Done, ...]
     model: str
     folder: Place
 
     @property
     def rows(self) -> int:
         return sum(part.facts["rows"] for part in self.parts)
-
-    @property
-    def seconds(self) -> float:
-        return sum(part.facts["seconds"] for part in self.parts)
 
     @cached_property
     def quarantine(self) -> pa.Table:
@@ -152,7 +165,7 @@ class Encoded:
 
 
 @dataclass(frozen=True)
-class Teacher:
+class Teacher(InParts):
     """The teacher's opinion of every image, by parts: tables.TEACHER.
 
     Args:
@@ -162,18 +175,9 @@ class Teacher:
         scores: How good it is on the labeled test images (``algo.metrics.Scores``).
     """
 
-    parts: tuple[Done, ...]
     fingerprint: str
     classes: tuple[str, ...]
     scores: Scores
-
-    @property
-    def uris(self) -> tuple[str, ...]:
-        return tuple(part.place.uri for part in self.parts)
-
-    @property
-    def seconds(self) -> float:
-        return sum(part.facts["seconds"] for part in self.parts)
 
     def probabilities(self, ids: pa.ChunkedArray) -> np.ndarray:
         """float32 [n, C], in the order of ``ids``."""
@@ -184,14 +188,27 @@ class Teacher:
 
 
 @dataclass(frozen=True)
-class Picks:
-    """What to label, in that order: tables.PICKS."""
+class InFolder:
+    """What a stage left in one folder."""
 
     done: Done
 
+    @property
+    def place(self) -> Place:
+        return self.done.place
+
+    @property
+    def fingerprint(self) -> str:
+        return self.done.fingerprint
+
+
+@dataclass(frozen=True)
+class Picks(InFolder):
+    """What to label, in that order: tables.PICKS."""
+
     @cached_property
     def table(self) -> pa.Table:
-        return (self.done.place / PICKS_FILE).read_table()
+        return (self.place / PICKS_FILE).read_table()
 
     @property
     def ids(self) -> pa.ChunkedArray:
@@ -199,14 +216,12 @@ class Picks:
 
 
 @dataclass(frozen=True)
-class Labels:
+class Labels(InFolder):
     """The answers that a round trains on: tables.LABELS, by sample_id."""
-
-    done: Done
 
     @cached_property
     def table(self) -> pa.Table:
-        return (self.done.place / LABELS_FILE).read_table()
+        return (self.place / LABELS_FILE).read_table()
 
     @property
     def content(self) -> str:
@@ -240,18 +255,8 @@ class Labels:
 
 
 @dataclass(frozen=True)
-class Trained:
+class Trained(InFolder):
     """The student after its training: weights, ``student.json``, ``steps.jsonl``."""
-
-    done: Done
-
-    @property
-    def place(self) -> Place:
-        return self.done.place
-
-    @property
-    def fingerprint(self) -> str:
-        return self.done.fingerprint
 
     @property
     def classes(self) -> list[str]:
@@ -271,7 +276,7 @@ class Trained:
 
 
 @dataclass(frozen=True)
-class Predictions:
+class Predictions(InParts):
     """What a student says of every image, by parts: ``tables.predicted(columns)``.
 
     Args:
@@ -281,18 +286,9 @@ class Predictions:
         student: Names the student.
     """
 
-    parts: tuple[Done, ...]
     columns: tuple[str, ...]
     classes: tuple[str, ...]
     student: str
-
-    @property
-    def uris(self) -> tuple[str, ...]:
-        return tuple(part.place.uri for part in self.parts)
-
-    @property
-    def seconds(self) -> float:
-        return sum(part.facts["seconds"] for part in self.parts)
 
     @cached_property
     def ids(self) -> pa.ChunkedArray:
@@ -309,14 +305,8 @@ class Predictions:
 
 
 @dataclass(frozen=True)
-class Deployed:
+class Deployed(InFolder):
     """The student to deploy: weights, classes, preprocessing and mixture; ``Student.load`` reads the folder."""
-
-    done: Done
-
-    @property
-    def place(self) -> Place:
-        return self.done.place
 
     @property
     def mixture(self) -> Mixture:

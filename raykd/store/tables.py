@@ -61,6 +61,17 @@ LEDGER = pa.schema(
 )
 
 
+def count_splits(rows: pa.Table) -> dict[str, int]:
+    """How many rows each split has."""
+    return {split: int(pc.sum(pc.equal(rows["split"], split)).as_py() or 0) for split in SPLITS}
+
+
+def too_much_of_a_split(missing: pa.Table, rows: pa.Table, most: float) -> tuple[str, int, int] | None:
+    """The first split of which more than this share is missing: its name, how many are, and of how many."""
+    gone, counts = count_splits(missing), count_splits(rows)
+    return next(((split, gone[split], counts[split]) for split in SPLITS if gone[split] > most * counts[split]), None)
+
+
 def predicted(columns: Sequence[str]) -> pa.Schema:
     """PREDICTED with these columns of logits."""
     return pa.schema([*PREDICTED, *((name, _VECTOR_F32) for name in columns)])

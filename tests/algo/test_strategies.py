@@ -208,6 +208,8 @@ def test_ids_must_be_different_everywhere():
         picked("pcoreset", pool, both, 5, 4)
     with pytest.raises(ValueError, match=f"1 ids occur more than once among the labeled rows, first: '{pool.ids[7]}'"):
         picked("pcoreset", pool, Rows([pool.ids[7]] * 2, labeled.probs[:2]), 5, 4)
+    with pytest.raises(ValueError, match="1 ids occur more than once among the labeled rows, first: 'elsewhere'"):
+        picked("pcoreset", pool, Rows(["elsewhere"] * 2, labeled.probs[:2]), 5, 4)
 
 
 def test_widths_must_agree():

@@ -70,11 +70,11 @@ class Euclidean:
 
     def approximate(self, x_NW: np.ndarray, y_KW: np.ndarray, kind: type = np.float32) -> tuple[np.ndarray, np.ndarray]:
         x_NW, y_KW = np.ascontiguousarray(x_NW, kind), np.ascontiguousarray(y_KW, kind)
-        middle_W, y_sq_K = y_KW.mean(axis=0), _sq_lengths(y_KW)
+        middle_W, y_sq_K = y_KW.mean(axis=0), sq_lengths(y_KW)
         if len(y_KW) > 1 and 2 * (middle_W @ middle_W) > y_sq_K.mean():  # what all have in common only costs precision
             x_NW, y_KW = x_NW - middle_W, y_KW - middle_W
-            y_sq_K = _sq_lengths(y_KW)
-        x_sq_N = _sq_lengths(x_NW)
+            y_sq_K = sq_lengths(y_KW)
+        x_sq_N = sq_lengths(x_NW)
         if kind is np.float32:
             return _pairwise(x_NW, y_KW), error_bound(x_NW.shape[1], _unit_roundoff(), x_sq_N, y_sq_K)
         sq_NK = x_NW @ (-2 * y_KW).T
@@ -110,7 +110,7 @@ class Gradients:
 
     def approximate(self, x_NW: np.ndarray, y_KW: np.ndarray, kind: type = np.float32) -> tuple[np.ndarray, np.ndarray]:
         (a, x), (b, y) = self._factors(x_NW, kind), self._factors(y_KW, kind)
-        x_sq_N, y_sq_K = _sq_lengths(a) * _sq_lengths(x), _sq_lengths(b) * _sq_lengths(y)
+        x_sq_N, y_sq_K = sq_lengths(a) * sq_lengths(x), sq_lengths(b) * sq_lengths(y)
         sq_NK = a @ (-2 * b).T
         sq_NK *= x @ y.T
         sq_NK += x_sq_N[:, None]
@@ -308,5 +308,6 @@ def error_bound(width: int, unit_roundoff: float, x_sq_N: np.ndarray, y_sq_K: np
     return share * (1 + sums) * reach_N**2 + UNDERFLOW
 
 
-def _sq_lengths(vectors_NW: np.ndarray) -> np.ndarray:
+def sq_lengths(vectors_NW: np.ndarray) -> np.ndarray:
+    """Sums of squares, in the vectors' kind, [N]."""
     return np.einsum("nw,nw->n", vectors_NW, vectors_NW)

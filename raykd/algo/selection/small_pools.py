@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from raykd.algo.selection.distances import CACHED_VALUES, Space, error_bound, exact_pairs
+from raykd.algo.selection.distances import CACHED_VALUES, Space, error_bound, exact_pairs, sq_lengths
 from raykd.algo.selection.rows import blocks
 
 MOST_TIED = 64  # rows that float32 cannot tell apart; where there are more it is of no use
@@ -45,18 +45,18 @@ def farthest_first_in_float32(
     """
     num_base = num_centers = len(base_LW)
     centers_KW = np.concatenate([base_LW, np.empty((budget, x_NW.shape[1]), np.float32)])
-    centers_sq_K = np.concatenate([_sq_lengths(base_LW), np.empty(budget, np.float32)])
+    centers_sq_K = np.concatenate([sq_lengths(base_LW), np.empty(budget, np.float32)])
     longest = centers_sq_K[:num_base].max(keepdims=True)
     sq_N, met_N = bounds_N.astype(np.float32), np.zeros(len(x_NW), np.int64)  # that rounding is far below the error
     if np.isinf(sq_N).any():
-        _lower(sq_N, x_NW, _sq_lengths(x_NW), base_LW, centers_sq_K[:num_base])
+        _lower(sq_N, x_NW, sq_lengths(x_NW), base_LW, centers_sq_K[:num_base])
         met_N[:] = num_base
     picks: list[int] = []
     num_tied, num_compared, size = 0, 0, max(MOST_TIED, int(len(x_NW) * WINDOW_SHARE))
     while len(picks) < budget and num_tied <= MOST_TIED:
         window, limit = _farthest(sq_N, size)
         x_MW, sq_M, met_M = x_NW[window], sq_N[window], met_N[window]
-        x_sq_M, exact_M = _sq_lengths(x_MW), np.full(len(window), np.nan)  # exact as long as it is a number
+        x_sq_M, exact_M = sq_lengths(x_MW), np.full(len(window), np.nan)  # exact as long as it is a number
         longest = np.maximum(longest, x_sq_M.max())
         error = float(error_bound(x_NW.shape[1], 2.0**-24, longest, longest)[0])
         for met in set(met_M.tolist()) - {num_centers}:
@@ -93,10 +93,6 @@ def farthest_first_in_float32(
     before = np.tri(len(picks), num_centers, num_base - 1, dtype=bool)
     sq_B = _nearest(space, x_NW[picks], centers_KW[:num_centers], centers_sq_K[:num_centers], error, before)
     return picks, sq_B, num_compared
-
-
-def _sq_lengths(x_NW: np.ndarray) -> np.ndarray:
-    return np.einsum("nw,nw->n", x_NW, x_NW)
 
 
 def _lower(
