@@ -273,7 +273,7 @@ def compare(
     times = {"raykd": seconds}
     mine = np.array(picks.ids).astype(np.int64)
     for name, method in others.items():
-        times[name], (rows, distances) = timed(partial(method, x_NC, base_LC, budget), min(repeats, 3))
+        times[name], (rows, distances) = timed(partial(method, x_NC, base_LC, budget), repeats)
         report(
             case,
             name,
@@ -309,7 +309,7 @@ def bench_tiny(args: argparse.Namespace) -> None:
 def bench_small(args: argparse.Namespace) -> None:
     compare("200,000 x 100, L 1,000, B 1,000", peaked_mixture(200_000, 100, 0), peaked_mixture(1_000, 100, 1), 1_000)
     few = peaked_mixture(5_000, 100, 0), peaked_mixture(100, 100, 1)
-    compare("5,000 x 100, L 100, B 50", *few, 50, others=peers())
+    compare("5,000 x 100, L 100, B 50", *few, 50, others=peers(), repeats=100)
 
 
 def bench_large(args: argparse.Namespace) -> None:

@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 
 from raykd.algo import keyed
 from raykd.algo.selection import distances, kcenter, shard, small_pools
-from raykd.algo.selection import rows as rows_module
 from raykd.algo.selection.distances import Euclidean, Gradients, first_bounds, peak_bounds
 from raykd.algo.selection.kcenter import farthest_first, sample_by_distance
 from raykd.algo.selection.reference import (
@@ -26,9 +25,8 @@ from raykd.algo.selection.shard import LocalShards
 SIMPLEX, POINTS, UNIT = Euclidean("probs", peaked=True), Euclidean("features"), Euclidean("features", unit_length=True)
 CUTS = {
     (kcenter, "SMALL_PRODUCTS"): st.sampled_from([0, 2**28]),
-    (rows_module, "CHEAP_VALUES"): st.sampled_from([0, 2**20]),
     (small_pools, "MOST_TIED"): st.sampled_from([1, 2, 64]),
-    (small_pools, "NEARLY_TIED"): st.sampled_from([2, 8]),
+    (small_pools, "MOST_ON_TRUST"): st.sampled_from([1, 5, 256]),
     (small_pools, "WINDOW_SHARE"): st.sampled_from([0, 1 / 8, 1]),
     (kcenter, "CANDIDATES_PER_PICK"): st.sampled_from([0, 1, 4]),
     (kcenter, "FEWEST_CANDIDATES"): st.sampled_from([0, 1000]),

@@ -212,6 +212,19 @@ def test_ids_must_be_different_everywhere():
         picked("pcoreset", pool, Rows(["elsewhere"] * 2, labeled.probs[:2]), 5, 4)
 
 
+def test_ids_whose_hashes_collide_are_told_apart(monkeypatch, how):
+    monkeypatch.setattr(keyed, "hash_ids", lambda ids: np.array([len(name) for name in ids], np.uint64))
+    pool, labeled = make_rows(40), make_rows(5, seed=1, prefix="l")
+    shard = Shard(pool)
+    order = np.random.default_rng(0).permutation(40)
+    assert shard.positions([*pool.ids[order[:20]], "p7x", "x"]).tolist() == order[:20].tolist()
+    found = picked("pcoreset", pool, labeled, 40, 3)
+    expected = plain_farthest_first(pool.ids, pool.probs, labeled.probs, 40)
+    assert found.ids == [name for name, _ in expected]
+    with pytest.raises(ValueError, match=f"1 ids occur more than once in the pool, first: '{pool.ids[3]}'"):
+        picked("pcoreset", pool.take(np.array([*range(40), 3])), labeled, 1)
+
+
 def test_widths_must_agree():
     with pytest.raises(ValueError, match=r"probs differ in length \(the pool: 5; the labeled rows: 6\)"):
         picked("pcoreset", make_rows(20), make_rows(5, num_classes=6, seed=1, prefix="l"), 5)

@@ -99,7 +99,7 @@ def _refuse_bad(where: str, reports: list[Inspection]) -> None:
 
 def _refuse_shared_ids(shards: Shards, pool: list[Inspection], labeled: Rows, given: Inspection) -> None:
     """Ids are compared by their hashes; the few that are equal are then asked for by name."""
-    hashes_N = np.sort(np.concatenate([report.hashes_N for report in pool]))
+    hashes_N = np.sort(np.concatenate([report.hashes_N for report in pool]), kind="stable")  # merges what is sorted
     twice = hashes_N[1:][hashes_N[1:] == hashes_N[:-1]]
     at_L = np.minimum(np.searchsorted(hashes_N, given.hashes_N), len(hashes_N) - 1)
     suspects = np.concatenate([twice, given.hashes_N[hashes_N[at_L] == given.hashes_N]])

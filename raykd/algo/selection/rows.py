@@ -16,7 +16,6 @@ import numpy as np
 MOST_LENGTH = 1e18  # of a vector: its square is still a float32
 SUM_TOLERANCE = 1e-3  # how far from 1 the probabilities of a row may sum
 BLOCK_VALUES = 2**18  # float32 values worked on at a time: they stay in a core's cache
-CHEAP_VALUES = 2**20  # another pass over so many takes less than half a millisecond
 QUIET = np.errstate(invalid="ignore", over="ignore")  # around what a thread runs: the state is a thread's own
 
 
@@ -82,7 +81,7 @@ class Inspection(NamedTuple):
     widths: dict[str, int]  # of the needed vectors that are there
     num_bad: int
     first_bad: list[str]  # id and what is wrong with it, of the first three
-    hashes_N: np.ndarray
+    hashes_N: np.ndarray  # sorted, of a shard's rows
 
 
 def inspect_rows(rows: Rows, needs: Sequence[str], hashes_N: np.ndarray) -> tuple[Inspection, Outline | None]:
@@ -94,8 +93,7 @@ def inspect_rows(rows: Rows, needs: Sequence[str], hashes_N: np.ndarray) -> tupl
         hashes_N: Of the ids; they go into the report.
 
     Returns:
-        What was found, and the outline of the probabilities, if these are among the needed vectors and many: of few it
-        costs next to nothing when it is needed. Cost: one pass.
+        What was found, and the outline of the probabilities, if these are among the needed vectors. Cost: one pass.
     """
     widths: dict[str, int] = {}
     bad: list[tuple[str, str]] = []
@@ -105,7 +103,7 @@ def inspect_rows(rows: Rows, needs: Sequence[str], hashes_N: np.ndarray) -> tupl
         if vectors_NW is None:
             continue
         widths[name] = vectors_NW.shape[1]
-        if name == "probs" and vectors_NW.size > CHEAP_VALUES:
+        if name == "probs":
             suspect_N = np.empty(len(rows), bool)
             outlined = outline(vectors_NW, suspect_N)
         else:
@@ -190,9 +188,10 @@ def blocks(num_rows: int, width: int, values: int = BLOCK_VALUES) -> Iterator[sl
 
 
 def in_parallel(work: Callable[[slice], None], num_rows: int, width: int) -> None:
-    """Go over all rows in blocks, on as many threads as FAISS has (OMP_NUM_THREADS, else all cores)."""
-    parts, num_threads = list(blocks(num_rows, width)), faiss.omp_get_max_threads()
-    if min(len(parts), num_threads) < 2:
+    """Go over all rows in blocks, on as many threads as FAISS has (OMP_NUM_THREADS, else all cores); few on one."""
+    parts = list(blocks(num_rows, width))
+    num_threads = min(faiss.omp_get_max_threads(), len(parts) // 2)  # to start a thread takes as long as a block
+    if num_threads < 2:
         for part in parts:
             work(part)
         return

@@ -81,9 +81,9 @@ class Shard:
     def __init__(self, rows: Rows) -> None:
         self.rows = rows
         self.hashes_N = keyed.hash_ids(rows.ids)
-        self._by_id = np.argsort(rows.ids, kind="stable")
+        self._by_hash = np.argsort(self.hashes_N, kind="stable")
         self.rank_N = np.empty(len(rows), np.int32)
-        self.rank_N[self._by_id] = np.arange(len(rows), dtype=np.int32)
+        self.rank_N[np.argsort(rows.ids, kind="stable")] = np.arange(len(rows), dtype=np.int32)
         self._excluded = np.empty(0, np.int64)
         self._outline: Outline | None = None
         self._selection: ShardSelection | None = None
@@ -101,7 +101,7 @@ class Shard:
 
     def inspect(self, needs: Sequence[str]) -> Inspection:
         """Check the vectors that a strategy needs, see :func:`raykd.algo.selection.rows.inspect_rows`."""
-        report, self._outline = inspect_rows(self.rows, needs, self.hashes_N)
+        report, self._outline = inspect_rows(self.rows, needs, self.hashes_N[self._by_hash])
         return report
 
     def ids_of_hashes(self, hashes: np.ndarray) -> list[str]:
@@ -161,12 +161,15 @@ class Shard:
 
     def positions(self, ids: Sequence[str]) -> np.ndarray:
         """Where those of ``ids`` stand that are here."""
-        names = np.array(list(ids), object)
-        if not len(self.rows):
-            return np.empty(0, np.int64)
-        places = np.searchsorted(self.rows.ids, names, sorter=self._by_id)
-        rows = self._by_id[np.minimum(places, len(self.rows) - 1)]
-        return rows[self.rows.ids[rows] == names]
+        names, hashes = np.array(list(ids), object), keyed.hash_ids(ids)
+        first, end = (np.searchsorted(self.hashes_N, hashes, side, sorter=self._by_hash) for side in ("left", "right"))
+        rows = np.full(len(names), -1)
+        while len(some := np.flatnonzero((rows < 0) & (first < end))):  # once, but where hashes collide
+            found = self._by_hash[first[some]]
+            is_it = self.rows.ids[found] == names[some]
+            rows[some[is_it]] = found[is_it]
+            first[some] += 1
+        return rows[rows >= 0]
 
     # ------------------------------------------------------------ questions of a selection
 
