@@ -36,7 +36,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import faiss
 import numpy as np
 
 from raykd.algo.selection.distances import residuals
@@ -77,7 +76,7 @@ def peaked_mixture(num_rows: int, num_classes: int, seed: int, out: np.ndarray |
         np.exp(logits - logits.max(axis=1, keepdims=True), out=logits)
         out[start : start + len(rows)] = logits / logits.sum(axis=1, keepdims=True)
 
-    with ThreadPoolExecutor(faiss.omp_get_max_threads()) as pool:
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
         list(pool.map(fill, range(0, num_rows, BLOCK_ROWS)))
     return out
 
@@ -115,6 +114,8 @@ def hard_cases(num_rows: int, num_classes: int) -> Iterator[tuple[str, np.ndarra
 
 def float32_running_minimum(x_NC: np.ndarray, base_LC: np.ndarray, budget: int) -> tuple[np.ndarray, np.ndarray]:
     """What a good engineer would write: the labeled rows by FAISS, then one product and one minimum a pick."""
+    import faiss
+
     x_sq_N = np.empty(len(x_NC), np.float32)
     for start in range(0, len(x_NC), 2**14):
         block = x_NC[start : start + 2**14]
@@ -565,6 +566,8 @@ def main() -> None:
     args = parser.parse_args()
     if unknown := sorted({*args.cases} - {*CASES}):
         parser.error(f"unknown case {unknown[0]!r}; there are: {', '.join(CASES)}")
+    import faiss  # here: raykd tells it how to wait
+
     threads = faiss.omp_get_max_threads()
     print(f"threads: {threads}; numpy {np.__version__}, faiss {faiss.__version__}; seconds: the best of the repeats\n")
     for name in args.cases:

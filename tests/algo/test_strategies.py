@@ -2,7 +2,11 @@
 
 import copy
 import math
+import os
 import pickle
+import re
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -561,3 +565,23 @@ def test_vectors_of_any_kind_must_be_finite_and_not_too_long(value, message):
     pool.vectors[3, 1] = value
     with pytest.raises(ValueError, match=f"'{pool.ids[3]}': vectors {message}.*no longer than 1e\\+18$"):
         picked("farthest", pool, None, 5, 2)
+
+
+# ---------------------------------------------------------------- threads
+
+
+def test_faiss_waits_without_spinning_unless_told_otherwise_and_nobody_else_is_told():
+    code = "import os, raykd.algo.selection.rows; print(os.environ.get('OMP_WAIT_POLICY'))"
+    found = {}
+    for policy in (None, "active"):
+        environment = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}
+        environment |= {"OMP_DISPLAY_ENV": "VERBOSE"} | ({} if policy is None else {"OMP_WAIT_POLICY": policy})
+        ended = subprocess.run(
+            [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True
+        )
+        assert ended.stdout == f"{policy}\n"
+        found[policy] = re.search("GOMP_SPINCOUNT = '([^']*)'", ended.stderr)
+    if found[None] is None:
+        pytest.skip("FAISS's OpenMP is not GNU's, which says how long it spins")
+    assert found[None][1] == "0"
+    assert found["active"][1] != "0"

@@ -77,10 +77,13 @@ class Euclidean:
         x_sq_N = sq_lengths(x_NW)
         if kind is np.float32:
             return _pairwise(x_NW, y_KW), error_bound(x_NW.shape[1], _unit_roundoff(), x_sq_N, y_sq_K)
+        width, used = x_NW.shape[1], np.flatnonzero(x_NW.any(axis=0) & y_KW.any(axis=0))
+        if len(used) < width / 2:  # classes that are never likely, units that are dead
+            x_NW, y_KW = x_NW[:, used], y_KW[:, used]
         sq_NK = x_NW @ (-2 * y_KW).T
         sq_NK += x_sq_N[:, None]
         sq_NK += y_sq_K
-        return sq_NK, error_bound(x_NW.shape[1], 2.0**-53, x_sq_N, y_sq_K)
+        return sq_NK, error_bound(width, 2.0**-53, x_sq_N, y_sq_K)
 
     def exact(self, x_PW: np.ndarray, y_PW: np.ndarray) -> np.ndarray:
         work = np.subtract(x_PW, y_PW, dtype=np.float64, order="C")
