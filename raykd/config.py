@@ -289,7 +289,7 @@ class LabelsConfig(Section):
     given: str | None = Field(
         None,
         description="start: given: a CSV, JSONL or Parquet file with sample_id and label; or the folder of another "
-        "campaign, or of its ledger, whose labels are carried over",
+        "campaign, or of its ledger, whose labels are carried over; taken by the open round, once",
         json_schema_extra=until("select"),
     )
     renamed: dict[str, str] = Field(

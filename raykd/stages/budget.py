@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from raykd.errors import UserError
 from raykd.stages.campaign import Campaign
-from raykd.store.outputs import Labels, Pool
-from raykd.store.stage_folder import read_done
+from raykd.store.outputs import Pool
 
 
 def budget_of(campaign: Campaign, pool: Pool) -> int:
@@ -26,7 +25,8 @@ def check_budgets(campaign: Campaign, pool: Pool, num_images: int) -> None:
     first = campaign.num_done
     num_rounds = sum(number > 0 or config.labels.start == "none" for number in range(first, config.rounds))
     start = len(pool.classes) if config.labels.start == "one_per_class" and not first else 0
-    left = num_images - num_answered(campaign)
+    before = campaign.labels_before
+    left = num_images - (before.num_answered if before else 0)
     if num_rounds * budget + start > left:
         enough = max(0, left - start) // max(1, num_rounds)
         lower = f"selection.budget (to {enough} or less) or rounds" if enough else "rounds"
@@ -34,9 +34,3 @@ def check_budgets(campaign: Campaign, pool: Pool, num_images: int) -> None:
             f"rounds {first} to {config.rounds - 1} with a budget of {budget} ask for {num_rounds * budget + start} "
             f"labels, and the pool has {left} images that can be read and have none; lower {lower}"
         )
-
-
-def num_answered(campaign: Campaign) -> int:
-    """Images that have an answer after the rounds that are done."""
-    done = read_done(campaign.round_place(campaign.num_done - 1) / "label") if campaign.num_done else None
-    return Labels(done).num_answered if done else 0

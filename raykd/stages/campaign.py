@@ -38,7 +38,7 @@ from raykd.errors import UserError, WaitingForLabels
 from raykd.stages.progress import Progress
 from raykd.stages.session import Session
 from raykd.store.lock import only_job
-from raykd.store.outputs import RoundFigures, read_metrics
+from raykd.store.outputs import Labels, RoundFigures, read_labels, read_metrics
 from raykd.store.place import Place
 from raykd.store.stage_folder import Done, StageFolder, differences, read_done
 
@@ -106,6 +106,17 @@ class Campaign:
             self.say(folder.name, f"is done, and keeps what was set then; from the next round on: {'; '.join(lines)}")
         return found
 
+    @property
+    def labels_before(self) -> Labels | None:
+        """What the last round that is done was trained on."""
+        return read_labels(self.round_place(self.num_done - 1)) if self.num_done else None
+
+    @property
+    def new_given(self) -> Place | None:
+        """Where labels from elsewhere lie (``labels.given``), unless a round that is done has taken them."""
+        given, before = self.config.labels.given, self.labels_before
+        return None if given is None or (before and before.taken_from == given) else Place.of(given)
+
     def figures(self) -> list[RoundFigures]:
         """Of every round that has been evaluated, in order."""
         found = (read_metrics(self.round_place(number)) for number in range(self.num_done))
@@ -150,11 +161,12 @@ def open_campaign(config: Config) -> Iterator[Campaign]:
             changed, or something the config names does not exist or cannot work.
     """
     in_job = "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
-    if in_job and "://" not in config.storage_path and not os.path.isabs(config.storage_path):
-        raise UserError(
-            f"storage_path {config.storage_path!r} is relative, and a submitted job runs in a temporary copy of its "
-            "working dir: give an absolute path that all nodes share, or s3://..., by --set storage_path=..."
-        )
+    for name, path in (("storage_path", config.storage_path), ("cache_path", config.cache_path)):
+        if in_job and path and "://" not in path and not os.path.isabs(path):
+            raise UserError(
+                f"{name} {path!r} is relative, and a submitted job runs in a temporary copy of its working dir: give "
+                f"an absolute path that all nodes share, or s3://..., by --set {name}=..."
+            )
     place = Place.of(config.storage_path)
     progress = Progress(config.progress)
     before = read_history(place)

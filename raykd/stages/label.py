@@ -88,8 +88,8 @@ def gather(campaign: Campaign, number: int, pool: Pool, picks: Picks) -> None:
         return
     ledger = Ledger(campaign.place / "ledger", pool.renamed)
     config = campaign.config.labels
-    if config.given and number == 0:
-        take_over(campaign, pool, ledger)
+    if given := campaign.new_given:
+        take_over(campaign, number, given, pool, ledger)
     if config.oracle == "simulated":
         ledger.append(oracle(picks.ids, pool, number))
     else:
@@ -118,6 +118,7 @@ def settle(campaign: Campaign, number: int, pool: Pool, picks: Picks) -> Labels:
         num_labeled = int(pc.sum(pc.equal(table["outcome"], "label")).as_py() or 0)
         out.facts |= {
             "content": fingerprint(table.to_pydict()),
+            "taken_from": given,
             "outcomes": {name: counts.get(name, 0) for name in OUTCOMES},
             "num_labeled": num_labeled,
             "num_answered": table.num_rows,
@@ -129,15 +130,12 @@ def settle(campaign: Campaign, number: int, pool: Pool, picks: Picks) -> Labels:
     return labels
 
 
-def take_over(campaign: Campaign, pool: Pool, ledger: Ledger) -> None:
-    """Labels that were given before the campaign: a file, a ledger, or those of another campaign."""
-    place = Place.of(campaign.config.labels.given or "")
+def take_over(campaign: Campaign, number: int, given: Place, pool: Pool, ledger: Ledger) -> None:
+    """Labels that were made before the campaign or beside it: a file, a ledger, or those of another campaign."""
     known, others = pool.ids_to_label()
-    rows = labels_from(place, pool.classes, known, others, pool.renamed)
-    done = ledger.append(rows)
-    campaign.say("round 0 label", f"{done.new} labels from {place}")
-    for line in done.superseded[:3]:
-        campaign.say("round 0 label", line)
+    done = ledger.append(labels_from(given, pool.classes, known, others, pool.renamed))
+    for line in (f"{done.new} labels from {given}", *done.superseded[:3]):
+        campaign.say(f"round {number} label", line)
 
 
 def oracle(asked: pa.ChunkedArray, pool: Pool, number: int) -> pa.Table:

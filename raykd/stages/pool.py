@@ -16,17 +16,16 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from raykd.algo.keyed import hash_ids, uniform
-from raykd.config import Config
+from raykd.config import Config, Source
 from raykd.demo.digits import materialise
 from raykd.errors import UserError
 from raykd.images.reading import ImageReader, load_many
-from raykd.images.sources import Grown, check_label_names, class_names, draw_splits, grown, list_source
+from raykd.images.sources import Grown, Listing, check_label_names, class_names, draw_splits, grown, list_source
 from raykd.labels.files import labels_from
 from raykd.labels.ledger import resolve_renamed
 from raykd.stages.budget import check_budgets
 from raykd.stages.campaign import Campaign
 from raykd.store.outputs import CLASSES_FILE, MANIFEST_FILE, Pool, with_renamed
-from raykd.store.place import Place
 from raykd.store.stage_folder import Done, StageFolder, fingerprint
 from raykd.store.tables import MANIFEST, SPLITS, checked, count_splits, first_duplicates, too_much_of_a_split
 
@@ -53,8 +52,7 @@ def list_pool(campaign: Campaign) -> Pool:
     check_label_names(pool.manifest, classes)
     check_budgets(campaign, pool, pool.counts["pool"])
     check_oracle(campaign, pool)
-    if config.labels.given and not campaign.num_done:  # or it would be refused when the teacher has seen every image
-        given = Place.of(config.labels.given)
+    if given := campaign.new_given:  # or it would be refused when the teacher has seen every image
         labels_from(given, pool.classes, *pool.ids_to_label(), pool.renamed)
     shown = ", ".join(classes[:SHOWN]) + (", ..." if len(classes) > SHOWN else "")
     campaign.say(
@@ -79,7 +77,7 @@ def listed_parts(campaign: Campaign) -> list[Done]:
 def first_part(campaign: Campaign) -> Done:
     config = campaign.config
     with part_folder(campaign, 0).writing() as out:
-        table, found = list_sources(campaign)
+        table, found = drawn_rows(campaign)
         classes, renamed = classes_now(config, found)
         check_label_names(with_renamed(table, renamed), classes)
         check_readable(table, config.split_seed)
@@ -99,18 +97,17 @@ def grown_part(campaign: Campaign, parts: list[Done]) -> list[Done]:
     config = campaign.config
     before = pa.concat_tables([(part.place / MANIFEST_FILE).read_table() for part in parts])
     at_first = (parts[0].place / CLASSES_FILE).read_json()
-    listing = list_source(materialise(config.pool), "pool", at_first["given"], campaign.say)
-    mine = before.filter(pc.invert(pc.match_substring_regex(before["sample_id"], "^(test|val)/")))  # the pool's own
-    change = grown(mine, listing.rows)
-    check_changed(campaign, mine, change)
-    check_gone(campaign, mine, change.gone)
+    now, _ = all_rows(campaign, at_first["given"])
+    change = grown(before, now)
+    check_changed(campaign, change)
+    check_gone(campaign, before, change.gone)
+    if config.pool.limit:  # what was not drawn looks like what is new
+        campaign.say("pool", f"{before.num_rows:,} of {now.num_rows:,} images, as pool.limit has drawn them")
+        return []
     new = change.new.filter(pc.equal(change.new["split"], "pool"))
     if others := change.new.num_rows - new.num_rows:
         campaign.say("pool", f"{others:,} new images are of test or val; left out: all rounds are measured on the same")
     if not new.num_rows:
-        return []
-    if config.pool.limit:
-        campaign.say("pool", f"{new.num_rows:,} new images; left out, as pool.limit has drawn its subset")
         return []
     classes, renamed = classes_now(config, at_first["found"])
     check_label_names(with_renamed(new, renamed), classes)
@@ -121,23 +118,29 @@ def grown_part(campaign: Campaign, parts: list[Done]) -> list[Done]:
     return [out.complete]
 
 
-def check_changed(campaign: Campaign, before: pa.Table, change: Grown) -> None:
-    """Images that are not what or where they were: another place is refused, by UserError, another content is said."""
-    changed, path = change.changed, campaign.config.pool.path
-    was = pc.take(before["uri"], pc.index_in(changed["sample_id"], value_set=before["sample_id"]))
-    moved = changed.filter(pc.not_equal(changed["uri"], was))
-    if moved.num_rows:
+def check_changed(campaign: Campaign, change: Grown) -> None:
+    """Images that are not what or where they were: another place is refused, by UserError, all else is said."""
+    if count := change.moved.num_rows:
+        path = source_of(campaign.config, change.moved).path
         raise UserError(
-            f"pool: {moved.num_rows:,} images lie elsewhere in {path} than when they were listed, such as "
-            f"{moved['sample_id'][0].as_py()!r}, now {moved['uri'][0].as_py()!r}: others would be read there. "
+            f"pool: {count:,} images lie elsewhere in {path} than when they were listed, such as "
+            f"{first_id(change.moved)!r}, now {change.moved['uri'][0].as_py()!r}: others would be read there. "
             "Put the files back as they were; or begin anew and keep the labels: another storage_path, labels.start: "
             f"given and labels.given: {campaign.place}"
         )
-    if changed.num_rows:
+    if count := change.rewritten.num_rows:
         campaign.say(
             "pool",
-            f"{changed.num_rows:,} images are not what they were when they were listed (another size), such as "
-            f"{changed['sample_id'][0].as_py()!r}; what the teacher saw of them stays",
+            f"{count:,} images were written anew since they were listed (another size or time), such as "
+            f"{first_id(change.rewritten)!r}; what the teacher saw of them stays",
+        )
+    was, now = change.relabeled
+    if now.num_rows:
+        labels = f"{was['label'][0].as_py()!r}, now {now['label'][0].as_py()!r}"
+        campaign.say(
+            "pool",
+            f"{now.num_rows:,} images have another label in the data than when they were listed, such as "
+            f"{first_id(now)!r}: {labels}; the first one stays (answers are corrected in the ledger)",
         )
 
 
@@ -145,15 +148,27 @@ def check_gone(campaign: Campaign, before: pa.Table, gone: pa.Table) -> None:
     """Say what is gone; too much of a split is refused now, by UserError, and not after people have labeled."""
     if not gone.num_rows:
         return
-    path, first = campaign.config.pool.path, gone["sample_id"][0].as_py()
-    campaign.say("pool", f"{gone.num_rows:,} images are no longer in {path}, such as {first!r}; put them back")
+    path = source_of(campaign.config, gone).path
+    campaign.say("pool", f"{gone.num_rows:,} images are no longer in {path}, such as {first_id(gone)!r}; put them back")
     most = campaign.config.max_bad_share
     if found := too_much_of_a_split(gone, before, most):
         split, lost, count = found
+        of_it = gone.filter(pc.equal(gone["split"], split))
         raise UserError(
-            f"pool: {lost} of {count} {split} images are no longer in {path}, more than max_bad_share={most:g}, such "
-            f"as {first!r}: put them back, or raise max_bad_share"
+            f"pool: {lost} of {count} {split} images are no longer in {source_of(campaign.config, of_it).path}, more "
+            f"than max_bad_share={most:g}, such as {first_id(of_it)!r}: put them back, or raise max_bad_share"
         )
+
+
+def first_id(rows: pa.Table) -> str:
+    name: str = rows["sample_id"][0].as_py()
+    return name
+
+
+def source_of(config: Config, rows: pa.Table) -> Source:
+    """The source of the first of these rows."""
+    given: Source | None = getattr(config, rows["split"][0].as_py())
+    return config.pool if given is None else given  # what has no source of its own is split off the pool
 
 
 def write_part(out: Any, table: pa.Table) -> None:
@@ -176,13 +191,39 @@ def names_given(config: Config) -> list[str] | None:
     return None if config.classes is None else class_names(config.classes, None)
 
 
-def list_sources(campaign: Campaign) -> tuple[pa.Table, list[str] | None]:
-    """All rows of all sources, splits drawn; and the class names that the pool's folders suggest, if they do."""
+def all_rows(campaign: Campaign, given: list[str] | None) -> tuple[pa.Table, Listing]:
+    """The rows of all sources, as these split them, and the pool's own listing.
+
+    Args:
+        given: What ``label_values`` stand for.
+
+    Raises:
+        UserError: A source has no images, or test or val none with a label; ids repeat.
+    """
     config = campaign.config
-    listing = list_source(materialise(config.pool), "pool", names_given(config), campaign.say)
-    rows = listing.rows
-    if not rows.num_rows:
+    listing = list_source(materialise(config.pool), "pool", given, campaign.say)
+    if not listing.rows.num_rows:
         raise UserError(f"pool: no image in {config.pool.path} (format {config.pool.format})")
+    tables = [listing.rows]
+    for split, source in (("test", config.test), ("val", config.val)):
+        if source is not None:
+            more = list_source(source, split, given, campaign.say).rows
+            if not more.num_rows or more["label"].null_count:
+                raise UserError(
+                    f"{split}: {source.path} has {more.num_rows} images, {more['label'].null_count} of them without a "
+                    "label; expected labeled images"
+                )
+            tables.append(more)
+    rows = pa.concat_tables(tables)
+    if repeated := first_duplicates(rows["sample_id"]):
+        raise UserError(f"sample ids repeat, such as {', '.join(map(repr, repeated))}; every image needs its own")
+    return rows, listing
+
+
+def drawn_rows(campaign: Campaign) -> tuple[pa.Table, list[str] | None]:
+    """All rows, splits drawn; and the class names that the pool's folders suggest, if they do."""
+    config = campaign.config
+    rows, listing = all_rows(campaign, names_given(config))
     if listing.mapping:
         pairs = ", ".join(f"{value!r} = {name}" for value, name in list(listing.mapping.items())[:SHOWN])
         campaign.say("pool", f"labels: {pairs}{', ...' if len(listing.mapping) > SHOWN else ''}")
@@ -193,17 +234,6 @@ def list_sources(campaign: Campaign) -> tuple[pa.Table, list[str] | None]:
         keep = np.argsort(draws, kind="stable")[: int((~in_pool).sum()) + config.pool.limit]
         rows, hashes = rows.take(np.sort(keep)), hashes[np.sort(keep)]
     rows = draw_splits(rows, uniform(hashes, config.split_seed, "split"), config.test_share, config.val_share)
-    for split, source in (("test", config.test), ("val", config.val)):
-        if source is not None:
-            more = list_source(source, split, names_given(config), campaign.say).rows
-            if not more.num_rows or more["label"].null_count:
-                raise UserError(
-                    f"{split}: {source.path} has {more.num_rows} images, {more['label'].null_count} of them without a "
-                    "label; expected labeled images"
-                )
-            rows = pa.concat_tables([rows, more])
-    if repeated := first_duplicates(rows["sample_id"]):
-        raise UserError(f"sample ids repeat, such as {', '.join(map(repr, repeated))}; every image needs its own")
     return rows, listing.found_classes
 
 

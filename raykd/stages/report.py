@@ -10,7 +10,7 @@ from raykd.labels.files import TASKS_FILE
 from raykd.labels.ledger import Ledger
 from raykd.report import page
 from raykd.stages.campaign import Campaign, commit, versions
-from raykd.store.outputs import CARDS_FILE, Encoded, Pool, RoundFigures, Teacher
+from raykd.store.outputs import Encoded, Pool, RoundFigures, Teacher, read_cards
 from raykd.store.place import Place
 
 SHOWN_PICKS = 60  # of a round
@@ -88,9 +88,6 @@ def teacher_name(campaign: Campaign) -> str:
 
 def cards_of(campaign: Campaign, number: int, answers: dict[str, Any]) -> list[page.PickCard]:
     """The first picks of a round; none when the round has not picked yet."""
-    place = campaign.round_place(number) / "ask" / CARDS_FILE
-    if not place.exists():
-        return []
     return [
         {
             "round": number,
@@ -104,5 +101,5 @@ def cards_of(campaign: Campaign, number: int, answers: dict[str, Any]) -> list[p
             "outcome": answers.get(card["sample_id"], {}).get("outcome"),
             "label": answers.get(card["sample_id"], {}).get("label"),
         }
-        for card in place.read_table().slice(0, SHOWN_PICKS).to_pylist()
+        for card in read_cards(campaign.round_place(number)).slice(0, SHOWN_PICKS).to_pylist()
     ]

@@ -30,8 +30,8 @@ import pyarrow.dataset as pads
 from raykd.algo.heads import Mixture, probabilities
 from raykd.algo.metrics import Scores
 from raykd.store.place import Place
-from raykd.store.stage_folder import Done, fingerprint
-from raykd.store.tables import MANIFEST, QUARANTINE, SPLITS, matrix, positions
+from raykd.store.stage_folder import Done, fingerprint, read_done
+from raykd.store.tables import CARDS, MANIFEST, QUARANTINE, SPLITS, matrix, positions
 
 MANIFEST_FILE, CLASSES_FILE = "manifest.parquet", "classes.json"
 QUARANTINE_FILE, BROKEN_FILE = "quarantine.parquet", "quarantine.json"  # of a campaign; of a part
@@ -236,6 +236,12 @@ class Labels(InFolder):
         return outcomes
 
     @property
+    def taken_from(self) -> str | None:
+        """Where labels from elsewhere lay that were taken by then (``labels.given``)."""
+        path: str | None = self.done.facts.get("taken_from")
+        return path
+
+    @property
     def num_answered(self) -> int:
         """Images that have an answer by then."""
         number: int = self.done.facts["num_answered"]
@@ -396,3 +402,15 @@ def read_metrics(place: Place) -> RoundFigures | None:
     file = place / "evaluate" / METRICS_FILE
     metrics: RoundFigures | None = file.read_json() if file.exists() else None
     return metrics
+
+
+def read_labels(place: Place) -> Labels | None:
+    """The labels of a round's folder; None when they are not settled yet."""
+    done = read_done(place / "label")
+    return Labels(done) if done else None
+
+
+def read_cards(place: Place) -> pa.Table:
+    """tables.CARDS of a round's folder; empty when it has not picked yet."""
+    file = place / "ask" / CARDS_FILE
+    return file.read_table() if file.exists() else CARDS.empty_table()

@@ -578,6 +578,7 @@ def test_given_labels_of_an_unknown_class_are_an_error_with_file_and_line(finish
         ("teacher.templates=simpel", "unknown template set 'simpel'; did you mean 'simple'?"),
         ("selection.budgt=3", "selection.budgt: unknown key; did you mean 'budget'?"),
         ("student.pretrained=nowhere.pth", "student.pretrained: no file 'nowhere.pth'"),
+        (f"labels.answers={__file__}", f"labels.answers: '{__file__}' is a file; give a folder"),
     ],
 )
 def test_what_does_not_exist_is_refused_by_name_before_anything_is_written(
@@ -606,11 +607,12 @@ def test_what_this_machine_cannot_give_is_refused_at_once_and_not_waited_for(
     assert words in ended.err
 
 
-def test_a_submitted_job_with_a_relative_storage_path_is_refused(finished, run_job, monkeypatch):
+@pytest.mark.parametrize("name", ["storage_path", "cache_path"])
+def test_a_submitted_job_with_a_relative_path_to_write_to_is_refused(finished, run_job, monkeypatch, name):
     monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")
-    ended = run_job(finished.settings, "storage_path=runs/mine")
+    ended = run_job(finished.settings, f"{name}=runs/mine")
     assert ended.code == 2
-    assert "storage_path 'runs/mine' is relative" in ended.err
+    assert f"{name} 'runs/mine' is relative" in ended.err
 
 
 def test_a_pool_that_is_not_there_is_one_message_and_may_be_mended_in_the_same_folder(

@@ -4,9 +4,10 @@ import json
 import shutil
 from pathlib import Path
 
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
-from campaigns import Reached, fill, labels_of, picks_of
+from campaigns import Reached, fill, labels_of, manifest_of, picks_of
 from PIL import Image
 
 from raykd.labels.ledger import Ledger
@@ -136,6 +137,27 @@ def test_labels_are_carried_over_from_another_campaign_or_its_ledger(finished, r
         expected = labels_of(finished.place, 1)
         assert labels_of(place, 0) == expected
         assert picks_of(place, 0) == []
+
+
+def test_labels_given_in_the_middle_are_taken_by_the_open_round_and_once(second_round, run_job, tmp_path, request):
+    settings, place = second_round
+    ids = [f"{name}/{number:03d}.png" for name in ("red", "blue") for number in range(6)]
+    known = [
+        name for name in ids if name in manifest_of(place).filter(pc.field("split") == "pool")["sample_id"].to_pylist()
+    ]
+    file = tmp_path / "given.csv"
+    file.write_text("sample_id,label\n" + "".join(f"{name},{name.split('/')[0]}\n" for name in known))
+    given = ("labels.start=given", f"labels.given={file}")
+    ended = run_job(settings, "progress=lines", *given)
+    assert ended.code == 0, ended.err
+    assert f"labels from {file}" in ended.err
+    assert len(known) > 4
+    assert set(labels_of(place, 1)) == {*known, *labels_of(place, 0), *picks_of(place, 1)}
+    file.unlink()  # taken: it is not asked for again
+    request.getfixturevalue("up_to_training")
+    with pytest.raises(Reached):
+        run_job(settings, "rounds=3", *given)
+    assert set(labels_of(place, 2)) == {*labels_of(place, 1), *picks_of(place, 2)}
 
 
 def test_people_can_go_on_with_a_new_budget_in_the_middle(finished, run_job, tmp_path, up_to_training):

@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -509,11 +510,77 @@ def test_images_that_are_gone_or_others_now_are_said_and_nothing_of_the_manifest
     (folder / "red" / "000.png").unlink()
     shutil.copy(folder / "blue" / "001.png", folder / "green" / "002.png")
     Image.new("RGB", (99, 99)).save(folder / "green" / "002.png")
+    os.utime(folder / "green" / "003.png", ns=(1, 1))
     second, said = listed("max_bad_share=0.2")
     assert second.manifest.equals(first.manifest)
     assert f"1 images are no longer in {folder}, such as 'red/000.png'" in said
-    assert "1 images are not what they were" in said
-    assert "'green/002.png'" in said
+    assert "2 images were written anew since they were listed (another size or time), such as 'green/002.png'" in said
+    assert "label" not in said
+
+
+def test_other_labels_and_bytes_in_the_same_parquet_rows_are_said_and_the_first_labels_stay(settings, tmp_path):
+    from raykd.stages.pool import list_pool
+
+    source = write_parquet(tmp_path / "p")
+    given = {**settings, "pool": source, "storage_path": str(tmp_path / "run")}
+    first = list_pool(new_campaign(given))
+    file = tmp_path / "p" / "a.parquet"
+    table = pq.read_table(file)
+    old = table[source["label_column"]].to_pylist()
+    new = sorted(set(old) - {old[3]})[0]
+    at = table.schema.get_field_index(source["label_column"])
+    pq.write_table(table.set_column(at, source["label_column"], [[*old[:3], new, *old[4:]]]), file)
+    campaign = new_campaign(given)
+    assert list_pool(campaign).manifest.equals(first.manifest)
+    said = campaign.progress.stream.getvalue()
+    name = table["key"][3].as_py()
+    assert f"{len(old)} images were written anew" in said
+    assert (
+        f"1 images have another label in the data than when they were listed, such as {name!r}: {old[3]!r}, now {new!r}"
+        in said
+    )
+
+
+def test_sources_of_test_and_val_are_looked_at_again_too(settings, tmp_path, image_folder):
+    from raykd.stages.pool import list_pool
+
+    folders = {name: Path(shutil.copytree(image_folder, tmp_path / name)) for name in ("pool", "test", "val")}
+    sources = {name: {"path": str(folder), "format": "class_folders"} for name, folder in folders.items()}
+    given = {**settings, **sources, "storage_path": str(tmp_path / "run"), "test_share": 0.0, "val_share": 0.0}
+    first = list_pool(new_campaign(given))
+    (folders["test"] / "red" / "000.png").unlink()
+    shutil.copy(folders["val"] / "red" / "000.png", folders["val"] / "red" / "new.png")
+    campaign = new_campaign(given)
+    assert list_pool(campaign).parts == first.parts
+    said = campaign.progress.stream.getvalue()
+    assert f"1 images are no longer in {folders['test']}, such as 'test/red/000.png'" in said
+    assert "1 new images are of test or val; left out" in said
+    shutil.rmtree(folders["test"] / "red")
+    with pytest.raises(ValueError, match=rf"16 of 48 test images are no longer in {folders['test']}, more than"):
+        list_pool(new_campaign(given))
+
+
+def test_ids_of_the_pool_may_begin_as_those_of_a_test_source_do(settings, tmp_path, image_folder):
+    """A pool in folders of which one is called test is not new at its second listing."""
+    from raykd.stages.pool import list_pool
+
+    shutil.copytree(image_folder / "red", tmp_path / "p" / "test")
+    shutil.copytree(image_folder / "blue", tmp_path / "p" / "blue")
+    given = {**settings, "pool": {"path": str(tmp_path / "p"), "format": "class_folders"}}
+    first = list_pool(new_campaign(given))
+    assert list_pool(new_campaign(given)).parts == first.parts
+
+
+def test_ids_that_repeat_in_a_pool_that_has_grown_are_refused_as_such(settings, tmp_path):
+    from raykd.stages.pool import list_pool
+
+    source = write_parquet(tmp_path / "p")
+    given = {**settings, "pool": source, "storage_path": str(tmp_path / "run")}
+    list_pool(new_campaign(given))
+    table = pq.read_table(tmp_path / "p" / "a.parquet")
+    pq.write_table(pa.concat_tables([table, table.slice(2, 1)]), tmp_path / "p" / "a.parquet")
+    with pytest.raises(ValueError, match=f"sample ids repeat, such as '{table['key'][2].as_py()}'"):
+        list_pool(new_campaign(given))
 
 
 def test_a_limited_pool_does_not_grow(again):
@@ -522,7 +589,7 @@ def test_a_limited_pool_does_not_grow(again):
     shutil.copy(folder / "red" / "000.png", folder / "red" / "new.png")
     second, said = listed(limit=20)
     assert second.parts == first.parts
-    assert "29 new images; left out" in said
+    assert "20 of 49 images, as pool.limit has drawn them" in said
 
 
 def test_a_new_image_of_no_known_class_is_refused_by_name(again):

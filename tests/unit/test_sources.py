@@ -150,14 +150,13 @@ def test_classes_from_a_text_file_or_a_json_list_are_the_same(tmp_path):
 # ---------------------------------------------------------------- what has come, gone and changed
 
 
-facts = st.tuples(st.sampled_from("xy"), st.integers(1, 2))
+facts = st.tuples(st.sampled_from("xy"), st.integers(1, 2), st.integers(1, 2), st.sampled_from(["cat", None]))
 rows_of = st.dictionaries(st.sampled_from([f"s{i}" for i in range(8)]), facts)
 
 
 def manifest(rows: dict) -> pa.Table:
-    columns = [list(rows), [uri for uri, _ in rows.values()], [size for _, size in rows.values()]]
-    count = len(rows)
-    return pa.table([*columns, *[[None] * count] * 2, ["pool"] * count], schema=MANIFEST)
+    columns = [[values[i] for values in rows.values()] for i in range(4)]  # uri, size, time, label
+    return pa.table([list(rows), *columns, ["pool"] * len(rows)], schema=MANIFEST)
 
 
 @given(rows_of, rows_of)
@@ -165,8 +164,16 @@ def test_what_has_grown_is_what_plain_dictionaries_say(before, now):
     change = grown(manifest(before), manifest(now))
     assert set(change.new["sample_id"].to_pylist()) == now.keys() - before.keys()
     assert set(change.gone["sample_id"].to_pylist()) == before.keys() - now.keys()
-    others = {key for key in now.keys() & before.keys() if now[key] != before[key]}
-    assert set(change.changed["sample_id"].to_pylist()) == others
+    both = now.keys() & before.keys()
+    moved = {key for key in both if now[key][0] != before[key][0]}
+    assert set(change.moved["sample_id"].to_pylist()) == moved
+    rewritten = {key for key in both if now[key][1:3] != before[key][1:3]} - moved
+    assert set(change.rewritten["sample_id"].to_pylist()) == rewritten
+    relabeled = {(key, before[key][3], now[key][3]) for key in both if now[key][3] != before[key][3]}
+    was, is_now = change.relabeled
+    assert was["sample_id"].equals(is_now["sample_id"])
+    labels = zip(was["sample_id"].to_pylist(), was["label"].to_pylist(), is_now["label"].to_pylist(), strict=True)
+    assert set(labels) == relabeled
 
 
 # ---------------------------------------------------------------- links
@@ -475,6 +482,7 @@ def test_a_listing_is_sorted_whatever_order_the_disk_gives(tmp_path, monkeypatch
     assert first.rows == second.rows
 
 
-def test_a_size_that_is_not_known_is_no_change():
-    before, now = manifest({"a": ("x", 1), "b": ("x", None)}), manifest({"a": ("x", None), "b": ("x", 2)})
-    assert grown(before, now).changed.num_rows == 0
+def test_a_size_or_time_that_is_not_known_is_no_change():
+    before = manifest({"a": ("x", 1, 1, None), "b": ("x", None, 1, None), "c": ("x", 1, None, None)})
+    now = manifest({"a": ("x", None, None, None), "b": ("x", 2, 1, None), "c": ("x", 1, 3, None)})
+    assert grown(before, now).rewritten.num_rows == 0
