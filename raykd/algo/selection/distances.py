@@ -31,7 +31,7 @@ PROBE_PRODUCTS = 2**26  # where a block takes more products than this
 MANY_PAIRS = 8  # exact distances a row above which float64 products thin them out first
 FEW_CENTERS = 32  # so few are all measured against in a first bound
 UNDERFLOW = 1e-30  # no squared distance is told apart below this in float32
-PEAK_STEPS = 64  # how finely the peak of a distribution is told apart in a first bound
+PEAK_STEPS = 16  # how finely the peak of a distribution is told apart in a first bound
 
 
 class Space(Protocol):

@@ -58,12 +58,17 @@ def farthest_first_in_float32(
         window, limit = _farthest(sq_N, size)
         x_MW, sq_M, met_M, num_centers = x_NW[window], sq_N[window], met_N[window], num_base + len(picks)
         x_sq_M = sq_lengths(x_MW)
-        longest = np.maximum(longest, x_sq_M.max())
+        longest = np.maximum(longest, x_sq_M.max(initial=0))
         error = float(error_bound(x_NW.shape[1], 2.0**-24, longest, longest)[0])
         for met in set(met_M.tolist()) - {num_centers}:
             some, new = np.flatnonzero(met_M == met), slice(met, num_centers)
             sq_M[some] = _lower(sq_M[some], x_MW[some], x_sq_M[some], centers_KW[new], centers_sq_K[new])
         sq_N[window], met_N[window] = sq_M, num_centers
+        far = np.flatnonzero(sq_M > limit)  # of the others none can be next
+        if not len(far):
+            size = int(size * GROWTH) + 1
+            continue
+        window, x_MW, x_sq_M, sq_M = window[far], x_MW[far], x_sq_M[far], sq_M[far]
         steps: list[list[int]] = []  # of each pick the rows of the window that may be it, first the one that is taken
         while len(picks) + len(steps) < budget and sum(map(len, steps)) < MOST_ON_TRUST:
             row = int(sq_M.argmax())
@@ -140,12 +145,12 @@ def _lower(
 
 
 def _farthest(sq_N: np.ndarray, count: int) -> tuple[np.ndarray, float]:
-    """Positions of the ``count`` rows with the largest distances, and the largest of all others."""
+    """Positions of at most ``count`` rows with the largest distances, and the largest of all others."""
     place = len(sq_N) - count
     if place <= 0:
         return np.arange(len(sq_N)), -np.inf
-    order = np.argpartition(sq_N, place - 1)
-    return order[place:], sq_N[order[place - 1]]
+    limit = np.partition(sq_N, place - 1)[place - 1]
+    return np.flatnonzero(sq_N > limit), limit
 
 
 def _nearest(
