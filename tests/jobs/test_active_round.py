@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 import uuid
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -202,7 +203,7 @@ def students_space(finished) -> tuple[Rows, Rows]:
 def test_every_strategy_runs_a_round_and_picks_what_it_picks_without_ray(finished, seeded, strategy):
     from raykd.stages import select
 
-    _, campaign = seeded(f"selection.strategy={strategy}", "selection.shards=3")
+    _, campaign = seeded(f"selection.strategy={strategy}")  # two shards
     table = select.select(campaign, 1, finished.pool, finished.encoded, finished.teacher, finished.rounds[0]).table
     unlabeled, labeled = students_space(finished)
     expected = pick_in_process(strategy, LocalShards.split(unlabeled, 1), labeled, 3, 0, 1)
@@ -374,38 +375,29 @@ active_round.main()
 
 
 @pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="finds Ray's processes through /proc")
-def test_a_driver_killed_for_real_in_its_training_goes_on_to_the_same_picks_and_labels(finished, seeded, tmp_path):
-    """kill -9 of a job with a Ray of its own, when a checkpoint is there; then the same command, in a new process."""
+def test_a_driver_killed_for_real_in_its_training_goes_on_to_the_same_picks_and_labels(
+    finished, seeded, run_job, tmp_path
+):
+    """kill -9 of a job in its own process, when a checkpoint is there; then the same job in this one."""
     place, config, mark = tmp_path / "run", tmp_path / "campaign.yaml", uuid.uuid4().hex
-    config.write_text(yaml.safe_dump(seeded()[0] | {"rounds": 1}))
+    settings = seeded()[0] | {"rounds": 1}
+    config.write_text(yaml.safe_dump(settings))
+    environment = os.environ | {"RAYKD_TEST": mark, "PYTHONPATH": str(ROOT)}
     slowly = [sys.executable, "-c", SLOW, str(ROOT / "jobs"), str(config)]
-
-    def start(*command: str) -> subprocess.Popen:
-        environment = os.environ | {"RAYKD_TEST": mark, "PYTHONPATH": str(ROOT)}
-        return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-
-    def end_all() -> None:
-        for pid in processes_with(mark):
-            try:
-                os.kill(pid, signal.SIGKILL)
-            except ProcessLookupError:
-                continue
-
+    driver = subprocess.Popen(slowly, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     try:
-        driver = start(*slowly)
         while not list(place.glob("ray_train/round-000-*/*.pt")):
             assert driver.poll() is None, driver.stdout.read()
             time.sleep(0.02)
+    finally:
         driver.kill()
         driver.wait()
-        end_all()
-        assert not (place / "round_000" / "train").exists()
-        again = start(sys.executable, str(ROOT / "jobs" / "active_round.py"), str(config))
-        out, _ = again.communicate(timeout=300)
-        assert again.returncode == 0, out
-    finally:
-        end_all()
-    assert out.strip().splitlines()[-1] == f"report: {place / 'report.html'}"
+        for pid in processes_with(mark):
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+    assert not (place / "round_000" / "train").exists()
+    ended = run_job(settings)
+    assert ended.code == 0, ended.err
     assert_same_outcome(place, finished, rounds=1)
 
 

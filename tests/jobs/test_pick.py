@@ -128,7 +128,7 @@ def test_picks_do_not_depend_on_shards_or_on_the_order_of_rows(run, given):
     pool = pq.read_table(given.folder / "pool.parquet")
     given(pool=pool.take(np.random.default_rng(0).permutation(50)))
     (given.folder / "picks.parquet").unlink()
-    run(*given.arguments(shards=7))
+    run(*given.arguments(shards=3))
     assert given.picks().equals(expected)
 
 

@@ -25,8 +25,9 @@ from raykd.algo.selection.rows import Rows
 from raykd.algo.selection.shard import Candidates, Order, Proposal, Shard, Shards, Update, lowest_positions
 from raykd.algo.selection.small_pools import farthest_first_in_float32
 
-SMALL_PRODUCTS = 2**28  # a running minimum of so many products is over before shards have answered,
-SMALL_BUDGET = 150  # if it is of no more picks than this
+SMALL_VALUES = 2**22  # 16 MiB travel fast, and
+SMALL_PRODUCTS = 3 * 2**28  # a running minimum of so many products is over before shards have answered,
+SMALL_BUDGET, SMALL_SHARE = 100, 1 / 32  # if it is of no more picks than these, or than this share of the rows
 CANDIDATES_PER_PICK = 4  # asked for at first
 MOST_VALUES = 2**26  # in all candidates' vectors: 256 MiB
 FEWEST_CANDIDATES = 1000  # always asked for
@@ -133,8 +134,11 @@ class _Driver:
         self.history: list[SelectionRound] = []
 
     def pick(self, budget: int) -> Picked:
-        num_values = sum(self.shards.map(Shard.__len__)) * self.width
-        is_small = 0 < budget <= SMALL_BUDGET and num_values * (len(self.base_KW) + budget) <= SMALL_PRODUCTS
+        num_rows = sum(self.shards.map(Shard.__len__))
+        num_values = num_rows * self.width
+        num_products = num_values * (len(self.base_KW) + budget)
+        is_small = num_values <= SMALL_VALUES and num_products <= SMALL_PRODUCTS
+        is_small = is_small and 0 < budget <= max(SMALL_BUDGET, SMALL_SHARE * num_rows)
         if is_small and isinstance(self.priority, Farthest) and isinstance(self.space, Euclidean):
             self._pick_gathered(budget)
         self._pick_by_rounds(budget)
