@@ -10,6 +10,8 @@ os.environ.update(
     RAY_AUTH_MODE="disabled",
     RAY_TRAIN_HEALTH_CHECK_INTERVAL_S="0.2",
     RAY_DATA_EXECUTION_NO_PROGRESS_TIMEOUT_S="120",
+    RAY_enable_metrics_collection="0",
+    RAY_enable_open_telemetry="0",
     OMP_NUM_THREADS="1",
 )
 os.environ.pop("RAY_ADDRESS", None)  # or a test joins somebody's cluster

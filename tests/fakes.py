@@ -92,7 +92,7 @@ def tiny_campaign(storage: Path, pool: Path, teacher: Path) -> dict:
             "backbone": "test_vit", "pretrained": False, "image_size": 32, "steps": 6, "batch_labeled": 4,
             "batch_unlabeled": 8, "flip": False, "checkpoints": 3, "predict_batch_size": 32,
         },
-        "selection": {"strategy": "pcoreset", "budget": 3, "shards": 2, "num_cpus": 0.1},
+        "selection": {"strategy": "pcoreset", "budget": 3, "shards": 1, "num_cpus": 0.1},
         "labels": {"oracle": "simulated", "start": "one_per_class"},
         "progress": "none",
     }  # fmt: skip

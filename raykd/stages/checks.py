@@ -30,18 +30,18 @@ def check_everything_cheap(campaign: Campaign) -> None:
     if campaign.new_given:
         check_given(campaign.new_given)
     if config.labels.answers:
-        check_folder("labels.answers", config.labels.answers)
+        check_answers(config.labels.answers)
     if read_done(campaign.round_place(campaign.num_done) / "train") is None:
         check_weights(config.student)
         try_student(config.student, num_classes=2)
     check_resources(config, campaign.session, campaign.say)
 
 
-def check_folder(field: str, path: str) -> None:
-    """Whether a folder can be there. Raises UserError that names the field."""
+def check_answers(path: str) -> None:
+    """Whether there is a folder, or can be. Raises UserError."""
     place = Place.of(path)
     if place.exists() and not place.is_dir():
-        raise UserError(f"{field}: {path!r} is a file; give a folder, into which label files are put")
+        raise UserError(f"labels.answers: {path!r} is a file; give a folder, into which label files are put")
 
 
 def check_opens(field: str, path: str) -> None:

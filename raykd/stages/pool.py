@@ -97,7 +97,7 @@ def grown_part(campaign: Campaign, parts: list[Done]) -> list[Done]:
     config = campaign.config
     before = pa.concat_tables([(part.place / MANIFEST_FILE).read_table() for part in parts])
     at_first = (parts[0].place / CLASSES_FILE).read_json()
-    now, _ = all_rows(campaign, at_first["given"])
+    now, _ = listed_rows(campaign, at_first["given"])
     change = grown(before, now)
     check_changed(campaign, change)
     check_gone(campaign, before, change.gone)
@@ -191,7 +191,7 @@ def names_given(config: Config) -> list[str] | None:
     return None if config.classes is None else class_names(config.classes, None)
 
 
-def all_rows(campaign: Campaign, given: list[str] | None) -> tuple[pa.Table, Listing]:
+def listed_rows(campaign: Campaign, given: list[str] | None) -> tuple[pa.Table, Listing]:
     """The rows of all sources, as these split them, and the pool's own listing.
 
     Args:
@@ -223,7 +223,7 @@ def all_rows(campaign: Campaign, given: list[str] | None) -> tuple[pa.Table, Lis
 def drawn_rows(campaign: Campaign) -> tuple[pa.Table, list[str] | None]:
     """All rows, splits drawn; and the class names that the pool's folders suggest, if they do."""
     config = campaign.config
-    rows, listing = all_rows(campaign, names_given(config))
+    rows, listing = listed_rows(campaign, names_given(config))
     if listing.mapping:
         pairs = ", ".join(f"{value!r} = {name}" for value, name in list(listing.mapping.items())[:SHOWN])
         campaign.say("pool", f"labels: {pairs}{', ...' if len(listing.mapping) > SHOWN else ''}")

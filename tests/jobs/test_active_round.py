@@ -103,7 +103,7 @@ def test_the_campaigns_file_has_the_resolved_config_versions_and_commit(finished
     (about,) = json.loads((finished.place / "campaign.json").read_text())["history"]
     assert about["before_round"] == 0
     assert about["config"]["selection"] == {
-        "strategy": "pcoreset", "budget": 3, "mixture": "round", "shards": 2, "num_cpus": 0.1, "num_gpus": 0.0,
+        "strategy": "pcoreset", "budget": 3, "mixture": "round", "shards": 1, "num_cpus": 0.1, "num_gpus": 0.0,
         "max_duplicates": None, "duplicate_cosine": None, "duplicate_column": "features", "precision": "fp32",
         "memory_gib": None,
     }  # fmt: skip
@@ -203,7 +203,7 @@ def students_space(finished) -> tuple[Rows, Rows]:
 def test_every_strategy_runs_a_round_and_picks_what_it_picks_without_ray(finished, seeded, strategy):
     from raykd.stages import select
 
-    _, campaign = seeded(f"selection.strategy={strategy}")  # two shards
+    _, campaign = seeded(f"selection.strategy={strategy}", "selection.shards=2")
     table = select.select(campaign, 1, finished.pool, finished.encoded, finished.teacher, finished.rounds[0]).table
     unlabeled, labeled = students_space(finished)
     expected = pick_in_process(strategy, LocalShards.split(unlabeled, 1), labeled, 3, 0, 1)
@@ -215,7 +215,7 @@ def test_every_strategy_runs_a_round_and_picks_what_it_picks_without_ray(finishe
 def test_one_two_and_three_shards_give_the_same_picks_and_may_change_during_a_campaign(finished, seeded):
     from raykd.stages import select
 
-    for shards in (1, 3):
+    for shards in (2, 3):
         _, campaign = seeded(f"selection.shards={shards}", name=f"shards_{shards}")
         picks = select.select(campaign, 1, finished.pool, finished.encoded, finished.teacher, finished.rounds[0])
         assert picks.table.equals(finished.rounds[1].picks.table)

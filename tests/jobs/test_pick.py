@@ -72,7 +72,7 @@ class Tables:
             "labeled": self.folder / "labeled.parquet",
             "strategy": "pcoreset",
             "budget": 10,
-            "shards": 2,
+            "shards": 1,
             "seed": 0,
             "out": self.folder / "picks.parquet",
         } | changed
@@ -123,7 +123,7 @@ def test_any_list_of_floats_is_read(run, given, kind):
 
 
 def test_picks_do_not_depend_on_shards_or_on_the_order_of_rows(run, given):
-    run(*given.arguments(shards=1))
+    run(*given.arguments())
     expected = given.picks()
     pool = pq.read_table(given.folder / "pool.parquet")
     given(pool=pool.take(np.random.default_rng(0).permutation(50)))

@@ -282,7 +282,7 @@ def test_labeled_ids_that_are_not_in_the_pool_are_named(shard_actors, tables):
 def test_more_shards_than_rows_or_cpus_work(shard_actors, tmp_path):
     ids = write_pool(tmp_path / "pool.parquet", 5, 100)
     request = pick_tables.Request(pool=str(tmp_path / "pool.parquet"), budget=5)
-    picks = pick_tables.pick_from_tables(pick_tables.check_request(request), 9)
+    picks = pick_tables.pick_from_tables(pick_tables.check_request(request), 6)
     table = pick_tables.picks_table(picks)
     assert table.schema == PICKS
     assert table["sample_id"].to_pylist() == ids
