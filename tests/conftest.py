@@ -10,6 +10,7 @@ os.environ.update(
     RAY_AUTH_MODE="disabled",
     RAY_TRAIN_HEALTH_CHECK_INTERVAL_S="0.2",
     RAY_DATA_EXECUTION_NO_PROGRESS_TIMEOUT_S="120",
+    RAY_TRAIN_ENABLE_PREEMPTION_WATCHER="0",  # another process a training; no node of a test is told to go
     RAY_enable_metrics_collection="0",
     RAY_enable_open_telemetry="0",
     OMP_NUM_THREADS="1",
