@@ -31,6 +31,7 @@ from raykd.store.stage_folder import fingerprint
 from raykd.store.tables import LABELS, LEDGER, ROLES
 
 OUTCOMES = ("label", "unsure", "cannot_label", "none_of_the_classes")
+TAKEN_FILE = "taken.json"
 KEY = ("sample_id", "annotator", "outcome", "label", "time")
 _FILE = re.compile(r"(\d{6,})-[0-9a-f]{16}\.parquet")
 
@@ -86,6 +87,18 @@ class Ledger:
         table = self.read()
         samples = _codes(table, ["sample_id"])
         return table.take(len(samples) - 1 - _firsts(samples[::-1])).sort_by("sample_id")
+
+    @property
+    def taken(self) -> list[str]:
+        """Where labels from elsewhere lay that are here, in the order taken."""
+        file = self.place / TAKEN_FILE
+        taken: list[str] = file.read_json() if file.exists() else []
+        return taken
+
+    def note_taken(self, where: str) -> None:
+        """Note that all labels that lay there are here."""
+        if where not in (taken := self.taken):
+            (self.place / TAKEN_FILE).write_json([*taken, where])
 
     def _named(self, table: pa.Table) -> pa.Table:
         """The same rows, their labels by today's names."""

@@ -35,6 +35,7 @@ from typing import Any
 import raykd
 from raykd.config import Config
 from raykd.errors import UserError, WaitingForLabels
+from raykd.labels.ledger import Ledger
 from raykd.stages.progress import Progress
 from raykd.stages.session import Session
 from raykd.store.lock import only_job
@@ -113,9 +114,9 @@ class Campaign:
 
     @property
     def new_given(self) -> Place | None:
-        """Where labels from elsewhere lie (``labels.given``), unless a round that is done has taken them."""
-        given, before = self.config.labels.given, self.labels_before
-        return None if given is None or (before and before.taken_from == given) else Place.of(given)
+        """Where labels from elsewhere lie (``labels.given``), unless they were taken already."""
+        given = self.config.labels.given
+        return None if given is None or given in Ledger(self.place / "ledger").taken else Place.of(given)
 
     def figures(self) -> list[RoundFigures]:
         """Of every round that has been evaluated, in order."""

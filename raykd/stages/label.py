@@ -84,11 +84,14 @@ def gather(campaign: Campaign, number: int, pool: Pool, picks: Picks) -> None:
     Raises:
         UserError: A label file is wrong; says where. What is right in the other files is kept.
     """
+    given = campaign.new_given
     if answers_of(campaign, number, picks).done():
+        if given and number == campaign.num_done:
+            campaign.say(f"round {number} label", f"is done: labels in {given} are for the round after it")
         return
     ledger = Ledger(campaign.place / "ledger", pool.renamed)
     config = campaign.config.labels
-    if given := campaign.new_given:
+    if given:
         take_over(campaign, number, given, pool, ledger)
     if config.oracle == "simulated":
         ledger.append(oracle(picks.ids, pool, number))
@@ -118,7 +121,6 @@ def settle(campaign: Campaign, number: int, pool: Pool, picks: Picks) -> Labels:
         num_labeled = int(pc.sum(pc.equal(table["outcome"], "label")).as_py() or 0)
         out.facts |= {
             "content": fingerprint(table.to_pydict()),
-            "taken_from": given,
             "outcomes": {name: counts.get(name, 0) for name in OUTCOMES},
             "num_labeled": num_labeled,
             "num_answered": table.num_rows,
@@ -133,9 +135,20 @@ def settle(campaign: Campaign, number: int, pool: Pool, picks: Picks) -> Labels:
 def take_over(campaign: Campaign, number: int, given: Place, pool: Pool, ledger: Ledger) -> None:
     """Labels that were made before the campaign or beside it: a file, a ledger, or those of another campaign."""
     known, others = pool.ids_to_label()
-    done = ledger.append(labels_from(given, pool.classes, known, others, pool.renamed))
-    for line in (f"{done.new} labels from {given}", *done.superseded[:3]):
+    rows, before = labels_from(given, pool.classes, known, others, pool.renamed), ledger.current()
+    done = ledger.append(rows)
+    ledger.note_taken(campaign.config.labels.given or "")
+    replaced = num_replaced(before, ledger.current())
+    lines = [f"{done.new} labels from {given}" + (f"; {replaced} of them replace other answers" if replaced else "")]
+    for line in [*lines, *done.superseded[:3]]:
         campaign.say(f"round {number} label", line)
+
+
+def num_replaced(before: pa.Table, now: pa.Table) -> int:
+    """Images whose current answer is another one now."""
+    now = now.take(pc.index_in(before["sample_id"], value_set=now["sample_id"]))
+    same = [pc.equal(*(pc.fill_null(table[name], "") for table in (before, now))) for name in ("outcome", "label")]
+    return before.num_rows - int(pc.sum(pc.and_(*same)).as_py() or 0)
 
 
 def oracle(asked: pa.ChunkedArray, pool: Pool, number: int) -> pa.Table:

@@ -9,6 +9,7 @@ those of the first listing: figures of all rounds are of the same images.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -51,7 +52,7 @@ def list_pool(campaign: Campaign) -> Pool:
     pool = Pool(tuple(parts), tuple(classes), renamed)
     check_label_names(pool.manifest, classes)
     check_budgets(campaign, pool, pool.counts["pool"])
-    check_oracle(campaign, pool)
+    check_oracle(campaign, pool.manifest, classes)
     if given := campaign.new_given:  # or it would be refused when the teacher has seen every image
         labels_from(given, pool.classes, *pool.ids_to_label(), pool.renamed)
     shown = ", ".join(classes[:SHOWN]) + (", ..." if len(classes) > SHOWN else "")
@@ -80,6 +81,7 @@ def first_part(campaign: Campaign) -> Done:
         table, found = drawn_rows(campaign)
         classes, renamed = classes_now(config, found)
         check_label_names(with_renamed(table, renamed), classes)
+        check_oracle(campaign, with_renamed(table, renamed), classes)
         check_readable(table, config.split_seed)
         write_part(out, table)
         # "given" is what label_values stand for in this campaign, whatever classes there are later
@@ -97,12 +99,12 @@ def grown_part(campaign: Campaign, parts: list[Done]) -> list[Done]:
     config = campaign.config
     before = pa.concat_tables([(part.place / MANIFEST_FILE).read_table() for part in parts])
     at_first = (parts[0].place / CLASSES_FILE).read_json()
-    now, _ = listed_rows(campaign, at_first["given"])
+    now, _ = listed_rows(campaign, at_first["given"], again=True)
     change = grown(before, now)
     check_changed(campaign, change)
     check_gone(campaign, before, change.gone)
     if config.pool.limit:  # what was not drawn looks like what is new
-        campaign.say("pool", f"{before.num_rows:,} of {now.num_rows:,} images, as pool.limit has drawn them")
+        campaign.say("pool", "what has come since is left out, as pool.limit has drawn its images")
         return []
     new = change.new.filter(pc.equal(change.new["split"], "pool"))
     if others := change.new.num_rows - new.num_rows:
@@ -111,6 +113,7 @@ def grown_part(campaign: Campaign, parts: list[Done]) -> list[Done]:
         return []
     classes, renamed = classes_now(config, at_first["found"])
     check_label_names(with_renamed(new, renamed), classes)
+    check_oracle(campaign, with_renamed(pa.concat_tables([before, new]), renamed), classes)
     with part_folder(campaign, len(parts)).writing() as out:
         check_readable(new, config.split_seed)
         write_part(out, new)
@@ -120,19 +123,19 @@ def grown_part(campaign: Campaign, parts: list[Done]) -> list[Done]:
 
 def check_changed(campaign: Campaign, change: Grown) -> None:
     """Images that are not what or where they were: another place is refused, by UserError, all else is said."""
-    if count := change.moved.num_rows:
-        path = source_of(campaign.config, change.moved).path
+    for source, rows in by_source(campaign.config, change.moved):
         raise UserError(
-            f"pool: {count:,} images lie elsewhere in {path} than when they were listed, such as "
-            f"{first_id(change.moved)!r}, now {change.moved['uri'][0].as_py()!r}: others would be read there. "
+            f"pool: {rows.num_rows:,} images lie elsewhere in {source.path} than when they were listed, such as "
+            f"{first_id(rows)!r}, now {rows['uri'][0].as_py()!r}: others would be read there. "
             "Put the files back as they were; or begin anew and keep the labels: another storage_path, labels.start: "
             f"given and labels.given: {campaign.place}"
         )
-    if count := change.rewritten.num_rows:
+    for source, rows in by_source(campaign.config, change.rewritten):
+        what = "lie in Parquet files that" if source.format == "parquet" else "of those listed"
         campaign.say(
             "pool",
-            f"{count:,} images were written anew since they were listed (another size or time), such as "
-            f"{first_id(change.rewritten)!r}; what the teacher saw of them stays",
+            f"{rows.num_rows:,} images in {source.path} {what} were written anew since (another size or time), such as "
+            f"{first_id(rows)!r}; what the teacher saw of them stays",
         )
     was, now = change.relabeled
     if now.num_rows:
@@ -146,17 +149,18 @@ def check_changed(campaign: Campaign, change: Grown) -> None:
 
 def check_gone(campaign: Campaign, before: pa.Table, gone: pa.Table) -> None:
     """Say what is gone; too much of a split is refused now, by UserError, and not after people have labeled."""
-    if not gone.num_rows:
-        return
-    path = source_of(campaign.config, gone).path
-    campaign.say("pool", f"{gone.num_rows:,} images are no longer in {path}, such as {first_id(gone)!r}; put them back")
-    most = campaign.config.max_bad_share
-    if found := too_much_of_a_split(gone, before, most):
+    config = campaign.config
+    for source, rows in by_source(config, gone):
+        campaign.say(
+            "pool",
+            f"{rows.num_rows:,} images are no longer in {source.path}, such as {first_id(rows)!r}; put them back",
+        )
+    if found := too_much_of_a_split(gone, before, config.max_bad_share):
         split, lost, count = found
-        of_it = gone.filter(pc.equal(gone["split"], split))
+        source, rows = by_source(config, gone.filter(pc.equal(gone["split"], split)))[0]
         raise UserError(
-            f"pool: {lost} of {count} {split} images are no longer in {source_of(campaign.config, of_it).path}, more "
-            f"than max_bad_share={most:g}, such as {first_id(of_it)!r}: put them back, or raise max_bad_share"
+            f"pool: {lost} of {count} {split} images are no longer in {source.path}, more than max_bad_share="
+            f"{config.max_bad_share:g}, such as {first_id(rows)!r}: put them back, or raise max_bad_share"
         )
 
 
@@ -165,10 +169,15 @@ def first_id(rows: pa.Table) -> str:
     return name
 
 
-def source_of(config: Config, rows: pa.Table) -> Source:
-    """The source of the first of these rows."""
-    given: Source | None = getattr(config, rows["split"][0].as_py())
-    return config.pool if given is None else given  # what has no source of its own is split off the pool
+def by_source(config: Config, rows: pa.Table) -> list[tuple[Source, pa.Table]]:
+    """The rows of each source that has any, the pool's first."""
+    found = []
+    for name in ("test", "val"):
+        if (source := getattr(config, name)) is not None:
+            here = pc.and_(pc.equal(rows["split"], name), pc.starts_with(rows["sample_id"], f"{name}/"))
+            found.append((source, rows.filter(here)))
+            rows = rows.filter(pc.invert(here))
+    return [(source, some) for source, some in ((config.pool, rows), *found) if some.num_rows]
 
 
 def write_part(out: Any, table: pa.Table) -> None:
@@ -191,11 +200,12 @@ def names_given(config: Config) -> list[str] | None:
     return None if config.classes is None else class_names(config.classes, None)
 
 
-def listed_rows(campaign: Campaign, given: list[str] | None) -> tuple[pa.Table, Listing]:
+def listed_rows(campaign: Campaign, given: list[str] | None, again: bool = False) -> tuple[pa.Table, Listing]:
     """The rows of all sources, as these split them, and the pool's own listing.
 
     Args:
         given: What ``label_values`` stand for.
+        again: They were listed before; what came into test or val since is left out anyhow, so it may lack labels.
 
     Raises:
         UserError: A source has no images, or test or val none with a label; ids repeat.
@@ -208,7 +218,7 @@ def listed_rows(campaign: Campaign, given: list[str] | None) -> tuple[pa.Table, 
     for split, source in (("test", config.test), ("val", config.val)):
         if source is not None:
             more = list_source(source, split, given, campaign.say).rows
-            if not more.num_rows or more["label"].null_count:
+            if not again and (not more.num_rows or more["label"].null_count):
                 raise UserError(
                     f"{split}: {source.path} has {more.num_rows} images, {more['label'].null_count} of them without a "
                     "label; expected labeled images"
@@ -252,17 +262,18 @@ def classes_now(config: Config, found: list[str] | None) -> tuple[list[str], dic
 # ---------------------------------------------------------------- checks
 
 
-def check_oracle(campaign: Campaign, pool: Pool) -> None:
+def check_oracle(campaign: Campaign, rows: pa.Table, classes: Sequence[str]) -> None:
     """Whether a simulated oracle knows what it may be asked. Raises UserError."""
-    config, in_pool = campaign.config.labels, pool.split("pool")
+    config, in_pool = campaign.config.labels, rows.filter(pc.equal(rows["split"], "pool"))
     if config.oracle != "simulated":
         return
-    if in_pool["label"].null_count:
+    if count := in_pool["label"].null_count:
+        first = first_id(in_pool.filter(pc.is_null(in_pool["label"])))
         raise UserError(
-            f"labels.oracle: simulated needs a label for every pool image; {in_pool['label'].null_count} of "
-            f"{in_pool.num_rows} have none; use oracle: people"
+            f"labels.oracle: simulated needs a label for every pool image; {count} of {in_pool.num_rows} have none, "
+            f"such as {first!r}: give them labels, take them away, or use oracle: people"
         )
-    absent = sorted(set(pool.classes) - set(in_pool["label"].unique().to_pylist()))
+    absent = sorted(set(classes) - set(in_pool["label"].unique().to_pylist()))
     if absent and config.start == "one_per_class" and not campaign.num_done:
         raise UserError(
             f"labels.start: one_per_class, but {len(absent)} classes have no image, such as {absent[0]!r}; "

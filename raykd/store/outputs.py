@@ -236,12 +236,6 @@ class Labels(InFolder):
         return outcomes
 
     @property
-    def taken_from(self) -> str | None:
-        """Where labels from elsewhere lay that were taken by then (``labels.given``)."""
-        path: str | None = self.done.facts.get("taken_from")
-        return path
-
-    @property
     def num_answered(self) -> int:
         """Images that have an answer by then."""
         number: int = self.done.facts["num_answered"]

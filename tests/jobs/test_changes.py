@@ -153,11 +153,40 @@ def test_labels_given_in_the_middle_are_taken_by_the_open_round_and_once(second_
     assert f"labels from {file}" in ended.err
     assert len(known) > 4
     assert set(labels_of(place, 1)) == {*known, *labels_of(place, 0), *picks_of(place, 1)}
+    assert Ledger(Place.of(place) / "ledger").taken == [str(file)]
     file.unlink()  # taken: it is not asked for again
     request.getfixturevalue("up_to_training")
     with pytest.raises(Reached):
         run_job(settings, "rounds=3", *given)
     assert set(labels_of(place, 2)) == {*labels_of(place, 1), *picks_of(place, 2)}
+
+
+def test_given_labels_are_taken_once_also_while_people_are_waited_for_and_may_replace_answers(
+    finished, run_job, tmp_path, up_to_training
+):
+    place, file = tmp_path / "run", tmp_path / "given.csv"
+    people = {"oracle": "people", "start": "none"}
+    settings = finished.settings | {"storage_path": str(place), "labels": people, "progress": "lines"}
+    run_job(settings)
+    picks = picks_of(place, 0)
+    fill(place / "round_000" / "tasks.csv", {picks[0]: "red"})
+    run_job(settings)
+    file.write_text(f"sample_id,label\n{picks[0]},green\n{picks[1]},green\n")
+    given = ("labels.start=given", f"labels.given={file}")
+    ended = run_job(settings, *given)
+    assert f"2 labels from {file}; 1 of them replace other answers" in ended.err
+    file.unlink()
+    assert run_job(settings, *given).code == 0  # still waits
+    fill(place / "round_000" / "tasks.csv", {picks[2]: "blue"})
+    with pytest.raises(Reached):
+        run_job(settings, *given)
+    assert labels_of(place, 0)[picks[1]] == ("label", "green")
+    other = tmp_path / "other.csv"
+    other.write_text(f"sample_id,label\n{picks[0]},blue\n")
+    with pytest.raises(Reached):
+        run_job(settings, "labels.start=given", f"labels.given={other}")
+    assert labels_of(place, 0)[picks[0]] != ("label", "blue")  # the round is settled: it is for the next one
+    assert Ledger(Place.of(place) / "ledger").taken == [str(file)]
 
 
 def test_people_can_go_on_with_a_new_budget_in_the_middle(finished, run_job, tmp_path, up_to_training):
@@ -173,22 +202,23 @@ def test_people_can_go_on_with_a_new_budget_in_the_middle(finished, run_job, tmp
     assert len(labels_of(place, 0)) == 3
 
 
-def test_a_finished_campaign_is_only_looked_at_whatever_is_asked_for(finished, run_job, monkeypatch):
+def test_a_finished_campaign_is_only_looked_at_whatever_is_asked_for(finished, run_job, tmp_path, monkeypatch):
     from raykd.stages import encode, map_images
 
     monkeypatch.setattr(map_images, "run", lambda *_: pytest.fail("an image was read"))
     monkeypatch.setattr(encode, "map_parts", map_images.map_parts)
-    before = history_of(finished.place)
+    place = Path(shutil.copytree(finished.place, tmp_path / "run"))
+    settings, before = finished.settings | {"storage_path": str(place)}, history_of(place)
     for override in (
         "teacher.precision=bf16",
         "teacher.templates=['the {}']",
         "student.backbone=test_resnet",
         "rounds=1",
     ):
-        ended = run_job(finished.settings, override)
+        ended = run_job(settings, override)
         assert ended.code == 0, ended.err
-        assert ended.out == finished.ended.out
-    assert history_of(finished.place) == before
+        assert ended.out == finished.ended.out.replace(str(finished.place), str(place))
+    assert history_of(place) == before
 
 
 def test_given_labels_that_do_not_fit_are_refused_before_any_image_is_encoded(finished, run_job, tmp_path, monkeypatch):

@@ -514,7 +514,9 @@ def test_images_that_are_gone_or_others_now_are_said_and_nothing_of_the_manifest
     second, said = listed("max_bad_share=0.2")
     assert second.manifest.equals(first.manifest)
     assert f"1 images are no longer in {folder}, such as 'red/000.png'" in said
-    assert "2 images were written anew since they were listed (another size or time), such as 'green/002.png'" in said
+    assert (
+        f"2 images in {folder} of those listed were written anew since (another size or time), such as 'green/0" in said
+    )
     assert "label" not in said
 
 
@@ -534,7 +536,7 @@ def test_other_labels_and_bytes_in_the_same_parquet_rows_are_said_and_the_first_
     assert list_pool(campaign).manifest.equals(first.manifest)
     said = campaign.progress.stream.getvalue()
     name = table["key"][3].as_py()
-    assert f"{len(old)} images were written anew" in said
+    assert f"{len(old)} images in {tmp_path / 'p'} lie in Parquet files that were written anew since" in said
     assert (
         f"1 images have another label in the data than when they were listed, such as {name!r}: {old[3]!r}, now {new!r}"
         in said
@@ -549,15 +551,44 @@ def test_sources_of_test_and_val_are_looked_at_again_too(settings, tmp_path, ima
     given = {**settings, **sources, "storage_path": str(tmp_path / "run"), "test_share": 0.0, "val_share": 0.0}
     first = list_pool(new_campaign(given))
     (folders["test"] / "red" / "000.png").unlink()
+    (folders["pool"] / "red" / "000.png").unlink()
     shutil.copy(folders["val"] / "red" / "000.png", folders["val"] / "red" / "new.png")
     campaign = new_campaign(given)
     assert list_pool(campaign).parts == first.parts
     said = campaign.progress.stream.getvalue()
     assert f"1 images are no longer in {folders['test']}, such as 'test/red/000.png'" in said
+    assert f"1 images are no longer in {folders['pool']}, such as 'red/000.png'" in said
     assert "1 new images are of test or val; left out" in said
     shutil.rmtree(folders["test"] / "red")
     with pytest.raises(ValueError, match=rf"16 of 48 test images are no longer in {folders['test']}, more than"):
         list_pool(new_campaign(given))
+
+
+def test_test_rows_without_a_label_that_have_come_since_are_left_out(settings, tmp_path, image_folder):
+    from raykd.stages.pool import list_pool
+
+    pool = {"path": str(image_folder), "format": "class_folders"}
+    given = {**settings, "pool": pool, "test": write_parquet(tmp_path / "t"), "test_share": 0.0, "val_share": 0.0}
+    first = list_pool(new_campaign(given))
+    table = pq.read_table(tmp_path / "t" / "a.parquet").slice(0, 1)
+    name, none = pa.array(["new"]), pa.array([None], pa.string())
+    pq.write_table(table.set_column(0, "key", name).set_column(2, "name", none), tmp_path / "t" / "c.parquet")
+    campaign = new_campaign(given)
+    assert list_pool(campaign).parts == first.parts
+    assert "1 new images are of test or val; left out" in campaign.progress.stream.getvalue()
+
+
+def test_a_new_image_without_a_label_is_refused_before_it_is_part_of_a_simulated_campaign(settings, tmp_path):
+    from raykd.stages.pool import list_pool
+
+    given = {**settings, "pool": write_parquet(tmp_path / "p"), "storage_path": str(tmp_path / "run")}
+    first = list_pool(new_campaign(given))
+    table = pq.read_table(tmp_path / "p" / "a.parquet").slice(0, 1).set_column(0, "key", pa.array(["new"]))
+    pq.write_table(table.set_column(2, "name", pa.array([None], pa.string())), tmp_path / "p" / "c.parquet")
+    with pytest.raises(ValueError, match="1 of 19 have none, such as 'new': give them labels"):
+        list_pool(new_campaign(given))
+    pq.write_table(table, tmp_path / "p" / "c.parquet")  # mended
+    assert len(list_pool(new_campaign(given)).parts) == len(first.parts) + 1
 
 
 def test_ids_of_the_pool_may_begin_as_those_of_a_test_source_do(settings, tmp_path, image_folder):
@@ -589,7 +620,7 @@ def test_a_limited_pool_does_not_grow(again):
     shutil.copy(folder / "red" / "000.png", folder / "red" / "new.png")
     second, said = listed(limit=20)
     assert second.parts == first.parts
-    assert "20 of 49 images, as pool.limit has drawn them" in said
+    assert "what has come since is left out, as pool.limit has drawn its images" in said
 
 
 def test_a_new_image_of_no_known_class_is_refused_by_name(again):

@@ -41,7 +41,7 @@ def farthest_first_in_float32(
 
     Returns:
         Positions of the picks, in order; their exact squared distances to the nearest center before them, float64; how
-        many rows were compared exactly. Cost: N * (L + B) * W at most.
+        many rows float32 could not tell from a pick. Cost: N * (L + B) * W at most.
     """
     num_base = len(base_LW)
     centers_KW = np.concatenate([base_LW, np.empty((budget, x_NW.shape[1]), np.float32)])
@@ -49,7 +49,9 @@ def farthest_first_in_float32(
     longest = centers_sq_K[:num_base].max(keepdims=True)
     sq_N, met_N = bounds_N.astype(np.float32), np.zeros(len(x_NW), np.int64)  # that rounding is far below the error
     if np.isinf(sq_N).any():
-        _lower(sq_N, x_NW, sq_lengths(x_NW), base_LW, centers_sq_K[:num_base])
+        x_sq_N = sq_lengths(x_NW)
+        longest = np.maximum(longest, x_sq_N.max())
+        _lower(sq_N, x_NW, x_sq_N, base_LW, centers_sq_K[:num_base])
         met_N[:] = num_base
     picks: list[int] = []
     sq_B: list[float] = []
