@@ -472,7 +472,7 @@ def test_badge_draws_in_proportion_to_squared_distance():
     embedding = explicit_embedding(pool)
     sq = ((embedding[:, None] - embedding) ** 2).sum(axis=2)
     law = sq / sq.sum(axis=1, keepdims=True) / 5
-    shards, num_seeds = LocalShards.split(pool, 2), 3000
+    shards, num_seeds = LocalShards.split(pool, 1), 3000
     counts = np.zeros((5, 5))
     for seed in range(num_seeds):
         first, second = pick("badge", shards, None, 2, seed).ids
