@@ -53,7 +53,7 @@ def list_pool(campaign: Campaign) -> Pool:
     check_label_names(pool.manifest, classes)
     check_budgets(campaign, pool, pool.counts["pool"])
     check_oracle(campaign, pool.manifest, classes)
-    if given := campaign.new_given:  # or it would be refused when the teacher has seen every image
+    if campaign.num_done < config.rounds and (given := campaign.new_given):  # or it is refused when all is encoded
         labels_from(given, pool.classes, *pool.ids_to_label(), pool.renamed)
     shown = ", ".join(classes[:SHOWN]) + (", ..." if len(classes) > SHOWN else "")
     campaign.say(
