@@ -19,7 +19,7 @@ from typing import Any, Protocol
 import faiss
 import numpy as np
 
-from raykd.algo.selection.rows import Outline, Rows, blocks
+from raykd.algo.selection.rows import Outline, Rows, blocks, sq_lengths
 
 EXACT_VALUES = 2**16  # float64 values worked on at a time: two such blocks stay in a core's cache
 GATHER_VALUES = 2**22  # float32 values gathered at a time: 16 MiB
@@ -259,7 +259,7 @@ def peak_bounds(outline: Outline, base_KC: np.ndarray) -> np.ndarray:
     num_classes = base_KC.shape[1]
     top_K = base_KC.argmax(axis=1)
     peak_K = base_KC[np.arange(len(base_KC)), top_K].astype(np.float64)
-    sq_K = np.einsum("kc,kc->k", base_KC, base_KC).astype(np.float64)
+    sq_K = sq_lengths(base_KC).astype(np.float64)
     chosen = np.full((num_classes, PEAK_STEPS), -1)
     middles = (np.arange(PEAK_STEPS) + 0.5) / PEAK_STEPS
     by_class = np.argsort(top_K, kind="stable")
@@ -309,8 +309,3 @@ def error_bound(width: int, unit_roundoff: float, x_sq_N: np.ndarray, y_sq_K: np
     share = 1.01 * (sums / (1 - sums) + 4 * unit_roundoff)
     reach_N = np.sqrt(x_sq_N.astype(np.float64)) + np.sqrt(float(y_sq_K.max(initial=0.0)))
     return share * (1 + sums) * reach_N**2 + UNDERFLOW
-
-
-def sq_lengths(vectors_NW: np.ndarray) -> np.ndarray:
-    """Sums of squares, in the vectors' kind, [N]."""
-    return np.einsum("nw,nw->n", vectors_NW, vectors_NW)

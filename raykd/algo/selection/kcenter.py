@@ -136,9 +136,11 @@ class _Driver:
     def pick(self, budget: int) -> Picked:
         num_rows = sum(self.shards.map(Shard.__len__))
         num_values = num_rows * self.width
-        num_products = num_values * (len(self.base_KW) + budget)
-        is_small = num_values <= SMALL_VALUES and num_products <= SMALL_PRODUCTS
-        is_small = is_small and 0 < budget <= max(SMALL_BUDGET, SMALL_SHARE * num_rows)
+        is_small = (
+            num_values <= SMALL_VALUES
+            and num_values * (len(self.base_KW) + budget) <= SMALL_PRODUCTS
+            and 0 < budget <= max(SMALL_BUDGET, SMALL_SHARE * num_rows)
+        )
         if is_small and isinstance(self.priority, Farthest) and isinstance(self.space, Euclidean):
             self._pick_gathered(budget)
         self._pick_by_rounds(budget)

@@ -107,7 +107,7 @@ def inspect_rows(rows: Rows, needs: Sequence[str], hashes_N: np.ndarray) -> tupl
             suspect_N = np.empty(len(rows), bool)
             outlined = outline(vectors_NW, suspect_N)
         else:
-            suspect_N = suspects(name, vectors_NW)
+            suspect_N = suspects(vectors_NW)
         found = faults(name, vectors_NW, np.flatnonzero(suspect_N))
         bad += [(rows.ids[row], what) for row, what in found.items()]
     first = [f"{name!r}: {what}" for name, what in sorted(bad)[:3]]
@@ -115,7 +115,7 @@ def inspect_rows(rows: Rows, needs: Sequence[str], hashes_N: np.ndarray) -> tupl
 
 
 def outline(probs_NC: np.ndarray, suspect_N: np.ndarray | None = None) -> Outline:
-    """Outline probabilities; and, if there is an array for it, say as :func:`suspects` which may be none. One pass."""
+    """Outline probabilities; and, if there is an array for it, say which may be none. Cost: one pass."""
     num_rows, width = probs_NC.shape
     top_N, peak_N, sq_N = (np.empty(num_rows, kind) for kind in (np.int32, np.float32, np.float32))
 
@@ -124,7 +124,7 @@ def outline(probs_NC: np.ndarray, suspect_N: np.ndarray | None = None) -> Outlin
         block = np.asarray(probs_NC[part], np.float32)
         top_N[part] = block.argmax(axis=1)
         peak_N[part] = block[np.arange(len(block)), top_N[part]]
-        sq_N[part] = np.einsum("nc,nc->n", block, block)
+        sq_N[part] = sq_lengths(block)
         if suspect_N is not None:
             suspect_N[part] = _may_be_no_probs(block)
 
@@ -132,17 +132,14 @@ def outline(probs_NC: np.ndarray, suspect_N: np.ndarray | None = None) -> Outlin
     return Outline(top_N, peak_N, sq_N)
 
 
-def suspects(name: str, vectors_NW: np.ndarray) -> np.ndarray:
-    """Which rows may have something wrong, bool [N]: all that :func:`faults` would find are among them."""
+def suspects(vectors_NW: np.ndarray) -> np.ndarray:
+    """Which rows may hold NaN or infinity or be too long, bool [N]."""
     suspect_N = np.empty(len(vectors_NW), bool)
 
     @QUIET
     def check(part: slice) -> None:
         block = np.asarray(vectors_NW[part], np.float32)
-        if name == "probs":
-            suspect_N[part] = _may_be_no_probs(block)
-        else:
-            suspect_N[part] = ~(np.einsum("nw,nw->n", block, block) < MOST_LENGTH**2)
+        suspect_N[part] = ~(sq_lengths(block) < MOST_LENGTH**2)
 
     in_parallel(check, *vectors_NW.shape)
     return suspect_N
@@ -178,6 +175,11 @@ def faults(name: str, vectors_NW: np.ndarray, where: np.ndarray) -> dict[int, st
         elif not abs(vector_W.sum() - 1) <= SUM_TOLERANCE:
             found[row] = f"{name} sum to {vector_W.sum():.6g}"
     return found
+
+
+def sq_lengths(vectors_NW: np.ndarray) -> np.ndarray:
+    """Sums of squares, in the vectors' kind, [N]."""
+    return np.einsum("nw,nw->n", vectors_NW, vectors_NW)
 
 
 def blocks(num_rows: int, width: int, values: int = BLOCK_VALUES) -> Iterator[slice]:

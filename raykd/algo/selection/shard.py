@@ -383,10 +383,11 @@ def lowest_positions(scores_N: np.ndarray, rank_N: np.ndarray, count: int) -> np
         if some < len(equal):
             equal = equal[np.argpartition(rank_N[equal], some)[:some]]
         where = np.concatenate([below, equal])
-    order = np.argsort(scores_N[where])
-    rising = scores_N[where[order]]
+    found = scores_N[where]
+    order = np.argsort(found)
+    rising = found[order]
     if (rising[1:] == rising[:-1]).any():
-        order = np.lexsort((rank_N[where], scores_N[where]))  # four times as long
+        order = np.lexsort((rank_N[where], found))  # four times as long
     return where[order]
 
 

@@ -17,8 +17,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from raykd.algo.selection.distances import CACHED_VALUES, Space, error_bound, exact_pairs, sq_lengths
-from raykd.algo.selection.rows import blocks
+from raykd.algo.selection.distances import CACHED_VALUES, Space, error_bound, exact_pairs
+from raykd.algo.selection.rows import blocks, sq_lengths
 
 MOST_TIED = 64  # rows that float32 cannot tell apart; where there are more it is of no use
 MOST_ON_TRUST = 256  # rows to compare before some are
@@ -78,12 +78,13 @@ def farthest_first_in_float32(
             if not least > limit:
                 size = int(size * GROWTH) + 1
                 break
-            tied = (sq_M >= least).nonzero()[0]
-            if (num_tied := len(tied)) > MOST_TIED:
+            step = (sq_M >= least).nonzero()[0].tolist()
+            if (num_tied := len(step)) > MOST_TIED:
                 break
             if num_tied > 1:
-                *_, row = min(zip(-sq_M[tied], ids_N[window[tied]], tied.tolist(), strict=True))
-            steps.append([row, *(tied[tied != row].tolist() if num_tied > 1 else ())])
+                step.sort(key=lambda row: (-sq_M[row], ids_N[window[row]]))
+                row = step[0]
+            steps.append(step)
             centers_KW[num_centers], centers_sq_K[num_centers] = x_MW[row], x_sq_M[row]
             num_centers += 1
             to_pick_M = x_MW @ (-2 * x_MW[row])
