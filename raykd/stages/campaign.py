@@ -25,7 +25,7 @@ import platform
 import re
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
@@ -112,11 +112,15 @@ class Campaign:
         """What the last round that is done was trained on."""
         return read_labels(self.round_place(self.num_done - 1)) if self.num_done else None
 
+    def ledger(self, renamed: Mapping[str, str] | None = None) -> Ledger:
+        """Every answer ever given, read under today's class names."""
+        return Ledger(self.place / "ledger", renamed or {})
+
     @property
-    def new_given(self) -> Place | None:
+    def new_given(self) -> str | None:
         """Where labels from elsewhere lie (``labels.given``), unless they were taken already."""
         given = self.config.labels.given
-        return None if given is None or given in Ledger(self.place / "ledger").taken else Place.of(given)
+        return None if given is None or given in self.ledger().taken else given
 
     def figures(self) -> list[RoundFigures]:
         """Of every round that has been evaluated, in order."""

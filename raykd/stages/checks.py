@@ -27,8 +27,8 @@ def check_everything_cheap(campaign: Campaign) -> None:
     check_teacher(config.teacher)
     for path in own_files(config.teacher):
         check_opens("teacher", path)
-    if campaign.new_given:
-        check_given(campaign.new_given)
+    if given := campaign.new_given:
+        check_given(Place.of(given))
     if config.labels.answers:
         check_answers(config.labels.answers)
     if read_done(campaign.round_place(campaign.num_done) / "train") is None:

@@ -84,14 +84,13 @@ def gather(campaign: Campaign, number: int, pool: Pool, picks: Picks) -> None:
     Raises:
         UserError: A label file is wrong; says where. What is right in the other files is kept.
     """
-    given = campaign.new_given
     if answers_of(campaign, number, picks).done():
-        if given and number == campaign.num_done:
-            campaign.say(f"round {number} label", f"is done: labels in {given} are for the round after it")
+        if number == campaign.num_done and (given := campaign.new_given):
+            campaign.say(f"round {number} label", f"is done: labels in {Place.of(given)} are for the round after it")
         return
-    ledger = Ledger(campaign.place / "ledger", pool.renamed)
+    ledger = campaign.ledger(pool.renamed)
     config = campaign.config.labels
-    if given:
+    if given := campaign.new_given:
         take_over(campaign, number, given, pool, ledger)
     if config.oracle == "simulated":
         ledger.append(oracle(picks.ids, pool, number))
@@ -110,7 +109,7 @@ def settle(campaign: Campaign, number: int, pool: Pool, picks: Picks) -> Labels:
     if done := campaign.done(folder, number):
         return Labels(done)
     started = time.perf_counter()
-    ledger = Ledger(campaign.place / "ledger", pool.renamed)
+    ledger = campaign.ledger(pool.renamed)
     table = current_labels(ledger, pool.classes)
     wait_for_people(campaign, number, picks, table)
     with folder.writing() as out:
@@ -132,14 +131,13 @@ def settle(campaign: Campaign, number: int, pool: Pool, picks: Picks) -> Labels:
     return labels
 
 
-def take_over(campaign: Campaign, number: int, given: Place, pool: Pool, ledger: Ledger) -> None:
+def take_over(campaign: Campaign, number: int, given: str, pool: Pool, ledger: Ledger) -> None:
     """Labels that were made before the campaign or beside it: a file, a ledger, or those of another campaign."""
-    known, others = pool.ids_to_label()
-    rows, before = labels_from(given, pool.classes, known, others, pool.renamed), ledger.current()
-    done = ledger.append(rows)
-    ledger.note_taken(campaign.config.labels.given or "")
+    place, before = Place.of(given), ledger.current()
+    done = ledger.append(labels_from(place, pool.classes, *pool.ids_to_label(), pool.renamed))
+    ledger.note_taken(given)
     replaced = num_replaced(before, ledger.current())
-    lines = [f"{done.new} labels from {given}" + (f"; {replaced} of them replace other answers" if replaced else "")]
+    lines = [f"{done.new} labels from {place}" + (f"; {replaced} of them replace other answers" if replaced else "")]
     for line in [*lines, *done.superseded[:3]]:
         campaign.say(f"round {number} label", line)
 

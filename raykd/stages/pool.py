@@ -27,6 +27,7 @@ from raykd.labels.ledger import resolve_renamed
 from raykd.stages.budget import check_budgets
 from raykd.stages.campaign import Campaign
 from raykd.store.outputs import CLASSES_FILE, MANIFEST_FILE, Pool, with_renamed
+from raykd.store.place import Place
 from raykd.store.stage_folder import Done, StageFolder, fingerprint
 from raykd.store.tables import MANIFEST, SPLITS, checked, count_splits, first_duplicates, too_much_of_a_split
 
@@ -54,7 +55,7 @@ def list_pool(campaign: Campaign) -> Pool:
     check_budgets(campaign, pool, pool.counts["pool"])
     check_oracle(campaign, pool.manifest, classes)
     if campaign.num_done < config.rounds and (given := campaign.new_given):  # or it is refused when all is encoded
-        labels_from(given, pool.classes, *pool.ids_to_label(), pool.renamed)
+        labels_from(Place.of(given), pool.classes, *pool.ids_to_label(), pool.renamed)
     shown = ", ".join(classes[:SHOWN]) + (", ..." if len(classes) > SHOWN else "")
     campaign.say(
         "pool", ", ".join(f"{pool.counts[split]:,} {split}" for split in SPLITS) + f"; {len(classes)} classes: {shown}"
@@ -80,8 +81,9 @@ def first_part(campaign: Campaign) -> Done:
     with part_folder(campaign, 0).writing() as out:
         table, found = drawn_rows(campaign)
         classes, renamed = classes_now(config, found)
-        check_label_names(with_renamed(table, renamed), classes)
-        check_oracle(campaign, with_renamed(table, renamed), classes)
+        named = with_renamed(table, renamed)
+        check_label_names(named, classes)
+        check_oracle(campaign, named, classes)
         check_readable(table, config.split_seed)
         write_part(out, table)
         # "given" is what label_values stand for in this campaign, whatever classes there are later
@@ -172,11 +174,10 @@ def first_id(rows: pa.Table) -> str:
 def by_source(config: Config, rows: pa.Table) -> list[tuple[Source, pa.Table]]:
     """The rows of each source that has any, the pool's first."""
     found = []
-    for name in ("test", "val"):
-        if (source := getattr(config, name)) is not None:
-            here = pc.and_(pc.equal(rows["split"], name), pc.starts_with(rows["sample_id"], f"{name}/"))
-            found.append((source, rows.filter(here)))
-            rows = rows.filter(pc.invert(here))
+    for split, source in measured_on(config):
+        here = pc.and_(pc.equal(rows["split"], split), pc.starts_with(rows["sample_id"], f"{split}/"))
+        found.append((source, rows.filter(here)))
+        rows = rows.filter(pc.invert(here))
     return [(source, some) for source, some in ((config.pool, rows), *found) if some.num_rows]
 
 
@@ -200,6 +201,11 @@ def names_given(config: Config) -> list[str] | None:
     return None if config.classes is None else class_names(config.classes, None)
 
 
+def measured_on(config: Config) -> list[tuple[str, Source]]:
+    """Test and val, where they have a source of their own."""
+    return [(split, source) for split, source in (("test", config.test), ("val", config.val)) if source is not None]
+
+
 def listed_rows(campaign: Campaign, given: list[str] | None, again: bool = False) -> tuple[pa.Table, Listing]:
     """The rows of all sources, as these split them, and the pool's own listing.
 
@@ -215,15 +221,14 @@ def listed_rows(campaign: Campaign, given: list[str] | None, again: bool = False
     if not listing.rows.num_rows:
         raise UserError(f"pool: no image in {config.pool.path} (format {config.pool.format})")
     tables = [listing.rows]
-    for split, source in (("test", config.test), ("val", config.val)):
-        if source is not None:
-            more = list_source(source, split, given, campaign.say).rows
-            if not again and (not more.num_rows or more["label"].null_count):
-                raise UserError(
-                    f"{split}: {source.path} has {more.num_rows} images, {more['label'].null_count} of them without a "
-                    "label; expected labeled images"
-                )
-            tables.append(more)
+    for split, source in measured_on(config):
+        more = list_source(source, split, given, campaign.say).rows
+        if not again and (not more.num_rows or more["label"].null_count):
+            raise UserError(
+                f"{split}: {source.path} has {more.num_rows} images, {more['label'].null_count} of them without a "
+                "label; expected labeled images"
+            )
+        tables.append(more)
     rows = pa.concat_tables(tables)
     if repeated := first_duplicates(rows["sample_id"]):
         raise UserError(f"sample ids repeat, such as {', '.join(map(repr, repeated))}; every image needs its own")

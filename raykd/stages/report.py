@@ -7,7 +7,6 @@ from typing import Any
 
 import raykd
 from raykd.labels.files import TASKS_FILE
-from raykd.labels.ledger import Ledger
 from raykd.report import page
 from raykd.stages.campaign import Campaign, commit, versions
 from raykd.store.outputs import Encoded, Pool, RoundFigures, Teacher, read_cards
@@ -20,7 +19,7 @@ SHOWN_QUARANTINE = 50
 def write_report(campaign: Campaign, pool: Pool, encoded: Encoded, teacher: Teacher) -> None:
     """Write the page anew from what is done; it is a view, so an older one is replaced. No image is read."""
     classes, rounds, config = list(pool.classes), campaign.figures(), campaign.config
-    answers = {row["sample_id"]: row for row in Ledger(campaign.place / "ledger", pool.renamed).current().to_pylist()}
+    answers = {row["sample_id"]: row for row in campaign.ledger(pool.renamed).current().to_pylist()}
     picks = [pick for number in campaign.rounds for pick in cards_of(campaign, number, answers)]
     unanswered = sum(pick["outcome"] is None for pick in picks)
     under_way = f"waiting for {page.counted(unanswered, 'label')}" if unanswered else f"round {len(rounds)} under way"
