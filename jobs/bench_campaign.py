@@ -84,7 +84,7 @@ def work_seconds() -> dict[str, float]:
 
         def batches(transform: Any, size: int) -> Any:
             for start in range(0, len(uris), size):
-                yield np.stack(load_many(reader, uris[start : start + size], lambda i: np.asarray(transform(i))))
+                yield np.stack(list(load_many(reader, uris[start : start + size], lambda i: np.asarray(transform(i)))))
 
         seconds = {}
         started = time.perf_counter()

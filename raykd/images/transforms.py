@@ -5,6 +5,8 @@ less than a 16th of the resized image would be kept, only what the crop can see 
 costs what others cost, not 300 MB. Its pixels differ by a level or two, at hard edges under bicubic filters by more.
 
 Transforms are small frozen values: they pickle into Ray tasks and DataLoader processes, and threads may share them.
+Each says by ``shrinks`` how many times smaller it makes an image of a size (less than 1: larger), so that whoever
+decodes may leave out detail that would not be seen (:func:`raykd.images.decoding.decode`).
 """
 
 from __future__ import annotations
@@ -46,6 +48,9 @@ class CenterCrop:
     def __post_init__(self) -> None:
         check("interpolation", self.interpolation, RESAMPLING)
 
+    def shrinks(self, width: int, height: int) -> float:
+        return min(width, height) / self.size
+
     def __call__(self, image: Image.Image) -> Image.Image:
         resized = short_side_to(image, self.size)
         return middle_of_resized(image, resized, (self.size, self.size), RESAMPLING[self.interpolation])
@@ -82,6 +87,10 @@ class ClipPreprocess:
     @property
     def _mode(self) -> str:
         return self.config.get("resize_mode") or "shortest"
+
+    def shrinks(self, width: int, height: int) -> float:
+        ratios = height / self.size[0], width / self.size[1]
+        return max(ratios) if self._mode == "longest" else min(ratios)
 
     def __call__(self, image: Image.Image) -> Image.Image:
         height, width = self.size
@@ -125,6 +134,11 @@ class RandomCrop:
     def __post_init__(self) -> None:
         check("interpolation", self.interpolation, RESAMPLING)
 
+    def shrinks(self, width: int, height: int) -> float:
+        """Of the smallest crop that may be drawn."""
+        least = min(math.sqrt(width * height * self.area[0] * CROP_ASPECT[0]), width, height)
+        return least / self.size
+
     def __call__(self, image: Image.Image, seed: int) -> Image.Image:
         """The crop of this seed (0 or more): the same for equal seeds and image sizes. Drawing costs about 20 µs."""
         box, flipped = self.draw(image.width, image.height, seed)
@@ -152,17 +166,25 @@ class RandomCrop:
         return (left, top, left + crop_width, top + crop_height), flipped
 
 
-def thumbnail(image: Image.Image, size: int) -> bytes:
+@dataclass(frozen=True)
+class Thumbnail:
     """A JPEG whose longer side is ``size`` pixels; an image that is no larger stays as it is, as PNG."""
-    buffer = io.BytesIO()
-    longer = max(image.size)
-    if longer <= size:
-        image.save(buffer, "PNG")
-    else:
-        width, height = (max(1, round(side * size / longer)) for side in image.size)
-        small = image.resize((width, height), Image.Resampling.BICUBIC, reducing_gap=2.0)
-        small.save(buffer, "JPEG", quality=JPEG_QUALITY)
-    return buffer.getvalue()
+
+    size: int
+
+    def shrinks(self, width: int, height: int) -> float:
+        return max(width, height) / self.size
+
+    def __call__(self, image: Image.Image) -> bytes:
+        buffer = io.BytesIO()
+        longer = max(image.size)
+        if longer <= self.size:
+            image.save(buffer, "PNG")
+        else:
+            width, height = (max(1, round(side * self.size / longer)) for side in image.size)
+            small = image.resize((width, height), Image.Resampling.BICUBIC, reducing_gap=2.0)
+            small.save(buffer, "JPEG", quality=JPEG_QUALITY)
+        return buffer.getvalue()
 
 
 # ---------------------------------------------------------------- sizes are (width, height), crops (height, width)

@@ -29,7 +29,7 @@ from torch import nn
 from raykd.algo.dho import Learner, StudentNet
 from raykd.algo.heads import HEADS, Mixture, probabilities
 from raykd.errors import UserError, did_you_mean, one_line
-from raykd.images.reading import as_seen
+from raykd.images.decoding import as_seen
 from raykd.models.preprocess import ABOUT, Preprocess, read_preprocess
 from raykd.models.saved import WEIGHTS
 from raykd.models.threads import limited_threads
@@ -124,7 +124,7 @@ class Student:
         """Class probabilities of PIL images, float32 [n, C]: with two heads, their mixture.
 
         Images are turned upright, and what is transparent is white, as in training. Of 16 bits a channel give what
-        :func:`raykd.images.reading.decode` makes of the file: Pillow's own conversion clips them.
+        :func:`raykd.images.decoding.decode` makes of the file: Pillow's own conversion clips them.
         """
         if not images:
             return np.empty((0, len(self.classes)), np.float32)

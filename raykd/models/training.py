@@ -27,6 +27,7 @@ from raykd.algo.batches import BatchPlan, learning_rate
 from raykd.algo.dho import Learner, Loss, StudentNet
 from raykd.algo.keyed import generator
 from raykd.errors import UserError
+from raykd.images.decoding import Shrinks
 from raykd.images.reading import ImageReader, load_one
 from raykd.models.preprocess import Preprocess
 from raykd.models.student import normalised
@@ -110,6 +111,7 @@ class TrainingImages:
         ids, uris: Of the images, strings.
         preprocess: Of the student.
         crop_area, flip: See :meth:`raykd.models.preprocess.Preprocess.augmented`.
+        exact: JPEGs are never decoded at a reduced size.
     """
 
     def __init__(
@@ -119,7 +121,9 @@ class TrainingImages:
         preprocess: Preprocess,
         crop_area: tuple[float, float],
         flip: bool,
+        exact: bool = False,
     ) -> None:
+        self.shrinks: Shrinks | None = None if exact else preprocess.augmented(crop_area, flip).shrinks
         self.ids, self.uris, self.preprocess = ids, uris, preprocess
         self.crop, self.reader = preprocess.augmented(crop_area, flip), ImageReader()
         # object store clients do not survive a fork
@@ -130,7 +134,7 @@ class TrainingImages:
 
     def __getitem__(self, item: tuple[int, int]) -> torch.Tensor:
         place, seed = item
-        image = load_one(self.reader, self.uris[place].as_py(), partial(self.crop, seed=seed))
+        image = load_one(self.reader, self.uris[place].as_py(), partial(self.crop, seed=seed), self.shrinks)
         if isinstance(image, str):
             raise UserError(f"image {self.ids[place].as_py()!r} was readable and is no more: {image}")
         return torch.from_numpy(np.array(image))

@@ -7,16 +7,17 @@ finds them (``cache_path``).
 
 from __future__ import annotations
 
-import numpy as np
 import pyarrow as pa
 
 from raykd.config import TeacherConfig
 from raykd.errors import UserError
+from raykd.images.decoding import CHANGES
+from raykd.images.pixel_batches import Fetch, PixelBatch
 from raykd.images.transforms import ClipPreprocess
 from raykd.models.teacher import ImageTower, read_clip_preprocess
 from raykd.stages.budget import check_budgets
 from raykd.stages.campaign import Campaign
-from raykd.stages.map_images import Fetch, Model, check_splits, error_column, find_parts, map_parts, num_missing
+from raykd.stages.map_images import Model, check_splits, find_parts, map_parts, model_memory, num_missing
 from raykd.stages.weights import fetch_backbone, fetch_teacher
 from raykd.store.outputs import QUARANTINE_FILE, Encoded, Pool
 from raykd.store.place import Place
@@ -35,20 +36,23 @@ def encode(campaign: Campaign, pool: Pool) -> Encoded:
     config = campaign.config.teacher
     model = fetch_teacher(campaign)
     fetch_backbone(campaign)  # what cannot be had is told now, and not when people have labeled
+    decode = campaign.config.decode
     parts = find_parts(
-        campaign, campaign.cache / "encode", "encode", version=VERSION, batch_size=config.batch_size,
+        campaign, campaign.cache / "encode", "encode", version=VERSION, settings={"batch_size": config.batch_size},
         tables=pool.listed, shared=bool(campaign.config.cache_path),
-        made_from={"model": model.place.name, "precision": config.precision},
+        made_from={"model": model.place.name, "precision": config.precision, "decode": decode},
     )  # fmt: skip
 
-    arguments = {"folder": model.place, "config": config}
-    encoder = Model(Encoder, arguments, ENCODED, config.batch_size, config.replicas, config.num_cpus, config.num_gpus)
+    encoder = Model(
+        Encoder, {"folder": model.place, "config": config}, ENCODED, config.replicas, config.num_cpus, config.num_gpus,
+        memory_bytes=model_memory(model.place),
+    )  # fmt: skip
 
     def check(bad: pa.Table) -> None:
         check_splits("encode", pool.manifest, bad, campaign.config.max_bad_share)
 
     preprocess = ClipPreprocess(read_clip_preprocess(model.place))
-    fetch = Fetch(preprocess, preprocess.size)
+    fetch = Fetch(preprocess, preprocess.size, config.batch_size, exact=decode == "exact")
     here = campaign.session.is_local and config.replicas == 1
     if missing := num_missing(parts):
         campaign.session.ensure()
@@ -56,6 +60,8 @@ def encode(campaign: Campaign, pool: Pool) -> Encoded:
         done = map_parts(parts, fetch, encoder, ticker, here=here, check=check)
     encoded = Encoded(tuple(done), model.place.name, model.place)
     check_share(campaign, encoded)
+    if missing and (changes := encoded.changes):
+        campaign.say("encode", "; ".join(f"{count:,} images {CHANGES[kind]}" for kind, count in changes.items()))
     if campaign.num_done < campaign.config.rounds:
         check_budgets(campaign, pool, encoded.readable(pool.split("pool")).num_rows)
     return encoded
@@ -81,13 +87,12 @@ def check_share(campaign: Campaign, encoded: Encoded) -> None:
 
 
 class Encoder:
-    """The image tower over batches of :class:`raykd.stages.map_images.Fetch`."""
+    """The image tower over batches of images."""
 
     def __init__(self, folder: Place, config: TeacherConfig) -> None:
         device = "cuda" if config.num_gpus else "cpu"
         self.tower = ImageTower(folder, config.precision, device, max(1, int(config.num_cpus)))
 
-    def __call__(self, batch: dict[str, np.ndarray]) -> pa.Table:
-        bad_N, errors = error_column(batch["error"])
-        features = vectors(self.tower.features(batch["pixels"]), bad_N)
-        return pa.table({"sample_id": pa.array(batch["sample_id"], pa.string()), "error": errors, "features": features})
+    def __call__(self, batch: PixelBatch) -> pa.Table:
+        features = vectors(self.tower.features(batch.pixels)[: len(batch)], batch.bad_N)
+        return pa.table({"sample_id": batch.sample_ids, "error": batch.errors, "features": features})

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import time
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -14,7 +13,7 @@ import pyarrow.compute as pc
 from raykd.algo.heads import probabilities
 from raykd.errors import WaitingForLabels
 from raykd.images.reading import ImageReader, load_many
-from raykd.images.transforms import thumbnail
+from raykd.images.transforms import Thumbnail
 from raykd.labels.files import TASKS_FILE, import_folder, labels_from, read_answers, write_tasks
 from raykd.labels.ledger import OUTCOMES, Ledger, current_labels
 from raykd.stages.campaign import Campaign
@@ -46,7 +45,8 @@ def ask(campaign: Campaign, number: int, pool: Pool, teacher: Teacher, picks: Pi
 
 def cards(pool: Pool, teacher: Teacher, picks: Picks, before: Round | None) -> pa.Table:
     ids, uris = picks.ids, pool.uris(picks.ids)
-    pictures = load_many(ImageReader(), uris.to_pylist(), partial(thumbnail, size=THUMBNAIL))
+    shown = Thumbnail(THUMBNAIL)
+    pictures = load_many(ImageReader(), uris.to_pylist(), shown, shown.shrinks)
     columns: dict[str, Any] = {name: picks.table[name] for name in picks.table.schema.names}
     columns["uri"] = uris
     columns["thumbnail"] = pa.array([None if isinstance(p, str) else p for p in pictures], pa.binary())

@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -22,11 +23,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import ray
 import ray.data
-from PIL import Image
-from ray.data import ActorPoolStrategy, DataContext
+from ray.data import ActorPoolStrategy, DataContext, Dataset
 
 from raykd.errors import StorageError, UserError
-from raykd.images.reading import UNREACHABLE, ImageReader, load_many
+from raykd.images.pixel_batches import PIXEL_BATCHES, URI_BATCHES, Fetch, batches_of
+from raykd.images.reading import UNREACHABLE
 from raykd.stages.campaign import Campaign
 from raykd.stages.progress import Ticker
 from raykd.store.outputs import BROKEN_FILE
@@ -35,14 +36,15 @@ from raykd.store.stage_folder import Done, StageFolder, Writing, fingerprint
 from raykd.store.tables import QUARANTINE, checked, too_much_of_a_split
 
 PART_ROWS = 16_384  # of a part at most: what a kill may cost
-BLOCK_ROWS = 1024  # of a task at most: enough to read a row group of Parquet once
+BLOCK_ROWS = 1024  # of a reading task at most: enough to read a row group of Parquet once
 BLOCKS_A_REPLICA = 8  # at least, when there are as many batches: so that all replicas end together
-FILLER = "filler"  # the error of rows that only make the last batch as large as the others
-RECEIPT = pa.schema([("part", pa.int64()), ("rows", pa.int64())])
-ROWS = pa.schema([("sample_id", pa.string()), ("uri", pa.string()), ("split", pa.string())])
+FLOW_BYTES = 16 * 2**20  # of pixels that go from one process to another at a time
+WRITTEN_ROWS = 4096  # of a file, about
+WRITE_BYTES = 512 * 2**20  # of a process that writes
+MODEL_BYTES = 2**30  # of a process with torch, without a model's weights
+RECEIPT = pa.schema([("part", pa.int64()), ("rows", pa.int64()), ("changes", PIXEL_BATCHES.field("changes").type)])
+ROWS = ("sample_id", "uri", "split")
 STAMPS = ("size_bytes", "mtime_ns")
-
-READER = ImageReader()  # of this process: what it has read of a Parquet file serves the next batch too
 
 
 @dataclass(frozen=True)
@@ -50,47 +52,27 @@ class Model:
     """How to make the model, and what it runs on.
 
     Args:
-        kind: Class; called with a batch of :class:`Fetch`'s columns, its objects return a table of the same rows, those
-            that cannot be read too.
+        kind: Class; called with a :class:`PixelBatch`, its objects return a table of its rows, those that cannot be
+            read too.
         arguments: Its constructor's keyword arguments.
         schema: Of the table.
-        batch_size: Images in one forward pass.
         replicas: Number of actors, or the least and the most.
         num_cpus, num_gpus: Of each.
+        memory_bytes: Of each, about.
     """
 
     kind: type
     arguments: dict[str, Any]
     schema: pa.Schema
-    batch_size: int
     replicas: int | tuple[int, int]
     num_cpus: float
     num_gpus: float
+    memory_bytes: int
 
 
-class Fetch:
-    """Reads images in Ray Data tasks, down to ``size``; a bad one becomes a black square and a reason.
-
-    Args:
-        transform: From an RGB image to one of ``size``.
-        size: Height and width of the result, pixels.
-    """
-
-    def __init__(self, transform: Callable[[Image.Image], Image.Image], size: tuple[int, int]) -> None:
-        self.transform, self.size = transform, size
-
-    def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, Any]:
-        uris = [uri for uri in batch["uri"].tolist() if uri is not None]
-        loaded = load_many(READER, uris, lambda image: np.asarray(self.transform(image)))
-        count = len(batch["uri"])
-        pixels = np.zeros((count, *self.size, 3), np.uint8)
-        errors = np.full(count, FILLER, dtype=object)
-        for i, image in enumerate(loaded):
-            errors[i] = image if isinstance(image, str) else ""
-            if not isinstance(image, str):
-                pixels[i] = image
-        kept = {name: batch[name] for name in ("part", "sample_id", "split")}
-        return {**kept, "error": errors, "pixels": pixels}
+def model_memory(place: Place) -> int:
+    """What a process needs that loads the weights in a folder, about."""
+    return MODEL_BYTES + 2 * sum(info.size for info in place.files())
 
 
 # ---------------------------------------------------------------- parts
@@ -98,9 +80,7 @@ class Fetch:
 
 def cut(rows: pa.Table) -> Iterator[pa.Table]:
     """Fixed runs of manifest rows: by uri, as they are stored, so that what is read together lies together."""
-    rows = (
-        rows.select([*ROWS.names, *STAMPS]).sort_by([("uri", "ascending"), ("sample_id", "ascending")]).combine_chunks()
-    )
+    rows = rows.select([*ROWS, *STAMPS]).sort_by([("uri", "ascending"), ("sample_id", "ascending")]).combine_chunks()
     for start in range(0, rows.num_rows, PART_ROWS):
         yield rows.slice(start, PART_ROWS)
 
@@ -114,17 +94,17 @@ class Part(NamedTuple):
 
 
 def find_parts(
-    campaign: Campaign, place: Place, name: str, *, version: int, made_from: dict[str, Any], batch_size: int,
+    campaign: Campaign, place: Place, name: str, *, version: int, made_from: dict[str, Any], settings: dict[str, Any],
     tables: Iterable[pa.Table], shared: bool = False,
 ) -> list[Part]:  # fmt: skip
     """A part for each run of the tables' rows, named by what it is made from: so what is there already is found.
 
-    The batch size has a part in the last bits only: a part that was made with another one is as good.
+    Args:
+        settings: What has so small a part in it that a part made with others is as good, such as the batch size.
     """
     parts = []
     for run in (run for table in tables for run in cut(table)):
         inputs = {**made_from, "rows": names_of(run)}
-        settings = {"batch_size": batch_size}
         folder = StageFolder(place, name, version, inputs, settings, campaign.still_ours, shared).under(place)
         parts.append(Part(folder, run, folder.done()))
     return parts
@@ -185,8 +165,10 @@ def map_parts(
             writings[number] = parts[number].folder.begin()
         places = {number: out.place for number, out in writings.items()}
         runs = {number: parts[number].rows for number in missing}
-        for number, count in run(runs, places, fetch, model, ticker, here):
+        changes: dict[int, Counter[str]] = {number: Counter() for number in missing}
+        for number, count, changed in run(runs, places, fetch, model, ticker, here):
             left[number] -= count
+            changes[number].update(changed)
             if left[number] > 0:
                 continue
             out, rows = writings.pop(number), parts[number].rows
@@ -194,7 +176,7 @@ def map_parts(
             table = out.place.read_table(["sample_id", "error"])
             check_ids(rows["sample_id"], table["sample_id"])
             broken = quarantined(table, rows)
-            out.facts |= {"rows": rows.num_rows, "unreadable": broken.num_rows}
+            out.facts |= {"rows": rows.num_rows, "unreadable": broken.num_rows, "changes": dict(changes[number])}
             if broken.num_rows:
                 (out.place / BROKEN_FILE).write_json(broken.to_pylist())
                 bad.append(broken)
@@ -264,80 +246,100 @@ def check_splits(stage: str, rows: pa.Table, bad: pa.Table, max_bad_share: float
 # ---------------------------------------------------------------- the pipeline
 
 
+class Receipt(NamedTuple):
+    """That rows of a part were written, and what was done to images among them."""
+
+    part: int
+    rows: int
+    changes: dict[str, int]
+
+
 def run(
     runs: dict[int, pa.Table], places: dict[int, Place], fetch: Fetch, model: Model, ticker: Ticker, here: bool
-) -> Iterator[tuple[int, int]]:
-    """Write the runs' blocks to their places as they come; yields the number of a run and how many rows it got."""
+) -> Iterator[Receipt]:
+    """Write the runs' rows to their places as they come."""
     low, high = (model.replicas, model.replicas) if isinstance(model.replicas, int) else model.replicas
-    blocks = even_blocks(runs, model.batch_size, high)
+    blocks = even_blocks(runs, fetch.batch_size, high)
     write = WriteBlock(places, model.schema)
-    with data_context(3 * max(map(len, blocks)) * math.prod(fetch.size)), workers_words():
-        fetched = ray.data.from_arrow(blocks).map_batches(fetch, batch_size=None)
+    with data_context(), workers_words():
+        fetched = ray.data.from_arrow(blocks).map_batches(
+            fetch, batch_size=None, batch_format="pyarrow", num_cpus=1, memory=fetch.memory_bytes
+        )
         if here:
-            batches = fetched.iter_batches(batch_size=model.batch_size, batch_format="numpy", prefetch_batches=2)
-            yield from write_here(batches, model, write, ticker)
+            yield from run_here(fetched, fetch, model, write, ticker)
             return
         receipts = fetched.map_batches(
             Counted,
-            fn_constructor_kwargs={"model": model, "ticker": ticker},
-            batch_size=model.batch_size,
+            fn_constructor_kwargs={"model": model, "size": fetch.size, "ticker": ticker},
+            batch_size=1,
+            batch_format="pyarrow",
             num_cpus=model.num_cpus,
             num_gpus=model.num_gpus or None,
+            memory=model.memory_bytes,
             compute=ActorPoolStrategy(min_size=low, max_size=high),
-        ).map_batches(write, batch_size=None, batch_format="pyarrow", num_cpus=0.1)
+        ).map_batches(write, batch_size=None, batch_format="pyarrow", num_cpus=0.1, memory=WRITE_BYTES)
         for row in receipts.iter_rows():
-            yield row["part"], row["rows"]
+            yield Receipt(row["part"], row["rows"], dict(row["changes"]))
 
 
-def write_here(
-    batches: Iterable[dict[str, np.ndarray]], model: Model, write: WriteBlock, ticker: Ticker
-) -> Iterator[tuple[int, int]]:
+def run_here(fetched: Dataset, fetch: Fetch, model: Model, write: WriteBlock, ticker: Ticker) -> Iterator[Receipt]:
     """The model in this process: batches of one part are written together."""
-    replica = Counted(model, ticker)
+    blocks = iter(fetched.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=1))
+    with ThreadPoolExecutor(1) as reading:
+        first = reading.submit(next, blocks, None)  # while the model is loaded
+        replica = Counted(model, fetch.size, ticker)
+        block = first.result()
     waiting: list[pa.Table] = []
-    for batch in batches:
-        table = replica(batch)
-        if waiting and (waiting[0]["part"][0] != table["part"][0] or len(waiting) * model.batch_size >= BLOCK_ROWS):
-            yield from receipts_of(write(pa.concat_tables(waiting)))
-            waiting = []
-        waiting.append(table)
+    while block is not None:
+        for table in replica.tables(block):
+            if waiting and (waiting[0]["part"][0] != table["part"][0] or sum(map(len, waiting)) >= WRITTEN_ROWS):
+                yield from receipts_of(write(pa.concat_tables(waiting)))
+                waiting = []
+            waiting.append(table)
+        block = next(blocks, None)
     if waiting:
         yield from receipts_of(write(pa.concat_tables(waiting)))
 
 
-def receipts_of(table: pa.Table) -> Iterator[tuple[int, int]]:
-    yield from zip(table["part"].to_pylist(), table["rows"].to_pylist(), strict=True)
+def receipts_of(table: pa.Table) -> Iterator[Receipt]:
+    for row in table.to_pylist():
+        yield Receipt(row["part"], row["rows"], dict(row["changes"]))
 
 
 def even_blocks(runs: dict[int, pa.Table], batch_size: int, most_replicas: int) -> list[pa.Table]:
-    """Blocks of whole batches, none with rows of two runs; the last batch of a run is filled up.
+    """URI_BATCHES, none with rows of two runs: so a row's batch is a matter of its run alone.
 
-    So a row's batch is a matter of its run alone, and all replicas end at about the same time.
+    There are enough blocks for all replicas to end at about the same time.
     """
     total = sum(math.ceil(rows.num_rows / batch_size) for rows in runs.values())
     batches = max(1, min(total // (BLOCKS_A_REPLICA * most_replicas), BLOCK_ROWS // batch_size))
     blocks = []
     for number, rows in runs.items():
-        missing = -rows.num_rows % batch_size
-        filler = pa.table([pa.nulls(missing, pa.string())] * 3, schema=ROWS)
-        whole = pa.concat_tables([rows.select(ROWS.names).cast(ROWS), filler]).combine_chunks()
-        whole = whole.append_column("part", pa.array(np.full(whole.num_rows, number, np.int64)))
-        step = batches * batch_size
-        blocks += [whole.slice(start, step) for start in range(0, whole.num_rows, step)]
+        starts = [*range(0, rows.num_rows, batch_size), rows.num_rows]
+        lists = [pa.ListArray.from_arrays(starts, rows[name].combine_chunks()) for name in ROWS]
+        parts = pa.array(np.full(len(starts) - 1, number, np.int64))
+        whole = pa.table([parts, *lists], schema=URI_BATCHES)
+        blocks += [whole.slice(start, batches) for start in range(0, whole.num_rows, batches)]
     return blocks
 
 
 class Counted:
-    """The model of an actor or of this process: its table without filler rows, with the number of the part."""
+    """The model of an actor or of this process: its table, with the number of the part and what was done to images."""
 
-    def __init__(self, model: Model, ticker: Ticker) -> None:
-        self.replica, self.ticker = model.kind(**model.arguments), ticker
+    def __init__(self, model: Model, size: tuple[int, int], ticker: Ticker) -> None:
+        self.replica, self.size, self.ticker = model.kind(**model.arguments), size, ticker
 
-    def __call__(self, batch: dict[str, np.ndarray]) -> pa.Table:
-        table = self.replica(batch)
-        real_N = batch["error"] != FILLER
-        self.ticker.add(int(real_N.sum()))
-        return table.append_column("part", pa.array(batch["part"], pa.int64())).filter(pa.array(real_N))
+    def __call__(self, block: pa.Table) -> pa.Table:
+        return pa.concat_tables(self.tables(block))
+
+    def tables(self, block: pa.Table) -> Iterator[pa.Table]:
+        """A table of each batch of the block."""
+        for batch in batches_of(block, self.size):
+            table = self.replica(batch)
+            self.ticker.add(len(batch))
+            changes = [list(batch.changes.items()), *[[]] * (len(batch) - 1)]  # of the batch, at its first row
+            table = table.append_column("part", pa.array(np.full(len(batch), batch.part, np.int64)))
+            yield table.append_column("changes", pa.array(changes, RECEIPT.field("changes").type))
 
 
 @dataclass(frozen=True)
@@ -350,26 +352,24 @@ class WriteBlock:
     def __call__(self, block: pa.Table) -> pa.Table:
         receipts = []
         for number in block["part"].unique().to_pylist():
-            rows = block.filter(pc.equal(block["part"], number)).drop_columns(["part"])
+            rows = block.filter(pc.equal(block["part"], number))
+            changes: Counter[str] = Counter()
+            for some in rows["changes"].to_pylist():
+                changes.update(dict(some))
+            rows = rows.drop_columns(["part", "changes"])
             name = f"block_{fingerprint(rows['sample_id'].to_pylist())}.parquet"
             (self.places[number] / name).write_table(checked(rows, self.schema))
-            receipts.append({"part": number, "rows": rows.num_rows})
+            receipts.append({"part": number, "rows": rows.num_rows, "changes": list(changes.items())})
         return pa.Table.from_pylist(receipts, RECEIPT)
 
 
-def error_column(errors: np.ndarray) -> tuple[np.ndarray, pa.Array]:
-    """Which rows of a batch of :class:`Fetch` have no pixels, bool [n], and the column that says why."""
-    bad_N = errors != ""
-    return bad_N, pa.array(errors, pa.string(), mask=~bad_N)
-
-
 @contextmanager
-def data_context(block_bytes: int) -> Iterator[None]:
-    """Ray Data as this pipeline needs it: blocks are never split, or batches would mix; errors come as they are."""
+def data_context() -> Iterator[None]:
+    """Ray Data as this pipeline needs it: pixels flow in small blocks; errors come as they are."""
     context = DataContext.get_current()
     before = context.raise_original_map_exception, context.target_max_block_size
     context.raise_original_map_exception = True  # or a StorageError arrives as its traceback's text
-    context.target_max_block_size = max(context.target_max_block_size or 0, 2 * block_bytes)
+    context.target_max_block_size = FLOW_BYTES
     try:
         yield
     finally:

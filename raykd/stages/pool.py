@@ -22,6 +22,7 @@ from raykd.demo.digits import materialise
 from raykd.errors import UserError
 from raykd.images.reading import ImageReader, load_many
 from raykd.images.sources import Grown, Listing, check_label_names, class_names, draw_splits, grown, list_source
+from raykd.images.transforms import Thumbnail
 from raykd.labels.files import labels_from
 from raykd.labels.ledger import resolve_renamed
 from raykd.stages.budget import check_budgets
@@ -290,7 +291,7 @@ def check_readable(table: pa.Table, seed: int) -> None:
     """Look at a few images, drawn at random, before any expensive work. Raises UserError when most are bad."""
     draws = uniform(hash_ids(table["sample_id"].to_pylist()), seed, "check")
     rows = table.take(np.argsort(draws, kind="stable")[:CHECKED_IMAGES]).to_pylist()
-    reasons = load_many(ImageReader(), [row["uri"] for row in rows], lambda image: image.size)
+    reasons = load_many(ImageReader(), [row["uri"] for row in rows], lambda image: image.size, Thumbnail(1).shrinks)
     bad = [(row, reason) for row, reason in zip(rows, reasons, strict=True) if isinstance(reason, str)]
     if len(bad) > max(1, len(rows) / 2):
         row, reason = bad[0]

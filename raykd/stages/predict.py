@@ -6,9 +6,10 @@ import numpy as np
 import pyarrow as pa
 
 from raykd.config import StudentConfig
+from raykd.images.pixel_batches import Fetch, PixelBatch
 from raykd.models.preprocess import read_preprocess
 from raykd.stages.campaign import Campaign
-from raykd.stages.map_images import Fetch, Model, check_splits, error_column, find_parts, map_parts, num_missing
+from raykd.stages.map_images import Model, check_splits, find_parts, map_parts, model_memory, num_missing
 from raykd.store.outputs import Encoded, Pool, Predictions, Trained
 from raykd.store.place import Place
 from raykd.store.tables import predicted, vectors
@@ -30,16 +31,18 @@ def predict(campaign: Campaign, number: int, pool: Pool, encoded: Encoded, train
     rows = encoded.readable(pool.manifest)
     parts = find_parts(
         campaign, campaign.round_place(number) / "predict", f"round {number} predict", version=VERSION,
-        batch_size=config.predict_batch_size, tables=map(encoded.readable, pool.listed),
+        settings={"batch_size": config.predict_batch_size, "decode": campaign.config.decode},
+        tables=map(encoded.readable, pool.listed),
         made_from={"student": trained.fingerprint},
     )  # fmt: skip
     if number + 1 < campaign.num_done:  # nobody picks from this round any more
         parts = [part for part in parts if part.done]
     preprocess = read_preprocess(trained.place)
 
-    arguments = {"student": trained.place, "config": config}
-    schema, batch_size = predicted(trained.columns), config.predict_batch_size
-    model = Model(Predictor, arguments, schema, batch_size, config.predict_replicas, config.num_cpus, config.num_gpus)
+    model = Model(
+        Predictor, {"student": trained.place, "config": config}, predicted(trained.columns), config.predict_replicas,
+        config.num_cpus, config.num_gpus, memory_bytes=model_memory(trained.place),
+    )  # fmt: skip
 
     def check(bad: pa.Table) -> None:
         check_splits(f"round {number} predict", rows, bad, campaign.config.max_bad_share)
@@ -48,7 +51,8 @@ def predict(campaign: Campaign, number: int, pool: Pool, encoded: Encoded, train
                 f"round {number} predict", f"{bad.num_rows} images can no longer be read and are left out of this round"
             )
 
-    fetch = Fetch(preprocess.clean(), (preprocess.image_size, preprocess.image_size))
+    size = (preprocess.image_size, preprocess.image_size)
+    fetch = Fetch(preprocess.clean(), size, config.predict_batch_size, exact=campaign.config.decode == "exact")
     here = campaign.session.is_local and config.predict_replicas == 1
     if missing := num_missing(parts):
         campaign.session.ensure()
@@ -58,7 +62,7 @@ def predict(campaign: Campaign, number: int, pool: Pool, encoded: Encoded, train
 
 
 class Predictor:
-    """The student over batches of :class:`raykd.stages.map_images.Fetch`."""
+    """The student over batches of images."""
 
     def __init__(self, student: Place, config: StudentConfig) -> None:
         from raykd.models.student import Student
@@ -66,13 +70,13 @@ class Predictor:
         self.student = Student.load(student, "cuda" if config.num_gpus else "cpu")
         self.num_threads = max(1, int(config.num_cpus))
 
-    def __call__(self, batch: dict[str, np.ndarray]) -> pa.Table:
-        bad_N, errors = error_column(batch["error"])
-        features_ND, logits = self.student.outputs(batch["pixels"], self.num_threads)
+    def __call__(self, batch: PixelBatch) -> pa.Table:
+        count, bad_N = len(batch), batch.bad_N
+        features_ND, logits = self.student.outputs(batch.pixels, self.num_threads)
         columns = {
-            "sample_id": pa.array(batch["sample_id"], pa.string()),
-            "split": pa.array(batch["split"], pa.string()),
-            "error": errors,
-            "features": vectors(features_ND.astype(np.float16), bad_N),
+            "sample_id": batch.sample_ids,
+            "split": batch.splits,
+            "error": batch.errors,
+            "features": vectors(features_ND[:count].astype(np.float16), bad_N),
         }
-        return pa.table(columns | {name: vectors(logits_NC, bad_N) for name, logits_NC in logits.items()})
+        return pa.table(columns | {name: vectors(logits_NC[:count], bad_N) for name, logits_NC in logits.items()})

@@ -11,6 +11,7 @@ import socket
 import sys
 import threading
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -48,6 +49,7 @@ class Session:
     def __init__(self, local_cpus: int | None = None, stall_s: float = 1800, progress: Progress | None = None) -> None:
         self.local_cpus, self.stall_s, self.progress = local_cpus, stall_s, progress
         self._started, self._listening = False, ExitStack()
+        self._starting: Future[None] | None = None
 
     @property
     def is_local(self) -> bool:
@@ -75,19 +77,40 @@ class Session:
         else:
             check_address(os.environ["RAY_ADDRESS"])
 
+    def begin(self) -> None:
+        """Start or join the Ray beside what this process does next; :meth:`ensure` waits for it.
+
+        Most of a start is waiting, and to import torch takes as long.
+
+        Raises:
+            UserError: As :meth:`check` says.
+        """
+        if self._starting is None and not self.is_up:
+            self.check()
+            self._starting = ThreadPoolExecutor(1).submit(self._start)
+
     def ensure(self) -> None:
         """Start or join the Ray, unless that is done. Costs some seconds the first time, nothing later.
 
         Raises:
             UserError: As :meth:`check` says, or Ray itself refuses.
         """
-        if self.is_up:
+        if self._starting is None and self.is_up:
             return
+        handler = signal.getsignal(signal.SIGTERM)
+        if self._starting is None:
+            self._start()
+        else:
+            starting, self._starting = self._starting, None
+            starting.result()
+        if callable(handler) and threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, handler)  # Ray has put its own there, and its C++ another, that prints frames
+
+    def _start(self) -> None:
         import ray
         from ray._private import worker
 
         self.check()
-        handler = signal.getsignal(signal.SIGTERM)
         with silent_stderr():
             try:
                 ray.init(**self._arguments(), log_to_driver=False, logging_level=logging.ERROR)
@@ -96,8 +119,6 @@ class Session:
                 raise UserError(f"Ray does not {where}: {one_line(error)}") from error
         self._started = True
         worker.print_to_stdstream = raylet_lines  # type: ignore[assignment]
-        if callable(handler) and threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, handler)  # Ray has put its own there, and its C++ another, that prints frames
         for name in ("ray", "ray.data", "ray.train", "ray.tune"):
             logging.getLogger(name).setLevel(logging.ERROR)
         if "ray.data" in sys.modules:
@@ -123,6 +144,8 @@ class Session:
 
     def __exit__(self, *exception: object) -> None:
         self._listening.close()
+        if self._starting is not None:
+            wait([self._starting])
         if self._started:
             import ray
 

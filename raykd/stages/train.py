@@ -95,6 +95,7 @@ def make_job(
         start=None if start is None else start.place / WEIGHTS,
         classes=teacher.classes,
         config=campaign.config.student,
+        exact=campaign.config.decode == "exact",
         key=(campaign.config.seed, number),
     )
 

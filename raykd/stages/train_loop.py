@@ -64,6 +64,7 @@ class Job:
     start: Place | None
     classes: tuple[str, ...]
     config: StudentConfig
+    exact: bool
     key: tuple[int, int]
 
     def __post_init__(self) -> None:
@@ -102,7 +103,8 @@ class Job:
         return new_student(self.config, self.classes, seed, self.start)
 
     def images(self, student: Student) -> TrainingImages:
-        return TrainingImages(self.ids, self.uris, student.preprocess, self.config.crop_area, self.config.flip)
+        config = self.config
+        return TrainingImages(self.ids, self.uris, student.preprocess, config.crop_area, config.flip, self.exact)
 
     @contextmanager
     def targets(self, worker: Worker, local_rank: int = 0, node: str = "") -> Iterator[Targets]:

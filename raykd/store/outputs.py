@@ -17,6 +17,7 @@ once, with the marker, and tables that many look at are read once, too.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -158,6 +159,14 @@ class Encoded(InParts):
         lists = [(part.place / BROKEN_FILE).read_json() for part in self.parts if part.facts["unreadable"]]
         rows = [row for rows in lists for row in rows]
         return pa.Table.from_pylist(rows, QUARANTINE).sort_by("sample_id")
+
+    @property
+    def changes(self) -> dict[str, int]:
+        """What was done to images on their way (``raykd.images.decoding.CHANGES``), and to how many."""
+        total: Counter[str] = Counter()
+        for part in self.parts:
+            total.update(part.facts["changes"])
+        return dict(total.most_common())
 
     def readable(self, rows: pa.Table) -> pa.Table:
         """Manifest rows without those that cannot be read."""

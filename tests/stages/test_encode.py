@@ -103,7 +103,7 @@ def test_a_truncated_image_is_in_quarantine_and_the_others_are_all_there(finishe
     (bad,) = finished.encoded.quarantine.to_pylist()
     assert bad["sample_id"] == "red/broken.png"
     assert bad["uri"] == str(Path(finished.settings["pool"]["path"]) / "red" / "broken.png")
-    assert bad["reason"] == "cut off: the file ends before the image does"
+    assert bad["reason"] == "truncated: the file ends before the image does"
     manifest = finished.pool.manifest
     rows = {row["sample_id"]: row for row in features_of(finished.encoded).to_pylist()}
     assert sorted(rows) == sorted(manifest["sample_id"].to_pylist())
@@ -256,10 +256,10 @@ def test_a_part_that_has_an_image_twice_or_not_at_all_is_not_kept(ray_cluster, f
     from raykd.stages import map_images
 
     class Careless(map_images.Counted):
-        def __call__(self, batch):
-            table = super().__call__(batch)
-            is_it = np.array(table["sample_id"].to_pylist()) == "green/004.png"
-            return change(table, is_it) if is_it.any() else table
+        def tables(self, block):
+            for table in super().tables(block):
+                is_it = np.array(table["sample_id"].to_pylist()) == "green/004.png"
+                yield change(table, is_it) if is_it.any() else table
 
     monkeypatch.setattr(map_images, "Counted", Careless)
     campaign = fresh()
@@ -313,7 +313,7 @@ def test_a_few_that_are_away_are_in_quarantine_as_not_found(ray_cluster, fresh):
 def test_too_many_broken_images_stop_it_and_bearing_more_reads_nothing_again(ray_cluster, fresh, read_images):
     with pytest.raises(UserError, match=r"1 of 49 .* cannot be read, more than max_bad_share=0\.01") as caught:
         run(fresh("max_bad_share=0.01", name="strict"))
-    assert "'red/broken.png': cut off" in str(caught.value)
+    assert "'red/broken.png': truncated" in str(caught.value)
     assert "Raise max_bad_share" in str(caught.value)
     read_images.clear()
     run(fresh("max_bad_share=0.03", name="strict"))

@@ -378,7 +378,7 @@ def job_of(**changes):
     values = {"ids": ids, "uris": ids, "labels_L": np.arange(4), "teacher": (), "start": None, "classes": CLASSES}
     config = {"backbone": "test_vit", "steps": 6, "image_size": 32, "pretrained": False, "batch_unlabeled": 2}
     config |= changes.pop("config", {})
-    return Job(**(values | {"config": StudentConfig(**config), "key": (0, 1)} | changes))
+    return Job(**(values | {"config": StudentConfig(**config), "exact": True, "key": (0, 1)} | changes))
 
 
 def test_the_length_of_a_training_counts_what_it_is_trained_on():

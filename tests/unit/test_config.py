@@ -248,7 +248,7 @@ def test_parts_are_the_values_themselves_as_plain_data():
     assert given.part("train")["seed"] == given.part("select")["seed"] == given.fixed()["seed"] == 3
     assert given.part("train")["student"]["learning_rate"] == 0.5
     assert given.part("train")["student"]["crop_area"] == [0.7, 1.0]  # as JSON has it
-    assert given.part("predict") == {"student": {"predict_batch_size": 256}}
+    assert given.part("predict") == {"decode": "reduced", "student": {"predict_batch_size": 256}}
     assert set(given.part("mix")) == {"mixture"}
     assert given.part("pool")["pool"] == given.pool.model_dump(mode="json")
 

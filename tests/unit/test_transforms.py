@@ -12,8 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from raykd.images import transforms
-from raykd.images.transforms import MOST_DISCARDED, CenterCrop, ClipPreprocess, RandomCrop, thumbnail
+from raykd.images.transforms import MOST_DISCARDED, CenterCrop, ClipPreprocess, RandomCrop, Thumbnail
 
 FILTERS = ("bilinear", "bicubic")
 SIDES = st.integers(1, 90)
@@ -271,7 +270,7 @@ def test_a_crop_hangs_on_its_seed_alone_and_flipping_leaves_it():
 def test_a_thumbnail_is_a_small_jpeg_of_the_same_shape(sides, expected):
     image = Image.linear_gradient("L").resize(sides).convert("RGB")
     before = image.tobytes()
-    small = Image.open(io.BytesIO(thumbnail(image, 96)))
+    small = Image.open(io.BytesIO(Thumbnail(96)(image)))
     assert (small.format, small.size) == ("JPEG", expected)
     assert image.size == sides
     assert image.tobytes() == before
@@ -279,15 +278,40 @@ def test_a_thumbnail_is_a_small_jpeg_of_the_same_shape(sides, expected):
 
 def test_an_image_that_is_small_already_stays_as_it_is():
     image = noise(20, 96)
-    small = Image.open(io.BytesIO(thumbnail(image, 96)))
+    small = Image.open(io.BytesIO(Thumbnail(96)(image)))
     assert small.format == "PNG"
     assert_same(small.convert("RGB"), image)
 
 
 def test_a_thumbnail_looks_like_the_image():
     image = noise(8, 8).resize((800, 640), Image.Resampling.BICUBIC)
-    small = Image.open(io.BytesIO(thumbnail(image, 100))).convert("RGB")
+    small = Image.open(io.BytesIO(Thumbnail(100)(image))).convert("RGB")
     assert np.abs(pixels(small) - pixels(image.resize((100, 80), Image.Resampling.BOX))).mean() < 6
+
+
+# ---------------------------------------------------------------- how much smaller they make an image
+
+
+@pytest.mark.parametrize(
+    ("transform", "expected"),
+    [
+        (CenterCrop(50), 4.0),
+        (ClipPreprocess({"size": 50}), 4.0),
+        (ClipPreprocess({"size": 50, "resize_mode": "longest"}), 8.0),
+        (ClipPreprocess({"size": [100, 50], "resize_mode": "squash"}), 2.0),
+        (Thumbnail(100), 4.0),
+        (RandomCrop(50, (0.25, 1.0), True), np.sqrt(0.25 * 0.75 * 200 * 400) / 50),
+    ],
+)
+def test_a_transform_says_how_many_times_smaller_it_makes_an_image(transform, expected):
+    assert transform.shrinks(400, 200) == pytest.approx(expected)
+
+
+@given(st.integers(1, 400), st.integers(1, 400), st.integers(0, 2**32))
+def test_no_random_crop_is_shrunk_less_than_is_said(width, height, seed):
+    crop = RandomCrop(10, (0.2, 1.0), True)
+    (left, top, right, bottom), _ = crop.draw(width, height, seed)
+    assert min(right - left, bottom - top) / 10 >= crop.shrinks(width, height) - 0.1
 
 
 # ---------------------------------------------------------------- where they run
@@ -296,7 +320,7 @@ EVERY = [
     (CenterCrop(8, "bicubic"), ()),
     (ClipPreprocess({"size": 8, "resize_mode": "longest"}), ()),
     (RandomCrop(8, (0.5, 1.0), True), (3,)),
-    (transforms.thumbnail, (8,)),
+    (Thumbnail(8), ()),
 ]
 
 
