@@ -107,7 +107,8 @@ def new_campaign(settings: dict, *overrides: str):
     from raykd.store.place import Place
 
     config = load(settings, overrides)
-    campaign = Campaign(config, Place.of(config.storage_path), Progress("lines", io.StringIO()), Session())
+    place, progress = Place.of(config.storage_path), Progress("lines", io.StringIO())
+    campaign = Campaign(config=config, place=place, progress=progress, session=Session())
     note_config(campaign, [])
     return campaign
 

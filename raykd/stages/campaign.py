@@ -25,7 +25,7 @@ import platform
 import re
 import subprocess
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
@@ -38,6 +38,7 @@ from raykd.errors import UserError, WaitingForLabels
 from raykd.labels.ledger import Ledger
 from raykd.stages.progress import Progress
 from raykd.stages.session import Session
+from raykd.stages.work import Work
 from raykd.store.lock import only_job
 from raykd.store.outputs import Labels, RoundFigures, read_labels, read_metrics
 from raykd.store.place import Place
@@ -47,23 +48,15 @@ PACKAGES = ("ray", "torch", "open_clip_torch", "timm", "numpy", "pyarrow", "fais
 CAMPAIGN_FILE, STATE_FILE = "campaign.json", "state.json"
 
 
-@dataclass
-class Campaign:
-    """What every stage is given.
+@dataclass(kw_only=True)
+class Campaign(Work):
+    """What every stage of a campaign is given.
 
     Args:
-        config: The configuration, as it is now.
-        place: ``config.storage_path``.
-        progress: Shows the stages as they run.
-        session: The Ray to work on; started by the first stage that needs it.
-        still_ours: Raises when another job took over the folder; every stage asks it.
+        config: The configuration, as it is now; ``place`` is its ``storage_path``.
     """
 
     config: Config
-    place: Place
-    progress: Progress
-    session: Session
-    still_ours: Callable[[], None] = lambda: None
     open_shards: ExitStack = field(default_factory=ExitStack, repr=False)
     space: Any = None  # the pool's shards, while they are open (probability_space.py)
     _num_done: int = field(default=0, init=False, repr=False)
@@ -130,9 +123,6 @@ class Campaign:
     def round_place(self, number: int) -> Place:
         return round_place(self.place, number)
 
-    def say(self, name: str, text: str) -> None:
-        self.progress.say(name, text)
-
     def write_state(self, state: str, **more: Any) -> None:
         """``state.json``: for a script that wants to know whether people are waited for."""
         self.still_ours()
@@ -182,7 +172,8 @@ def open_campaign(config: Config) -> Iterator[Campaign]:
         config = Config.model_validate(before[-1]["config"] | shown)
     with ExitStack() as stack:
         session = stack.enter_context(Session(config.local_cpus, config.stall_s, progress))
-        campaign = Campaign(config, place, progress, session, open_shards=stack.enter_context(ExitStack()))
+        shards = stack.enter_context(ExitStack())
+        campaign = Campaign(config=config, place=place, progress=progress, session=session, open_shards=shards)
         if not finished:
             from raykd.stages.checks import check_everything_cheap  # here: a finished campaign needs no torch
 

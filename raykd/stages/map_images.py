@@ -28,7 +28,6 @@ from ray.data import ActorPoolStrategy, DataContext, Dataset
 from raykd.errors import StorageError, UserError
 from raykd.images.pixel_batches import PIXEL_BATCHES, URI_BATCHES, Fetch, batches_of
 from raykd.images.reading import UNREACHABLE
-from raykd.stages.campaign import Campaign
 from raykd.stages.progress import Ticker
 from raykd.store.outputs import BROKEN_FILE
 from raykd.store.place import Place
@@ -94,18 +93,21 @@ class Part(NamedTuple):
 
 
 def find_parts(
-    campaign: Campaign, place: Place, name: str, *, version: int, made_from: dict[str, Any], settings: dict[str, Any],
-    tables: Iterable[pa.Table], shared: bool = False,
+    tables: Iterable[pa.Table], *, at: Place, name: str, version: int, made_from: dict[str, Any],
+    settings: dict[str, Any], still_ours: Callable[[], None], shared: bool = False,
 ) -> list[Part]:  # fmt: skip
     """A part for each run of the tables' rows, named by what it is made from: so what is there already is found.
 
     Args:
+        tables: tables.MANIFEST.
+        at: Where the parts lie.
+        name: What messages call them.
         settings: What has so small a part in it that a part made with others is as good, such as the batch size.
     """
     parts = []
     for run in (run for table in tables for run in cut(table)):
         inputs = {**made_from, "rows": names_of(run)}
-        folder = StageFolder(place, name, version, inputs, settings, campaign.still_ours, shared).under(place)
+        folder = StageFolder(at, name, version, inputs, settings, still_ours, shared).under(at)
         parts.append(Part(folder, run, folder.done()))
     return parts
 

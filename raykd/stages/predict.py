@@ -30,9 +30,9 @@ def predict(campaign: Campaign, number: int, pool: Pool, encoded: Encoded, train
     config = campaign.config.student
     rows = encoded.readable(pool.manifest)
     parts = find_parts(
-        campaign, campaign.round_place(number) / "predict", f"round {number} predict", version=VERSION,
+        map(encoded.readable, pool.listed), at=campaign.round_place(number) / "predict",
+        name=f"round {number} predict", version=VERSION, still_ours=campaign.still_ours,
         settings={"batch_size": config.predict_batch_size, "decode": campaign.config.decode},
-        tables=map(encoded.readable, pool.listed),
         made_from={"student": trained.fingerprint},
     )  # fmt: skip
     if number + 1 < campaign.num_done:  # nobody picks from this round any more

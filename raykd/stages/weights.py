@@ -8,46 +8,48 @@ from typing import Any
 
 import pyarrow.fs as pafs
 
+from raykd.config import TeacherConfig
 from raykd.models.saved import WEIGHTS
 from raykd.models.teacher import fetch_weights, own_files
 from raykd.stages.campaign import Campaign
+from raykd.stages.work import Work
 from raykd.store.place import Place
 from raykd.store.stage_folder import Done, StageFolder, read_done
 
 VERSION = 1
 
 
-def weights_folder(campaign: Campaign, name: str, folder: str, made_from: dict[str, Any]) -> StageFolder:
+def weights_folder(work: Work, name: str, folder: str, made_from: dict[str, Any]) -> StageFolder:
     """By what they are: other weights lie beside the older ones."""
-    return campaign.folder(name, version=VERSION, made_from=made_from).under(campaign.place / folder)
+    at = work.place / folder
+    return StageFolder(at, name, VERSION, made_from, still_ours=work.still_ours).under(at)
 
 
-def fetched_as(campaign: Campaign, asked: dict[str, Any]) -> Done | None:
+def fetched_as(work: Work, asked: dict[str, Any]) -> Done | None:
     """The teacher that was fetched under these names, if there is one."""
-    place = campaign.place / "teacher_model"
+    place = work.place / "teacher_model"
     folders = place.fs.get_file_info(pafs.FileSelector(place.path, allow_not_found=True))
     found = (read_done(place / info.base_name) for info in folders if not info.base_name.startswith("."))
     return next((done for done in found if done and done.settings == asked), None)
 
 
-def fetch_teacher(campaign: Campaign) -> Done:
+def fetch_teacher(work: Work, config: TeacherConfig) -> Done:
     """The teacher's weights and config. Raises UserError when they cannot be had."""
-    config = campaign.config.teacher
     asked = {"model": config.model, "pretrained": config.pretrained}
     files = own_files(config)
-    if not files and (before := fetched_as(campaign, asked)):
+    if not files and (before := fetched_as(work, asked)):
         return before  # the folder that it came from is gone, and not needed any more
     own = {os.path.basename(path): Place.of(path).sha256() for path in files}
     # by its content where the files are the user's own, so that they may be moved
     named = {} if config.model.startswith("local-dir:") else {"model": config.model}
     inputs: dict[str, Any] = {"files": own, **(named if own else asked)}
-    folder = replace(weights_folder(campaign, "teacher model", "teacher_model", inputs), settings=asked)
+    folder = replace(weights_folder(work, "teacher model", "teacher_model", inputs), settings=asked)
     if done := folder.done():
         return done
     with folder.writing() as out:
         out.facts["parameters"] = fetch_weights(config, out.place)
     done = out.complete
-    campaign.say("teacher model", f"{config.model}, {done.facts['parameters'] / 1e6:,.1f} M parameters")
+    work.say("teacher model", f"{config.model}, {done.facts['parameters'] / 1e6:,.1f} M parameters")
     return done
 
 

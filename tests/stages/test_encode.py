@@ -331,11 +331,11 @@ def test_the_weights_are_fetched_once_into_the_campaigns_folder_by_their_content
 
     folder = Path(shutil.copytree(finished.settings["teacher"]["model"].removeprefix("local-dir:"), tmp_path / "mine"))
     campaign = fresh(f"teacher.model=local-dir:{folder}")
-    first = fetch_teacher(campaign)
+    first = fetch_teacher(campaign, campaign.config.teacher)
     (folder / "notes.md").write_text("not read by open_clip")
-    assert fetch_teacher(campaign) == first
+    assert fetch_teacher(campaign, campaign.config.teacher) == first
     weights = folder / "open_clip_model.safetensors"
     data = bytearray(weights.read_bytes())
     data[-1] ^= 1  # of the same size
     weights.write_bytes(data)
-    assert fetch_teacher(campaign) != first
+    assert fetch_teacher(campaign, campaign.config.teacher) != first

@@ -1,0 +1,107 @@
+"""The teacher's features of images, by parts: what is encoded once is found again by what it was made from.
+
+Neither a class nor a prompt goes in, so whatever changes about those, no image is read again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pyarrow as pa
+
+from raykd.config import TeacherConfig
+from raykd.errors import UserError
+from raykd.images.decoding import CHANGES
+from raykd.images.pixel_batches import Fetch, PixelBatch
+from raykd.images.transforms import ClipPreprocess
+from raykd.models.teacher import ImageTower, read_clip_preprocess
+from raykd.stages.map_images import Model, check_splits, find_parts, map_parts, model_memory, num_missing
+from raykd.stages.work import Work
+from raykd.store.outputs import Encoded
+from raykd.store.place import Place
+from raykd.store.stage_folder import Done
+from raykd.store.tables import ENCODED, vectors
+
+VERSION = 1
+SHOWN_REASONS = 4
+
+
+def encode_images(
+    work: Work, tables: Sequence[pa.Table], model: Done, config: TeacherConfig, *, at: Place, shared: bool, decode: str,
+    max_bad_share: float, quarantine: Place,
+) -> Encoded:  # fmt: skip
+    """The features of every image, and which cannot be read.
+
+    Args:
+        work: Where, and on which Ray.
+        tables: tables.MANIFEST; each is cut into parts of its own.
+        model: The fetched teacher.
+        config: How it runs.
+        at: Where the parts lie, each named by what it was made from.
+        shared: Other jobs may make the same parts at the same time.
+        decode: ``reduced`` or ``exact``.
+        max_bad_share: How many may be unreadable.
+        quarantine: The file to list those in.
+
+    Raises:
+        UserError: More of the images cannot be read; says which, or where the list is.
+        StorageError: The network, the credentials or a disk fail.
+    """
+    parts = find_parts(
+        tables, at=at, name="encode", version=VERSION, settings={"batch_size": config.batch_size}, shared=shared,
+        still_ours=work.still_ours,
+        made_from={"model": model.place.name, "precision": config.precision, "decode": decode},
+    )  # fmt: skip
+    encoder = Model(
+        Encoder, {"folder": model.place, "config": config}, ENCODED, config.replicas, config.num_cpus, config.num_gpus,
+        memory_bytes=model_memory(model.place),
+    )  # fmt: skip
+
+    def check(bad: pa.Table) -> None:
+        check_splits("encode", pa.concat_tables(tables), bad, max_bad_share)
+
+    preprocess = ClipPreprocess(read_clip_preprocess(model.place))
+    fetch = Fetch(preprocess, preprocess.size, config.batch_size, exact=decode == "exact")
+    here = work.session.is_local and config.replicas == 1
+    if missing := num_missing(parts):
+        work.session.ensure()
+    with work.progress.stage("encode", missing, "images", here=here) as ticker:
+        done = map_parts(parts, fetch, encoder, ticker, here=here, check=check)
+    encoded = Encoded(tuple(done), model.place.name, model.place)
+    check_share(work, encoded, max_bad_share, quarantine)
+    if missing and (changes := encoded.changes):
+        work.say("encode", "; ".join(f"{count:,} images {CHANGES[kind]}" for kind, count in changes.items()))
+    return encoded
+
+
+def check_share(work: Work, encoded: Encoded, max_bad_share: float, where: Place) -> None:
+    """Say what cannot be read, and list it in a file. Raises UserError when it is too much."""
+    bad = encoded.quarantine
+    if not bad.num_rows:
+        return
+    where.write_table(bad)
+    first = bad.slice(0, 1).to_pylist()[0]
+    if bad.num_rows > max_bad_share * encoded.rows:
+        raise UserError(
+            f"{bad.num_rows} of {encoded.rows} images cannot be read, more than max_bad_share="
+            f"{max_bad_share:g}; first {first['sample_id']!r}: {first['reason']}. All are listed in "
+            f"{where}. Raise max_bad_share to go on without them, or mend them and begin in a new folder"
+        )
+    counts = pa.table({"reason": bad["reason"]}).group_by("reason").aggregate([([], "count_all")]).to_pylist()
+    reasons = sorted(counts, key=lambda row: (-row["count_all"], row["reason"]))
+    said = [f"{row['count_all']:,} {row['reason']}" for row in reasons[:SHOWN_REASONS]]
+    said += [f"{len(reasons) - SHOWN_REASONS} more reasons"] if len(reasons) > SHOWN_REASONS else []
+    counted = f"{bad.num_rows:,} of {encoded.rows:,} images cannot be read and are left out"
+    work.say("encode", f"{counted}, listed in {where}: {'; '.join(said)}")
+
+
+class Encoder:
+    """The image tower over batches of images."""
+
+    def __init__(self, folder: Place, config: TeacherConfig) -> None:
+        device = "cuda" if config.num_gpus else "cpu"
+        self.tower = ImageTower(folder, config.precision, device, max(1, int(config.num_cpus)))
+
+    def __call__(self, batch: PixelBatch) -> pa.Table:
+        features = vectors(self.tower.features(batch.pixels)[: len(batch)], batch.bad_N)
+        return pa.table({"sample_id": batch.sample_ids, "error": batch.errors, "features": features})
