@@ -40,7 +40,7 @@ def test_every_campaign_command_is_understood(command, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     assert (ROOT / command[1]).is_file()
-    assert cli.campaign_config(command[2:]).rounds == 3
+    assert cli.campaign_config(command[2:])[0].rounds == 3
 
 
 def test_the_selection_command_is_the_fixed_interface():
