@@ -25,7 +25,7 @@ import time
 from typing import Any
 
 import raykd
-from raykd.errors import UserError
+from raykd.errors import AGAIN, UserError
 from raykd.store.lock import is_held
 from raykd.store.place import Place
 
@@ -83,23 +83,23 @@ def standing(storage: Place, status: dict[str, Any] | None) -> tuple[int, list[s
     if status is None:
         return NEVER, [f"{storage}: no campaign yet"]
     state, code = status["state"], CODES[status["state"]]
-    where = f"round {status['round']} of 0 to {status['rounds'] - 1}" if status["round"] is not None else ""
+    where = f"round {status['round']}; {status['rounds_done']} of {status['rounds']} are done"
     if state == "running":
-        at = f", {status['stage']}" if status["stage"] else ""
-        head = f"running ({where}{at}), pid {status['pid']} on host {status['host']}"
+        where = f"{status['stage']}; {where.partition('; ')[2]}" if status["stage"] else where
+        head = f"running ({where}), pid {status['pid']} on host {status['host']}"
         if not is_held(storage):
             code = STOPPED
-            head = f"running, but its job is gone ({where}{at}): it was killed; run the same command again to go on"
+            head = f"running, but its job is gone ({where}): it was killed; {AGAIN}"
     elif state == "waiting":
         asked = status["waiting_for"]
         head = f"waiting for {asked['count']} {asked['what']} ({where})"
     elif state == "finished":
-        head = f"finished, {status['rounds_done']} rounds"
+        head = f"finished, rounds: {status['rounds_done']}"
     else:
-        head = f"{state} ({where}); run the same command again to go on"
+        head = f"{state} ({where}); {AGAIN}"
     lines = [f"{storage}: {head}"]
     lines += [text for text in (status["message"], (status["waiting_for"] or {}).get("words")) if text]
     if figures := status["figures"]:
-        share = "no test images" if figures["accuracy"] is None else f"{figures['accuracy']:.1%}"
+        share = "no test images to measure on," if figures["accuracy"] is None else f"{figures['accuracy']:.1%} of test"
         lines.append(f"last figures: {share} with {figures['labels']} labels (round {figures['round']})")
     return code, [*lines, f"as of {status['time']}"]

@@ -578,7 +578,7 @@ def test_given_labels_of_an_unknown_class_are_an_error_with_file_and_line(finish
         ("teacher.model=ViT-B-23", "unknown teacher.model 'ViT-B-23'; did you mean 'ViT-B-32"),
         ("teacher.templates=simpel", "unknown template set 'simpel'; did you mean 'simple'?"),
         ("selection.budgt=3", "selection.budgt: unknown key; did you mean 'budget'?"),
-        ("student.pretrained=nowhere.pth", "student.pretrained: no file 'nowhere.pth'"),
+        ("student.pretrained=nowhere.pth", f"student.pretrained: no file '{Path.cwd()}/nowhere.pth'"),
         (f"labels.answers={__file__}", f"labels.answers: '{__file__}' is a file; give a folder"),
     ],
 )

@@ -135,25 +135,29 @@ def put(folder: Path, **values) -> Place:
 @pytest.mark.parametrize(
     ("values", "code", "lines"),
     [
-        ({"state": "finished", "round": None, "rounds_done": 3}, 0, ["finished, 3 rounds"]),
+        ({"state": "finished", "round": None, "rounds_done": 3}, 0, ["finished, rounds: 3"]),
         (
             {"state": "waiting", "waiting_for": {"what": "labels", "count": 7, "words": "fill in tasks.csv"}},
             3,
-            ["waiting for 7 labels (round 1 of 0 to 2)", "fill in tasks.csv"],
+            ["waiting for 7 labels (round 1; 1 of 3 are done)", "fill in tasks.csv"],
         ),
-        ({"state": "stopped"}, 5, ["stopped (round 1 of 0 to 2); run the same command again to go on"]),
+        ({"state": "stopped"}, 5, ["stopped (round 1; 1 of 3 are done); run the same command again to go on"]),
         ({"state": "failed", "message": "the disk is full"}, 5, ["failed (round 1", "the disk is full"]),
         (
             {"state": "running", "stage": "round 1 train"},
             5,
-            ["running, but its job is gone (round 1 of 0 to 2, round 1 train): it was killed; run the same command"],
+            ["running, but its job is gone (round 1 train; 1 of 3 are done): it was killed; run the same command"],
         ),
         (
             {"state": "stopped", "figures": {"round": 0, "accuracy": 0.912, "labels": 50}},
             5,
-            ["last figures: 91.2% with 50 labels (round 0)", "as of 2026-01-02T03:04:05Z"],
+            ["last figures: 91.2% of test with 50 labels (round 0)", "as of 2026-01-02T03:04:05Z"],
         ),
-        ({"state": "stopped", "figures": {"round": 0, "accuracy": None, "labels": 50}}, 5, ["no test images with 50"]),
+        (
+            {"state": "stopped", "figures": {"round": 0, "accuracy": None, "labels": 50}},
+            5,
+            ["no test images to measure on, with 50"],
+        ),
     ],
 )
 def test_every_state_has_its_words_and_its_code(values, code, lines, tmp_path):
@@ -170,7 +174,7 @@ def test_a_job_that_is_there_is_running(tmp_path):
     with only_job(place):
         assert standing(place, read_status(place)) == (
             4,
-            [f"{place}: running (round 1 of 0 to 2, encode), pid 4711 on host node-7", "as of 2026-01-02T03:04:05Z"],
+            [f"{place}: running (encode; 1 of 3 are done), pid 4711 on host node-7", "as of 2026-01-02T03:04:05Z"],
         )
     assert standing(place, read_status(place))[0] == 5
 
@@ -201,7 +205,7 @@ def test_the_job_tells_people_or_scripts_by_folder_or_config(tmp_path):
     config = {"storage_path": "runs/x", "pool": {"path": "p", "format": "images"}, "teacher": {"model": "hf-hub:a/b"},
               "student": {"backbone": "resnet18", "steps": 1}}  # fmt: skip
     (tmp_path / "c.yaml").write_text(yaml.safe_dump(config))
-    told = f"{place}: finished, 3 rounds\nas of 2026-01-02T03:04:05Z\n"
+    told = f"{place}: finished, rounds: 3\nas of 2026-01-02T03:04:05Z\n"
     assert ask(str(place)) == ask(str(tmp_path / "c.yaml")) == (0, told, "")
     code, out, _ = ask(str(place), "--json")
     assert (code, json.loads(out)) == (0, json.loads((tmp_path / "runs" / "x" / "status.json").read_text()))
