@@ -229,8 +229,8 @@ def teacher_lines(teacher: str | None, machine: Machine, folder: str) -> list[st
         templates = "imagenet_80"
         if not machine.hub:
             lines += [
-                "  # No model hub is in reach, so this one cannot be downloaded now. Give a checkpoint file as pretrained, or",
-                "  # local-dir:FOLDER as model: a folder with open_clip_config.json and the weights.",
+                "  # No model hub is in reach, so this one cannot be downloaded now. Give a checkpoint file as",
+                "  # pretrained, or local-dir:FOLDER as model: a folder with open_clip_config.json and the weights.",
             ]
         lines += [yaml_line(f"  {key}", value) for key, value in TEACHER.items()]
     elif teacher.startswith("local-dir:"):
