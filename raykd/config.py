@@ -3,6 +3,8 @@
 ``python -m raykd.config`` prints every field with its default, its meaning and until when it may change: a field is
 free until a stage that depends on it is complete. Resources, and how progress is shown, are free at any time; what
 decides which images there are is fixed once the pool is listed.
+
+Relative paths in a file begin at its folder (``raykd/paths.py``); a field whose text is one is marked ``IsPath``.
 """
 
 from __future__ import annotations

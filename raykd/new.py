@@ -118,8 +118,8 @@ def write_config(
         check_folder(config.teacher, config.teacher.open_clip_name.removeprefix("local-dir:"))
     if teacher is None and not machine.hub:
         say("the teacher must come from elsewhere, as no model hub is in reach: give --teacher, or see the config")
-    out.parent.mkdir(parents=True, exist_ok=True)
     try:
+        out.parent.mkdir(parents=True, exist_ok=True)
         with open(out, "x", encoding="utf-8") as stream:
             stream.write(text)
     except OSError as error:
@@ -133,7 +133,10 @@ def asked_for(place: Place, ask: Callable[[str], str] | None) -> list[str] | str
         raise UserError(
             f"the classes of {place} are not known: give --classes FILE, a text file with one class name a line"
         )
-    answer = ask("Class names, with commas between them, or a file with one a line: ").strip()
+    try:
+        answer = ask("Class names, with commas between them, or a file with one a line: ").strip()
+    except EOFError:
+        answer = ""
     if "," not in answer:
         return os.path.abspath(os.path.expanduser(answer)) if answer else []
     return [name.strip() for name in answer.split(",") if name.strip()]

@@ -17,7 +17,6 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from raykd.config import Source
 from raykd.errors import UserError, one_line
 from raykd.images.reading import PARQUET_SUFFIXES, SUFFIXES, ImageReader, load_many
 from raykd.images.sources import (
@@ -128,6 +127,8 @@ def uris_as_names(rows: pa.Table) -> list[str]:
 
 
 def listed(pool: dict[str, Any], classes: list[str] | None, lines: list[str]) -> Listing:
+    from raykd.config import Source  # here: what reads images needs no pydantic
+
     return list_source(Source(**pool), "pool", classes, lambda _, line: lines.append(line))
 
 

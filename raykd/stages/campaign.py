@@ -154,8 +154,11 @@ class Campaign:
         self.status.write(state=state, round=number, rounds=len(self.rounds), **more)
 
     def write_stage(self, name: str | None) -> None:
-        """Note that a stage begins or (None) is complete; the latter only where a write is quick."""
-        if name is not None or self.place.is_local:
+        """Note that a stage begins, or that it is complete (None); the latter only where a write is quick."""
+        if name is None:
+            if self.place.is_local:
+                self.write_status("running")
+        elif self.status is not None and name != self.status.values["stage"]:  # it may be made in parts
             self.write_status("running", stage=name)
 
 

@@ -7,7 +7,7 @@
       "message": null,               what went wrong, for people
       "round": 1,                    the one under way; null when finished
       "rounds": 3, "rounds_done": 1,
-      "stage": null,                 such as "round 1 train", while it is at work on it
+      "stage": null,                 such as "round 1 train": the last that began; null when waiting or finished
       "waiting_for": {"what": "labels", "count": 7, "enough": 7, "of": 30,
                       "where": {"tasks": ".../tasks.csv", "answers": ".../answers"}, "words": "7 of 30 images ..."},
       "figures": {"round": 0, "accuracy": 0.912, "labels": 50},      of the last round that is done; null before

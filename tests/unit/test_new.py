@@ -250,6 +250,8 @@ def test_nothing_is_overwritten(photos, tmp_path):
     with pytest.raises(UserError, match=r"c\.yaml exists; give another --out"):
         new(photos, out, tmp_path / "names.txt")
     assert out.read_text() == "mine"
+    with pytest.raises(UserError, match=r"cannot write .*c\.yaml/d\.yaml: "):
+        new(photos, out / "d.yaml", tmp_path / "names.txt")
 
 
 @pytest.mark.parametrize(("answer", "classes"), [("cat, dog ,", ["cat", "dog"]), ("{folder}/names.txt", None)])
@@ -263,6 +265,12 @@ def test_without_classes_and_without_anybody_to_ask_it_says_what_to_give(photos,
         new(photos, tmp_path / "c.yaml")
     with pytest.raises(UserError, match="expected at least two"):
         new(photos, tmp_path / "c.yaml", ask=lambda question: " ")
+
+    def gone(question):
+        raise EOFError
+
+    with pytest.raises(UserError, match="expected at least two"):
+        new(photos, tmp_path / "c.yaml", ask=gone)
     with pytest.raises(UserError, match="classes: no file"):
         new(photos, tmp_path / "c.yaml", tmp_path / "nowhere.txt")
 

@@ -55,7 +55,10 @@ def test_it_says_what_a_job_is_at_work_on_as_each_stage_begins_and_ends(opened, 
             assert (found["state"], found["stage"]) == ("running", "round 0 select")
             assert (found["round"], found["rounds"], found["rounds_done"]) == (0, 2, 0)
             assert (found["pid"], found["figures"], found["waiting_for"]) == (os.getpid(), None, None)
-        assert said(settings)["stage"] is None
+        assert said(settings)["stage"] == "round 0 select"  # the last that began
+        with campaign.folder("evaluate", 0, version=1).writing() as out:
+            (out.place / "metrics.json").write_json({"round": 0, "accuracy": None, "num_labeled": 7})
+        assert (said(settings)["rounds_done"], said(settings)["round"]) == (1, 1)
     found = said(settings)
     assert (found["state"], found["round"], found["stage"]) == ("finished", None, None)
 
@@ -67,9 +70,10 @@ def test_on_an_object_store_it_is_written_once_a_stage(opened, settings, monkeyp
         campaign.still_ours = lambda: None
         written = []
         monkeypatch.setattr(campaign.status, "write", lambda **values: written.append(values["stage"]))
-        with campaign.folder("select", 0, version=1).writing():
-            pass
-        assert written == ["round 0 select"]
+        for part in ("a", "b"):
+            with campaign.folder("encode", version=1, at=bucket / part).writing():
+                campaign.status.values["stage"] = written[-1]
+        assert written == ["encode"]
         monkeypatch.undo()
         campaign.status = None
 
