@@ -10,6 +10,11 @@ export PYTHONUNBUFFERED = 1
 .PHONY: setup demo test quick check clean
 
 setup: $(SETUP)
+	@echo
+	@echo "raykd is set up in .venv. Run next:"
+	@echo "    source .venv/bin/activate        # so that python is .venv/bin/python; once in each shell"
+	@echo "    make demo                        # a whole campaign on a small pool, in a minute"
+	@echo "    python jobs/new.py FOLDER        # a config for your own images; --help says more"
 
 $(SETUP): pyproject.toml constraints.txt
 	test -x $(PY) || $(PYTHON) -m venv .venv

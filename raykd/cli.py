@@ -4,14 +4,14 @@ A job is a function and a line: ``main = cli.campaign_job(run, __doc__)``, or ``
 options. Nothing heavy (Ray, torch, Arrow) is imported before what was asked for is known to be good, so jobs import it
 inside ``run``.
 
-Exit codes: 0 done, or people are waited for (``state.json`` in the campaign's folder says which); 2 something to mend;
-130 and 143 interrupted and stopped; 1 a mistake of raykd's own, with its traceback.
+Exit codes: 0 done, or people are waited for (``--waiting-code`` gives that another; ``status.json`` in the campaign's
+folder says which); 2 something to mend; 130 and 143 interrupted and stopped; 1 a mistake of raykd's own, with its
+traceback.
 """
 
 from __future__ import annotations
 
 import argparse
-import errno
 import os
 import signal
 import sys
@@ -24,20 +24,13 @@ from typing import Any, Literal, TypeVar, get_args, get_origin
 from pydantic import ValidationError
 
 from raykd.config import Config, Section, load_file
-from raykd.errors import UserError, WaitingForLabels, did_you_mean
+from raykd.errors import AGAIN, UserError, WaitingForLabels, did_you_mean, for_the_reader
 from raykd.presets import PRESETS, load_preset
 
 Options = TypeVar("Options", bound=Section)
 Result = TypeVar("Result")
 
-AGAIN = "run the same command again to go on"
-STORAGE = {  # what a disk or its rights refuse, and what to do
-    errno.ENOSPC: "no space left; free some",
-    errno.EDQUOT: "the quota is used up; free some space",
-    errno.EROFS: "it can only be read; make it writable",
-    errno.EACCES: "no permission; grant it",
-    errno.EPERM: "no permission; grant it",
-}
+TAKEN = (1, 2, 130, 143)  # exit codes that mean something else
 
 
 def campaign_job(run: Callable[[Config], Result], doc: str | None) -> Callable[..., Result]:
@@ -54,7 +47,9 @@ def campaign_job(run: Callable[[Config], Result], doc: str | None) -> Callable[.
 
     def main(argv: Sequence[str] | None = None) -> Result:
         with user_errors():
-            return run(campaign_config(argv, doc))
+            config, waiting_code = campaign_config(argv, doc)
+        with user_errors(waiting_code):
+            return run(config)
 
     return main
 
@@ -81,8 +76,11 @@ def step_job(run: Callable[[Options], Result], model: type[Options], doc: str | 
 # ---------------------------------------------------------------- from arguments to values
 
 
-def campaign_config(argv: Sequence[str] | None = None, doc: str | None = None) -> Config:
-    """``CONFIG.yaml`` or ``--preset NAME``, then any number of ``--set key.sub=value ...``.
+def campaign_config(argv: Sequence[str] | None = None, doc: str | None = None) -> tuple[Config, int]:
+    """``CONFIG.yaml`` or ``--preset NAME``, then any number of ``--set key.sub=value ...``; and ``--waiting-code``.
+
+    Returns:
+        The config, and the exit code of a job that waits for labels.
 
     Raises:
         UserError: As :func:`raykd.config.load_file` says.
@@ -100,12 +98,22 @@ def campaign_config(argv: Sequence[str] | None = None, doc: str | None = None) -
         metavar="key.sub=value",
         help="overrides; python -m raykd.config lists all",
     )
+    parser.add_argument(
+        "--waiting-code",
+        type=int,
+        default=0,
+        metavar="N",
+        help="exit code when labels are waited for (default: 0, as a job that fails would be tried again)",
+    )
     given = parse_known(parser, argv)
+    if given.waiting_code not in range(256) or given.waiting_code in TAKEN:
+        taken = ", ".join(map(str, TAKEN))
+        parser.error(f"--waiting-code {given.waiting_code}: expected 0 to 255, but {taken}, which mean something else")
     if given.preset:
-        return load_preset(given.preset, given.set)
+        return load_preset(given.preset, given.set), given.waiting_code
     if given.config is None:
         parser.error("give CONFIG.yaml (before --set) or --preset NAME")
-    return load_file(given.config, given.set)
+    return load_file(given.config, given.set), given.waiting_code
 
 
 def options(argv: Sequence[str] | None, model: type[Options], doc: str | None = None) -> Options:
@@ -172,8 +180,10 @@ class Stopped(KeyboardInterrupt):
 
 
 @contextmanager
-def user_errors() -> Iterator[None]:
-    """End the process for what a user can mend: one message, no traceback, exit code 2 (0 when waiting for labels).
+def user_errors(waiting_code: int = 0) -> Iterator[None]:
+    """End the process for what a user can mend: one message, no traceback, exit code 2.
+
+    When labels are waited for, that is said, and the exit code is ``waiting_code``.
 
     ``RAYKD_DEBUG=1`` shows the traceback too. Anything else is our mistake and stays as it is.
     """
@@ -182,7 +192,7 @@ def user_errors() -> Iterator[None]:
             yield
     except WaitingForLabels as wait:
         print(wait, flush=True)
-        sys.exit(0)
+        sys.exit(waiting_code)
     except KeyboardInterrupt as stop:
         if isinstance(stop, Stopped):
             sys.exit(stop.code)
@@ -195,21 +205,6 @@ def user_errors() -> Iterator[None]:
             traceback.print_exc()
         print(f"error: {words}", file=sys.stderr, flush=True)
         sys.exit(2)
-
-
-def for_the_reader(error: BaseException) -> str | None:
-    """What to print of an error that a user can mend; None of any other.
-
-    A :class:`UserError` says it all. A disk that is full or may not be written to is no mistake of ours either.
-    """
-    inner = getattr(error, "cause", None)  # where it was raised, if that was inside Ray
-    error = inner if isinstance(inner, BaseException) else error
-    if isinstance(error, UserError):
-        return str(error)
-    if isinstance(error, OSError) and error.errno in STORAGE:
-        where = error.filename or f"a file ({' '.join(str(error).split())})"
-        return f"cannot write or read {where}: {STORAGE[error.errno]}, then {AGAIN}"
-    return None
 
 
 @contextmanager

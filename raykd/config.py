@@ -3,6 +3,8 @@
 ``python -m raykd.config`` prints every field with its default, its meaning and until when it may change: a field is
 free until a stage that depends on it is complete. Resources, and how progress is shown, are free at any time; what
 decides which images there are is fixed once the pool is listed.
+
+Relative paths in a file begin at its folder (``raykd/paths.py``); a field whose text is one is marked ``IsPath``.
 """
 
 from __future__ import annotations
@@ -11,9 +13,10 @@ import copy
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from datetime import date
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, get_args
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, get_args, get_origin
 
 import yaml
 from pydantic import (
@@ -30,6 +33,7 @@ from pydantic.config import JsonDict
 from pydantic.fields import FieldInfo
 
 from raykd.errors import UserError, did_you_mean
+from raykd.paths import IsPath
 
 if TYPE_CHECKING:
     from raykd.algo.selection.near_duplicates import Cap
@@ -94,15 +98,16 @@ class Section(BaseModel):
     def _yes_is_no_number(cls, value: Any, info: ValidationInfo) -> Any:
         """YAML's ``yes``, ``on`` and ``true`` would count as 1."""
         annotation = cls.model_fields[info.field_name or ""].annotation
-        if isinstance(value, bool) and bool not in (annotation, *get_args(annotation)):
-            raise UserError("true and false (yes, no, on, off) have no meaning here")
+        values = value if isinstance(value, list) else [value]
+        if bool not in (annotation, *get_args(annotation)) and any(isinstance(each, bool) for each in values):
+            raise UserError("true and false (yes, no, on, off) have no meaning here; a name like that needs quotes")
         return value
 
 
 class Source(Section):
     """Where images lie."""
 
-    path: str = Field(description="Folder, Parquet file or folder of them; local, s3:// or gs://")
+    path: Annotated[str, IsPath()] = Field(description="Folder, Parquet file or folder of them; local, s3:// or gs://")
     format: Literal["images", "class_folders", "parquet", "coop_split"] = Field(
         description="images: a folder, any depth, no labels; class_folders: one folder a class; parquet: encoded bytes "
         "or URIs; coop_split: images under path, split by a CoOp-style JSON (split_file)"
@@ -115,7 +120,9 @@ class Source(Section):
     uri_column: str | None = Field(None, description="parquet: path or URI of each image, instead of image_column")
     label_column: str | None = Field(None, description="parquet: the label (see label_values); null: no labels")
     split_column: str | None = Field(None, description="parquet: pool (or train), val, test; null: all pool")
-    split_file: str | None = Field(None, description="coop_split: the JSON with lists train, val, test")
+    split_file: Annotated[str | None, IsPath()] = Field(
+        None, description="coop_split: the JSON with lists train, val, test"
+    )
     label_values: list[str] | Literal["sorted"] | None = Field(
         None,
         description="The labels as they stand in the data, in the order of classes; 'sorted': the data's own values, "
@@ -140,11 +147,15 @@ class TeacherConfig(Section):
 
     depends: ClassVar[JsonDict] = until("encode")
 
-    model: str = Field(
+    model: Annotated[str, IsPath(after="local-dir:")] = Field(
         description="open_clip name (ViT-B-32), local-dir:<folder> or hf-hub:<org/repo>; {raykd} is raykd's own folder"
     )
-    pretrained: str | None = Field(None, description="open_clip tag (openai, ...) or a local checkpoint file")
-    model_config_file: str | None = Field(None, description="An open_clip model config (JSON) that defines `model`")
+    pretrained: Annotated[str | None, IsPath(or_name=True)] = Field(
+        None, description="open_clip tag (openai, ...) or a local checkpoint file"
+    )
+    model_config_file: Annotated[str | None, IsPath()] = Field(
+        None, description="An open_clip model config (JSON) that defines `model`"
+    )
     templates: str | list[str] = Field(
         "simple",
         description="Name of a template set (raykd/algo/prompts.py) or templates with {} for the class",
@@ -174,7 +185,9 @@ class StudentConfig(Section):
     depends: ClassVar[JsonDict] = until("train")
 
     backbone: str = Field(description="timm model name")
-    pretrained: bool | str = Field(True, description="true: timm's weights; a path: that file; false: random weights")
+    pretrained: Annotated[bool | str, IsPath()] = Field(
+        True, description="true: timm's weights; a path: that file; false: random weights"
+    )
     heads: Literal["dual", "ce", "kd", "ce+kd"] = Field(
         "dual",
         description="dual: one head learns from labels, one from the teacher; baselines with one head: ce (labels), kd "
@@ -286,7 +299,7 @@ class LabelsConfig(Section):
         description="First labels: one of each class (simulated only), those in `given`, or none (cold start)",
         json_schema_extra=until("select"),
     )
-    given: str | None = Field(
+    given: Annotated[str | None, IsPath()] = Field(
         None,
         description="start: given: a CSV, JSONL or Parquet file with sample_id and label; or the folder of another "
         "campaign, or of its ledger, whose labels are carried over; taken by the open round, once",
@@ -295,7 +308,7 @@ class LabelsConfig(Section):
     renamed: dict[str, str] = Field(
         {}, description="Old class names and what they are called now; two that are called the same become one"
     )
-    answers: str | None = Field(
+    answers: Annotated[str | None, IsPath(lasting=True)] = Field(
         None, description="Folder of people's label files; null: answers/ in storage_path", json_schema_extra=FREE
     )
     min_answered: Share = Field(
@@ -314,10 +327,10 @@ class LabelsConfig(Section):
 class Config(Section):
     """A whole campaign."""
 
-    storage_path: str = Field(
+    storage_path: Annotated[str, IsPath(lasting=True, holds="campaign.json")] = Field(
         description="The campaign's folder: local, shared disk, s3:// or gs://", json_schema_extra=FREE
     )
-    cache_path: str | None = Field(
+    cache_path: Annotated[str | None, IsPath(lasting=True, holds="encode")] = Field(
         None,
         description="Folder where campaigns on one pool find each other's encoded images; null: inside storage_path",
         json_schema_extra=FREE,
@@ -330,7 +343,7 @@ class Config(Section):
     )
     split_seed: int = Field(0, ge=0, description="Of the draws of test_share, val_share and limit")
     rounds: Count = Field(5, description="Trainings; a label round before each", json_schema_extra=FREE)
-    classes: list[str] | str | None = Field(
+    classes: Annotated[list[str] | str | None, IsPath()] = Field(
         None,
         description="Class names, a text file with one a line, or null: the names of the class folders",
         json_schema_extra=until("teacher"),
@@ -429,9 +442,19 @@ def check_renamed(renamed: Mapping[str, str], classes: Sequence[str]) -> None:
 
 # ---------------------------------------------------------------- YAML and overrides
 
+ODD_NUMBER = re.compile(r"[-+]?(0[0-7_]+$|[\d_]+:)")
 
-class _NoKeyTwice(yaml.SafeLoader):
-    """YAML, but a mapping with one key twice is an error: the first value would be lost without a word."""
+
+class _PlainYaml(yaml.SafeLoader):
+    """YAML, but what would be lost or changed without a word is an error: a key twice, ``010`` (8), ``1:30`` (90)."""
+
+    def construct_scalar(self, node: Any) -> Any:
+        if node.tag in ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float") and ODD_NUMBER.match(node.value):
+            raise UserError(
+                f"{node.value} in line {node.start_mark.line + 1} is another number to YAML (octal, or in sixties); "
+                "write it without the zero in front or the colon, or in quotes where text is meant"
+            )
+        return super().construct_scalar(node)
 
     def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
         node = super().compose_mapping_node(anchor)
@@ -456,54 +479,117 @@ def read_yaml(text: str, name: str) -> Any:
         UserError: It is not YAML, or a mapping has a key twice; with the line.
     """
     try:
-        return yaml.load(text, _NoKeyTwice)  # a SafeLoader
+        return yaml.load(text, _PlainYaml)  # a SafeLoader
     except UserError as error:
         raise UserError(f"{name}: {error}") from None
     except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: a date such as 2026-13-40
-        raise UserError(f"{name} is not YAML: {' '.join(str(error).split())}") from None
+        raise UserError(f"{name} is not YAML{_what_is_wrong(error)}") from None
 
 
-def load(values: Mapping[str, Any], overrides: Sequence[str] = ()) -> Config:
+def _what_is_wrong(error: Exception) -> str:
+    mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None)
+    if mark is None or problem is None:
+        return f": {' '.join(str(error).split())}"
+    if r"'\t'" in problem:
+        problem = "a tab; YAML is indented with spaces"
+    context = getattr(error, "context", None)
+    return f", line {mark.line + 1}, column {mark.column + 1}: {problem}" + (f" ({context})" if context else "")
+
+
+def load(values: Mapping[str, Any], overrides: Sequence[str] = (), folder: str = "") -> Config:
     """A checked config from plain values and ``key.sub=value`` overrides (values are read as YAML).
+
+    Args:
+        values: As a YAML file has them.
+        overrides: Of single fields; relative paths in them begin at the current folder.
+        folder: Where relative paths in the values begin; empty: at the current folder, too.
+
+    Returns:
+        The config; all local paths in it are absolute.
 
     Raises:
         UserError: One line for each thing that is wrong; an unknown key with the nearest known one.
     """
     given = copy.deepcopy(dict(values))
-    for override in overrides:
-        key, mark, text = override.partition("=")
-        if not mark:
-            raise UserError(f"--set {override!r}: expected key.sub=value, such as selection.budget=100")
-        target = given
-        *parents, last = key.split(".")
-        for parent in parents:
-            if not isinstance(target.get(parent), dict):
-                target[parent] = {}
-            target = target[parent]
-        target[last] = read_yaml(text, f"--set {override!r}: the value")
+    changed = [_override(given, override) for override in overrides]
+
+    def place(mark: IsPath, text: str, field: str) -> str:
+        by_hand = any(f"{field}.".startswith(f"{key}.") for key in changed)
+        return mark.checked(text, field, "" if by_hand else folder)
+
     try:
-        return Config.model_validate(given)
+        return Config.model_validate(with_paths(given, place))
     except ValidationError as error:
         raise UserError("\n".join(_explain(problem) for problem in error.errors())) from None
 
 
+def _override(given: dict[str, Any], override: str) -> str:
+    """Put ``key.sub=value`` into nested values; the key."""
+    key, mark, text = override.partition("=")
+    *parents, last = key.split(".")
+    if not mark or not all([*parents, last]):
+        raise UserError(f"--set {override!r}: expected key.sub=value, such as selection.budget=100")
+    target: dict[str, Any] = given
+    section: type[Section] | None = Config
+    for number, parent in enumerate(parents):
+        if section is not None and (spec := section.model_fields.get(parent)):
+            section = section_of(spec.annotation)
+            if section is None and get_origin(spec.annotation) is not dict:
+                where = ".".join(parents[: number + 1])
+                raise UserError(f"--set {override!r}: {where} has no fields of its own; give --set {where}=...")
+        if not isinstance(target.get(parent), dict):
+            target[parent] = {}
+        target = target[parent]
+    target[last] = read_yaml(text, f"--set {override!r}: the value")
+    return key
+
+
+def with_paths(
+    values: Any, place: Callable[[IsPath, str, str], str], section: type[Section] = Config, prefix: str = ""
+) -> Any:
+    """Plain values of a section, each path in them (:class:`IsPath`) replaced by what it is placed at."""
+    if not isinstance(values, Mapping):
+        return values
+    found = dict(values)
+    for name, spec in section.model_fields.items():
+        value, field, inner = found.get(name), prefix + name, section_of(spec.annotation)
+        if inner and value is not None:
+            found[name] = with_paths(value, place, inner, f"{field}.")
+        for mark in spec.metadata:
+            if isinstance(mark, IsPath) and isinstance(value, str):
+                found[name] = place(mark, value, field)
+    return found
+
+
+def at_current_folder(values: Any) -> Any:
+    """The plain values of a campaign's history, from when relative paths in it began at the current folder."""
+    return with_paths(values, lambda mark, text, field: mark.absolute(text, field, ""))
+
+
 def load_file(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> Config:
-    """A checked config from a YAML file.
+    """A checked config from a YAML file; relative paths in it begin at its folder.
 
     Raises:
         UserError: The file is missing, not YAML, not a mapping, or anything in it is wrong.
     """
-    name = os.fspath(path)
+    name = os.path.expanduser(os.fspath(path))
     try:
-        text = Path(path).read_text("utf-8")
+        text = Path(name).read_text("utf-8")
     except FileNotFoundError:
         raise UserError(f"no config file {name!r}; give a YAML file or --preset NAME") from None
+    except IsADirectoryError:
+        raise UserError(f"{name!r} is a folder; give the YAML file of a config") from None
+    except UnicodeDecodeError as error:
+        line = error.object.count(b"\n", 0, error.start) + 1
+        byte = error.object[error.start]
+        raise UserError(f"{name} is not UTF-8, line {line} (byte {byte:#04x}); save it as UTF-8") from None
     except (OSError, ValueError) as error:
         raise UserError(f"cannot read config file {name!r}: {error}; expected a YAML file in UTF-8") from None
     values = read_yaml(text, name)
     if not isinstance(values, dict):
-        raise UserError(f"{name} holds {type(values).__name__}; expected keys and values")
-    return load(values, overrides)
+        what = "is empty" if values is None else f"holds no keys, but a {type(values).__name__}"
+        raise UserError(f"{name} {what}; expected keys and values, such as storage_path: runs/birds")
+    return load(values, overrides, os.path.dirname(os.path.abspath(name)))
 
 
 NO_KEY = re.compile(r"str|bool|.*[\[-].*")  # how pydantic names the options of a union: tuple[...], constrained-int
@@ -511,13 +597,19 @@ NO_KEY = re.compile(r"str|bool|.*[\[-].*")  # how pydantic names the options of 
 
 def _explain(problem: Any) -> str:
     path = [str(part) for part in problem["loc"] if not NO_KEY.fullmatch(str(part))]
-    where = ".".join(path) or "config"
-    if problem["type"] != "extra_forbidden":
-        message = problem["msg"].removeprefix("Value error, ")
-        given = problem["input"]
-        shown = "" if problem["type"] == "missing" or isinstance(given, (dict, BaseModel)) else f" (given: {given!r})"
-        return f"{where}: {message}{shown}"
-    return f"{where}: unknown key; {did_you_mean(path[-1], fields_at(path[:-1]))}"
+    where, kind, given = ".".join(path) or "config", problem["type"], problem["input"]
+    if kind == "extra_forbidden":
+        return f"{where}: unknown key; {did_you_mean(path[-1], fields_at(path[:-1]))}"
+    if kind == "model_type":
+        section = fields_at(path)
+        return f"{where}: expected keys and values, such as {', '.join(section[:2])} (given: {given!r})"
+    if kind == "invalid_key":
+        above = ".".join(path[:-1]) or "config"
+        return f"{above}: the key {given!r} is no text to YAML; put it into quotes, if it is one of this section's"
+    message = problem["msg"].removeprefix("Value error, ")
+    shown = "" if kind == "missing" or isinstance(given, (dict, BaseModel)) else f" (given: {given!r})"
+    quotes = "; put it into quotes" if kind == "string_type" and isinstance(given, (int, float, date)) else ""
+    return f"{where}: {message}{shown}{quotes}"
 
 
 def fields_at(path: Sequence[str]) -> list[str]:

@@ -4,7 +4,7 @@
 
     <storage_path>/
       campaign.json            every config it has had: what changed before which round, versions, commit
-      state.json               where it stands, for scripts: running, waiting or complete, and what it waits for
+      status.json              where it stands, for scripts (raykd/store/status.py); python jobs/status.py prints it
       pool/part_000 ...        manifest of every image; a part more whenever the pool has grown
       teacher_model/           the teacher's weights, fetched once
       encode/ teacher/         its features and logits, by parts (encode/ under cache_path, when that is given)
@@ -20,7 +20,6 @@
 
 from __future__ import annotations
 
-import os
 import platform
 import re
 import subprocess
@@ -33,8 +32,8 @@ from pathlib import Path
 from typing import Any
 
 import raykd
-from raykd.config import Config
-from raykd.errors import UserError, WaitingForLabels
+from raykd.config import Config, at_current_folder
+from raykd.errors import UserError, WaitingForLabels, for_the_reader, one_line
 from raykd.labels.ledger import Ledger
 from raykd.stages.progress import Progress
 from raykd.stages.session import Session
@@ -43,9 +42,9 @@ from raykd.store.lock import only_job
 from raykd.store.outputs import Labels, RoundFigures, read_labels, read_metrics
 from raykd.store.place import Place
 from raykd.store.stage_folder import Done, StageFolder, differences, read_done
+from raykd.store.status import CAMPAIGN_FILE, StatusFile
 
 PACKAGES = ("ray", "torch", "open_clip_torch", "timm", "numpy", "pyarrow", "faiss-gpu", "faiss-cpu")
-CAMPAIGN_FILE, STATE_FILE = "campaign.json", "state.json"
 
 
 @dataclass(kw_only=True)
@@ -54,9 +53,11 @@ class Campaign(Work):
 
     Args:
         config: The configuration, as it is now; ``place`` is its ``storage_path``.
+        status: Of the job that holds the folder.
     """
 
     config: Config
+    status: StatusFile | None = None
     open_shards: ExitStack = field(default_factory=ExitStack, repr=False)
     space: Any = None  # the pool's shards, while they are open (probability_space.py)
     _num_done: int = field(default=0, init=False, repr=False)
@@ -90,7 +91,7 @@ class Campaign(Work):
         """The folder of a stage, of the whole campaign or of one round."""
         place = at or (self.place if number is None else self.round_place(number)) / name
         said = name if number is None else f"round {number} {name}"
-        return StageFolder(place, said, version, made_from or {}, settings or {}, self.still_ours)
+        return self.stage_folder(place, said, version=version, made_from=made_from or {}, settings=settings)
 
     def done(self, folder: StageFolder, number: int) -> Done | None:
         """What a round's folder holds when it is complete; it keeps its settings, and that is said."""
@@ -113,7 +114,8 @@ class Campaign(Work):
     def new_given(self) -> str | None:
         """Where labels from elsewhere lie (``labels.given``), unless they were taken already."""
         given = self.config.labels.given
-        return None if given is None or given in self.ledger().taken else given
+        taken = {Place.of(path) for path in self.ledger().taken}  # in older ledgers relative, to the current folder
+        return None if given is None or Place.of(given) in taken else given
 
     def figures(self) -> list[RoundFigures]:
         """Of every round that has been evaluated, in order."""
@@ -123,12 +125,29 @@ class Campaign(Work):
     def round_place(self, number: int) -> Place:
         return round_place(self.place, number)
 
-    def write_state(self, state: str, **more: Any) -> None:
-        """``state.json``: for a script that wants to know whether people are waited for."""
+    def write_status(self, state: str, **more: Any) -> None:
+        """Where the campaign stands now, in ``status.json``, if this job holds the folder."""
+        if self.status is None:
+            return
         self.still_ours()
-        (self.place / STATE_FILE).write_json(
-            {"state": state, "rounds": self.config.rounds, "rounds_done": self.num_done, **more}
-        )
+        if (done := self.num_done) != self.status.values["rounds_done"]:
+            last = read_metrics(self.round_place(done - 1)) if done else None
+            figures = last and {
+                "round": last["round"],
+                "accuracy": last["accuracy"] and last["accuracy"]["mixture"],
+                "labels": last["num_labeled"],
+            }
+            self.status.values |= {"rounds_done": done, "figures": figures}
+        number = None if state == "finished" else done
+        self.status.write(state=state, round=number, rounds=len(self.rounds), **more)
+
+    def write_stage(self, name: str | None) -> None:
+        """Note that a stage begins, or that it is complete (None); the latter only where a write is quick."""
+        if name is None:
+            if self.place.is_local:
+                self.write_status("running")
+        elif self.status is not None and name != self.status.values["stage"]:  # it may be made in parts
+            self.write_status("running", stage=name)
 
 
 def is_fingerprint(line: str) -> bool:
@@ -152,16 +171,9 @@ def open_campaign(config: Config) -> Iterator[Campaign]:
     """Hold the folder, check what can be checked, and note the config in the campaign's history.
 
     Raises:
-        UserError: The storage path would be lost, another job is at work in the folder, something that can't change has
+        UserError: Another job is at work in the folder, something that can't change has
             changed, or something the config names does not exist or cannot work.
     """
-    in_job = "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
-    for name, path in (("storage_path", config.storage_path), ("cache_path", config.cache_path)):
-        if in_job and path and "://" not in path and not os.path.isabs(path):
-            raise UserError(
-                f"{name} {path!r} is relative, and a submitted job runs in a temporary copy of its working dir: give "
-                f"an absolute path that all nodes share, or s3://..., by --set {name}=..."
-            )
     place = Place.of(config.storage_path)
     progress = Progress(config.progress)
     before = read_history(place)
@@ -185,17 +197,22 @@ def open_campaign(config: Config) -> Iterator[Campaign]:
             campaign.say(
                 "campaign", f"goes on in {place}: {campaign.num_done} of {len(campaign.rounds)} rounds are done"
             )
-        campaign.write_state("running")
+        campaign.status = StatusFile(place)
+        campaign.write_status("running")
         try:
             yield campaign
         except WaitingForLabels as wait:
-            campaign.write_state("waiting", round=campaign.num_done, message=str(wait))
+            campaign.write_status("waiting", stage=None, waiting_for=wait.about)
             raise
-        except BaseException:
+        except BaseException as error:
             with suppress(UserError, OSError):  # another job's folder by now, or a full disk: the first error counts
-                campaign.write_state("stopped")
+                if isinstance(error, Exception):
+                    ours = f"a mistake of raykd's own, whose traceback the job printed: {one_line(error)}"
+                    campaign.write_status("failed", message=for_the_reader(error) or ours)
+                else:
+                    campaign.write_status("stopped")
             raise
-        campaign.write_state("complete")
+        campaign.write_status("finished", stage=None)
 
 
 # ---------------------------------------------------------------- the history of its configs
@@ -233,7 +250,7 @@ def check_unchanged(place: Place, config: Config, history: list[dict[str, Any]])
     """Refuse a change of what a whole campaign stands on, once the pool is listed. Raises UserError with the fields."""
     if not history or not is_started(place):
         return  # nothing is done yet, so a config with a mistake may be mended
-    if changed := differences(history[-1]["fixed"], config.fixed()):
+    if changed := differences(at_current_folder(history[-1]["fixed"]), config.fixed()):
         raise UserError(
             f"{place} holds a campaign with another config: {'; '.join(changed)}. These decide which images there are, "
             "which are test, and every draw, so all its figures hang on them: put them back, or begin anew and keep "
@@ -257,9 +274,9 @@ def note_config(campaign: Campaign, history: list[dict[str, Any]]) -> None:
     last = history[-1] if history and is_started(campaign.place) else None
     history = history if last else []
     if last:
-        if changed := differences(last["settings"], entry["settings"]):
+        if changed := differences(at_current_folder(last["settings"]), entry["settings"]):
             campaign.say("campaign", f"config changed before round {campaign.num_done}: {'; '.join(changed)}")
-        elif all(last[key] == entry[key] for key in ("raykd", "commit", "python", "versions")):
+        elif all(last[key] == entry[key] for key in ("fixed", "settings", "raykd", "commit", "python", "versions")):
             return
         entry["changed"] = changed
     entry["started"] = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())

@@ -48,8 +48,7 @@ def encode_images(
         StorageError: The network, the credentials or a disk fail.
     """
     parts = find_parts(
-        tables, at=at, name="encode", version=VERSION, settings={"batch_size": config.batch_size}, shared=shared,
-        still_ours=work.still_ours,
+        work, tables, at=at, name="encode", version=VERSION, settings={"batch_size": config.batch_size}, shared=shared,
         made_from={"model": model.place.name, "precision": config.precision, "decode": decode},
     )  # fmt: skip
     encoder = Model(

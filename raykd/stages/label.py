@@ -189,16 +189,19 @@ def wait_for_people(campaign: Campaign, number: int, picks: Picks, current: pa.T
     answered = int(pc.sum(pc.is_in(picks.ids, value_set=current["sample_id"])).as_py() or 0)
     needed = math.ceil(campaign.config.labels.min_answered * asked)
     tasks, answers = campaign.round_place(number) / TASKS_FILE, answers_folder(campaign)
+    where = {"tasks": str(tasks), "answers": str(answers)}
     if answered >= needed:
         if "label" in current["outcome"].to_pylist():
             return
         raise WaitingForLabels(
             f"no answer names a class yet, so there is nothing to train on: put a CSV, JSONL or Parquet file with "
-            f"sample_id and label of some images of the pool into {answers} and run the same command again"
+            f"sample_id and label of some images of the pool into {answers} and run the same command again",
+            {"count": 1, "enough": 1, "of": asked, "where": where},
         )
     enough = "" if needed == asked else f" ({needed - answered} more would do, by labels.min_answered)"
     raise WaitingForLabels(
         f"{asked - answered} of {asked} images of round {number} wait for a label{enough}: fill the label column of "
         f"{tasks} (or put CSV, JSONL or Parquet files with sample_id and label into {answers}) and run the same command"
-        " again"
+        " again",
+        {"count": asked - answered, "enough": needed - answered, "of": asked, "where": where},
     )

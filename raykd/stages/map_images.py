@@ -29,6 +29,7 @@ from raykd.errors import StorageError, UserError
 from raykd.images.pixel_batches import PIXEL_BATCHES, URI_BATCHES, Fetch, batches_of
 from raykd.images.reading import UNREACHABLE
 from raykd.stages.progress import Ticker
+from raykd.stages.work import Work
 from raykd.store.outputs import BROKEN_FILE
 from raykd.store.place import Place
 from raykd.store.stage_folder import Done, StageFolder, Writing, fingerprint
@@ -93,12 +94,13 @@ class Part(NamedTuple):
 
 
 def find_parts(
-    tables: Iterable[pa.Table], *, at: Place, name: str, version: int, made_from: dict[str, Any],
-    settings: dict[str, Any], still_ours: Callable[[], None], shared: bool = False,
+    work: Work, tables: Iterable[pa.Table], *, at: Place, name: str, version: int, made_from: dict[str, Any],
+    settings: dict[str, Any], shared: bool = False,
 ) -> list[Part]:  # fmt: skip
     """A part for each run of the tables' rows, named by what it is made from: so what is there already is found.
 
     Args:
+        work: What it is part of.
         tables: tables.MANIFEST.
         at: Where the parts lie.
         name: What messages call them.
@@ -107,7 +109,9 @@ def find_parts(
     parts = []
     for run in (run for table in tables for run in cut(table)):
         inputs = {**made_from, "rows": names_of(run)}
-        folder = StageFolder(at, name, version, inputs, settings, still_ours, shared).under(at)
+        folder = work.stage_folder(at, name, version=version, made_from=inputs, settings=settings, shared=shared).under(
+            at
+        )
         parts.append(Part(folder, run, folder.done()))
     return parts
 

@@ -30,8 +30,8 @@ def predict(campaign: Campaign, number: int, pool: Pool, encoded: Encoded, train
     config = campaign.config.student
     rows = encoded.readable(pool.manifest)
     parts = find_parts(
-        map(encoded.readable, pool.listed), at=campaign.round_place(number) / "predict",
-        name=f"round {number} predict", version=VERSION, still_ours=campaign.still_ours,
+        campaign, map(encoded.readable, pool.listed), at=campaign.round_place(number) / "predict",
+        name=f"round {number} predict", version=VERSION,
         settings={"batch_size": config.predict_batch_size, "decode": campaign.config.decode},
         made_from={"student": trained.fingerprint},
     )  # fmt: skip

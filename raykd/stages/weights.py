@@ -22,7 +22,7 @@ VERSION = 1
 def weights_folder(work: Work, name: str, folder: str, made_from: dict[str, Any]) -> StageFolder:
     """By what they are: other weights lie beside the older ones."""
     at = work.place / folder
-    return StageFolder(at, name, VERSION, made_from, still_ours=work.still_ours).under(at)
+    return work.stage_folder(at, name, version=VERSION, made_from=made_from).under(at)
 
 
 def fetched_as(work: Work, asked: dict[str, Any]) -> Done | None:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from raykd.stages.progress import Progress
 from raykd.stages.session import Session
 from raykd.store.place import Place
+from raykd.store.stage_folder import StageFolder
 
 
 @dataclass(kw_only=True)
@@ -28,3 +30,21 @@ class Work:
 
     def say(self, name: str, text: str) -> None:
         self.progress.say(name, text)
+
+    def write_stage(self, name: str | None) -> None:
+        """Called with a step's name when its making begins, and with None when it is complete."""
+
+    def stage_folder(
+        self,
+        place: Place,
+        name: str,
+        *,
+        version: int,
+        made_from: dict[str, Any],
+        settings: dict[str, Any] | None = None,
+        shared: bool = False,
+    ) -> StageFolder:
+        """The folder of a step, wherever it is; see :class:`raykd.store.stage_folder.StageFolder`."""
+        return StageFolder(
+            place, name, version, made_from, settings or {}, self.still_ours, shared=shared, told=self.write_stage
+        )

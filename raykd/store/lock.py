@@ -29,6 +29,7 @@ LOCK, LEASE = ".lock", ".lease.json"
 RENEW_S = 20.0
 WATCH_S = 3 * RENEW_S  # so that a living job is seen to renew even when one attempt fails
 LOOK_S = 5.0
+LOOKS = 5  # attempts at a lock that may be held by a mere look at it (is_held), for microseconds
 SETTLE_S = 2.0  # longer than a starter takes from seeing no lease to having written its own
 log = logging.getLogger(__name__)
 
@@ -81,6 +82,33 @@ def only_job(storage: Place, wait: Callable[[float], Any] = time.sleep) -> Itera
 # ---------------------------------------------------------------- who holds a folder
 
 
+def is_held(storage: Place) -> bool:
+    """Whether a job is at work in a campaign's folder; told at once, and nothing is changed there.
+
+    On a disk the kernel knows. A lease counts for a minute from its last renewal, by the store's clock and ours.
+    """
+    if storage.is_local:
+        try:
+            descriptor = os.open((storage / LOCK).path, os.O_RDONLY)
+        except FileNotFoundError:
+            pass  # or there is a lease, where the filesystem has no locks
+        except OSError:
+            return True  # nobody knows
+        else:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+                return False
+            except BlockingIOError:
+                return True
+            except OSError as error:
+                if error.errno not in NO_FLOCK:
+                    raise
+            finally:
+                os.close(descriptor)
+    lease = storage.fs.get_file_info((storage / LEASE).path)
+    return lease.is_file and (lease.mtime is None or time.time() - lease.mtime.timestamp() < WATCH_S)
+
+
 def read(file: Place) -> dict[str, Any] | None:
     """What a lock or lease says; None when there is none, empty when it is just being written."""
     try:
@@ -130,7 +158,7 @@ def flocked(storage: Place, me: dict[str, Any]) -> int | None:
     """An open descriptor of ``.lock`` that has the kernel's lock; None where the filesystem has no locks."""
     file = storage / LOCK
     os.makedirs(storage.path, exist_ok=True)
-    for _ in range(10):  # again when the holder just ended and removed the file that was opened here
+    for attempt in range(10):  # again when the holder just ended and removed the file that was opened here
         descriptor = os.open(file.path, os.O_RDWR | os.O_CREAT, 0o666)  # not inherited by the processes that Ray starts
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -142,6 +170,9 @@ def flocked(storage: Place, me: dict[str, Any]) -> int | None:
         except OSError as error:
             os.close(descriptor)
             if isinstance(error, BlockingIOError):
+                if attempt < LOOKS:
+                    time.sleep(0.01)
+                    continue
                 raise in_use(storage, read(file)) from None
             if error.errno not in NO_FLOCK:
                 raise

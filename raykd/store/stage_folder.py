@@ -121,6 +121,7 @@ class StageFolder:
         still_ours: Raises when another job took over the campaign's folder (:func:`raykd.store.lock.only_job`).
         shared: Other jobs may make the same folder at the same time, as in a cache: whoever is first completes it, and
             nobody deletes what others are making.
+        told: Called with the name when its making begins, and with None when it is complete.
     """
 
     place: Place
@@ -130,6 +131,7 @@ class StageFolder:
     settings: dict[str, Any] = field(default_factory=dict)
     still_ours: Callable[[], None] = field(default=lambda: None, repr=False, compare=False)
     shared: bool = False
+    told: Callable[[str | None], None] = field(default=lambda _: None, repr=False, compare=False)
 
     def under(self, place: Place) -> StageFolder:
         """The same, in a folder of ``place`` that is named by what it is made from: so what is there is found."""
@@ -172,6 +174,7 @@ class StageFolder:
             UserError: The folder holds files, but no marker.
         """
         self.still_ours()  # or what is deleted next may be that job's
+        self.told(self.name)
         place = self.place
         if place.is_local:
             if place.files(recursive=True) and not self.shared:  # the rename would fail, when all the work is done
@@ -248,6 +251,7 @@ class Writing:
             (folder.place / MARKER).write_json(marker)
         made_from, settings = _plain(folder._made_from), _plain(folder.settings)
         self.done = Done(content, folder.fingerprint, _plain(self.facts), settings, made_from)
+        folder.told(None)
         return self.done
 
     def abandon(self) -> None:

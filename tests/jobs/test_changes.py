@@ -184,7 +184,7 @@ def test_people_can_go_on_with_a_new_budget_in_the_middle(finished, run_job, tmp
     place = tmp_path / "run"
     settings = finished.settings | {"storage_path": str(place), "labels": {"oracle": "people", "start": "none"}}
     assert run_job(settings).code == 0
-    assert json.loads((place / "state.json").read_text())["state"] == "waiting"
+    assert json.loads((place / "status.json").read_text())["state"] == "waiting"
     picks = picks_of(place, 0)
     fill(place / "round_000" / "tasks.csv", dict(zip(picks, ["red", "green", "blue"], strict=True)))
     with pytest.raises(Reached):

@@ -52,6 +52,8 @@ def campaign(tmp_path):
         (["jobs/pick.py", "--help"], 0, "--duplicate-cosine"),
         (["jobs/pick.py", "--buget", "3"], 2, "unknown argument '--buget'; did you mean '--budget'?"),
         (["jobs/pick.py", "--pool", "p", "--out", "o", "--budget", "1", "--strategy", "x"], 2, "unknown strategy 'x'"),
+        (["jobs/status.py", "--help"], 0, "3  waiting for labels"),
+        (["jobs/status.py", "nowhere.yaml"], 2, "error: no config file 'nowhere.yaml'"),
         (["-m", "raykd.config"], 0, "student.learning_rate"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
@@ -72,13 +74,14 @@ def test_help_and_mistakes_import_nothing_heavy(arguments, code, said):
 
 
 def test_the_command_line_takes_a_file_and_overrides(campaign):
-    given = cli.campaign_config([campaign, "--set", "rounds=3", "seed=4", "--set", "student.steps=8"])
+    given, code = cli.campaign_config([campaign, "--set", "rounds=3", "seed=4", "--set", "student.steps=8"])
+    assert code == 0
     assert (given.rounds, given.seed, given.student.steps) == (3, 4, 8)
 
 
 def test_the_command_line_takes_a_preset_and_has_no_effect(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    assert cli.campaign_config(["--preset", "demo", "--set", "rounds=2"]).rounds == 2
+    assert cli.campaign_config(["--preset", "demo", "--set", "rounds=2"])[0].rounds == 2
     assert not (tmp_path / "cache").exists()
 
 
@@ -89,6 +92,9 @@ def test_the_command_line_takes_a_preset_and_has_no_effect(tmp_path, monkeypatch
         (["--set", "rounds=3", "a.yaml"], "give CONFIG.yaml (before --set) or --preset NAME"),
         (["a.yaml", "--preset", "demo"], "not allowed with"),
         (["a.yaml", "--sets", "x=1"], "unknown argument '--sets'; did you mean '--set'?"),
+        (["a.yaml", "--waiting-code", "2"], "--waiting-code 2: expected 0 to 255, but 1, 2, 130, 143"),
+        (["a.yaml", "--waiting-code", "256"], "expected 0 to 255"),
+        (["a.yaml", "--waiting-code", "x"], "invalid int value: 'x'"),
         (["a.yaml", "rounds=3"], "unknown argument 'rounds=3'; did you mean --set rounds=3?"),
     ],
 )
@@ -197,9 +203,16 @@ def test_what_a_user_can_mend_is_one_message_and_an_exit_code(problem, code, sho
     assert capsys.readouterr().err == shown
 
 
-def test_waiting_for_people_is_no_failure(capsys):
-    assert ended(WaitingForLabels("fill in tasks.csv")) == 0
-    assert capsys.readouterr().out.splitlines()[-1] == "fill in tasks.csv"
+def test_waiting_for_people_is_no_failure_unless_another_code_is_asked_for(campaign, capsys):
+    def wait(config):
+        raise WaitingForLabels("fill in tasks.csv")
+
+    main = cli.campaign_job(wait, "A job.")
+    for more, code in ([], 0), (["--waiting-code", "75"], 75):
+        with pytest.raises(SystemExit) as end:
+            main([campaign, *more])
+        assert end.value.code == code
+        assert capsys.readouterr().out == "fill in tasks.csv\n"
 
 
 @pytest.mark.parametrize("mistake", [ZeroDivisionError(), ValueError("not enough values"), FileNotFoundError(2, "no")])

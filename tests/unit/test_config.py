@@ -1,4 +1,7 @@
-"""The one configuration: what is refused and in which words, overrides, what depends on a field, YAML."""
+"""The one configuration: what is refused and in which words, overrides, paths, what depends on a field, YAML."""
+
+import json
+import os
 
 import pytest
 import yaml
@@ -16,6 +19,7 @@ from raykd.config import (
     section_of,
 )
 from raykd.errors import UserError
+from raykd.paths import IN_JOB, IsPath
 from raykd.presets import PRESETS, load_preset
 from raykd.store.stage_folder import differences, flatten
 
@@ -110,7 +114,7 @@ def test_every_mistake_is_told_at_once_a_line_each():
         ({"pool__split_file": "s.json"}, ["split_file is for format coop_split"]),
         ({"test": {"path": "t"}}, ["test.format: Field required"]),
         ({"pool__label_column": "y"}, ["label_column is for format parquet; format class_folders would not look"]),
-        ({"teacher": {"model": "local-dir:t", "pretrained": "openai"}}, ["'local-dir:t' brings its own weights"]),
+        ({"teacher": {"model": "local-dir:t", "pretrained": "openai"}}, ["/t' brings its own weights"]),
         ({"selection__duplicate_cosine": 0.9}, ["give max_duplicates"]),
         ({"student__crop_area": [0, 1]}, ["student.crop_area.0:", "greater than 0", "given: 0"]),
         ({"teacher__num_gpus": 1.5}, ["teacher.num_gpus:", "a whole number", "given: 1.5"]),
@@ -164,6 +168,34 @@ def test_what_is_no_value_alone_is_none_in_a_list_either(name, value):
     assert name in refusal(**setting(name, value))
 
 
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (
+            "classes: [yes, no]",
+            "classes: true and false (yes, no, on, off) have no meaning here; a name like that needs",
+        ),
+        ("selection: {mixture: [0.5, on]}", "selection.mixture: true and false"),
+        (
+            "labels: {renamed: {old: no}}",
+            "labels.renamed.old: Input should be a valid string (given: False); put it into",
+        ),
+        ("classes: [1, 2]", "classes.0: Input should be a valid string (given: 1); put it into quotes"),
+        ("cache_path: 2026-01-02", "cache_path: Input should be a valid string"),
+        ("no: 3", "config: the key False is no text to YAML; put it into quotes"),
+        ("rounds: 010", "010 in line 1 is another number to YAML"),
+        ("stall_s: 1:30", "1:30 in line 1 is another number to YAML"),
+        ("labels: none", "labels: expected keys and values, such as oracle, start (given: 'none')"),
+    ],
+)
+def test_what_yaml_takes_for_something_else_is_told(text, words, tmp_path):
+    path = tmp_path / "c.yaml"
+    path.write_text(f"{text}\n{yaml.safe_dump(settings())}")
+    with pytest.raises(UserError) as error:
+        load_file(path)
+    assert words in str(error.value)
+
+
 @pytest.mark.parametrize("number", [0, 0.25, 1, 1.0, 2, 8.0])
 def test_a_part_of_a_gpu_or_whole_ones_are_allowed(number):
     assert load(settings(teacher__num_gpus=number)).teacher.num_gpus == number
@@ -205,7 +237,7 @@ def test_overrides_reach_any_depth_and_are_read_as_yaml():
     assert given.selection.budget is None
     assert given.student.flip is False
     assert given.test.path == "s3://b/t?region=eu-west-1"
-    assert given.student.pretrained == "a=b.pth"
+    assert given.student.pretrained == os.path.abspath("a=b.pth")
 
 
 def test_the_last_override_of_a_key_wins_and_null_makes_room_for_another():
@@ -213,16 +245,188 @@ def test_the_last_override_of_a_key_wins_and_null_makes_room_for_another():
     assert (given.rounds, given.student.steps, given.student.passes_labeled) == (9, None, 200)
 
 
-@pytest.mark.parametrize("override", ["rounds", "student.crop_area=[1,"])
+@pytest.mark.parametrize(
+    "override",
+    [
+        "rounds",
+        "=3",
+        ".rounds=3",
+        "pool..path=x",
+        "student.crop_area=[1,",
+        "pool.path.x=1",
+        "rounds.x=1",
+        "classes.0=a",
+    ],
+)
 def test_an_override_that_cannot_be_read_is_refused_by_name(override):
     with pytest.raises(ValueError, match="--set ") as error:
         load(settings(), [override])
     assert repr(override) in str(error.value)
 
 
+def test_an_override_below_a_field_that_has_none_is_told_with_what_to_give():
+    with pytest.raises(UserError, match=r"pool\.path has no fields of its own; give --set pool\.path="):
+        load(settings(), ["pool.path.x=1"])
+
+
 def test_an_unknown_key_in_an_override_is_refused_too():
     with pytest.raises(ValueError, match=r"student\.stepz: unknown key; did you mean 'steps'\?"):
         load(settings(), ["student.stepz=3"])
+
+
+# ---------------------------------------------------------------- paths
+
+PATHS = [name for name, spec in ALL.items() if any(isinstance(mark, IsPath) for mark in spec.metadata)]
+BEGIN = {"teacher.model": "local-dir:"}
+
+
+def with_path(name, path):
+    """Settings in which that field is a path."""
+    more = {
+        "pool.split_file": {"pool__format": "coop_split"},
+        "test.split_file": {"test": {"path": "t", "format": "coop_split"}},
+        "val.split_file": {"val": {"path": "t", "format": "coop_split"}},
+        "test.path": {"test": {"format": "images"}},
+        "val.path": {"val": {"format": "images"}},
+        "teacher.model": {"teacher__pretrained": None},
+        "labels.given": {"labels": {"start": "given"}},
+    }.get(name, {})
+    return settings(**more, **{name.replace(".", "__"): BEGIN.get(name, "") + path})
+
+
+def path_in(config, name):
+    for part in name.split("."):
+        config = getattr(config, part)
+    return config.removeprefix(BEGIN.get(name, ""))
+
+
+@pytest.fixture
+def two_folders(tmp_path, monkeypatch):
+    """The folder of a config, and the current one beside it."""
+    for name in ("conf", "here"):
+        (tmp_path / name).mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    return tmp_path / "conf", tmp_path / "here"
+
+
+def written(folder, values):
+    (folder / "c.yaml").write_text(yaml.safe_dump(values))
+    return folder / "c.yaml"
+
+
+def test_every_field_that_is_a_path_is_marked_as_one():
+    sources = [f"{part}.{name}" for part in ("pool", "test", "val") for name in ("path", "split_file")]
+    others = ["storage_path", "cache_path", "classes", "teacher.model", "teacher.pretrained",
+              "teacher.model_config_file", "student.pretrained", "labels.given", "labels.answers"]  # fmt: skip
+    assert sorted(PATHS) == sorted(sources + others)
+
+
+@pytest.mark.parametrize("name", PATHS)
+def test_a_relative_path_begins_at_the_configs_folder_and_one_of_the_command_line_at_the_current_one(name, two_folders):
+    conf, here = two_folders
+    file = written(conf, with_path(name, "sub/x.pt"))
+    assert path_in(load_file(os.path.relpath(file)), name) == f"{conf}/sub/x.pt"
+    override = f"{name}={BEGIN.get(name, '')}./x.pt"
+    assert path_in(load_file(file, [override]), name) == f"{here}/x.pt"
+    assert path_in(load(with_path(name, "sub/x.pt")), name) == f"{here}/sub/x.pt"  # a preset's
+
+
+@pytest.mark.parametrize("name", PATHS)
+def test_a_path_may_begin_at_home_or_hold_a_variable_and_what_is_absolute_or_a_uri_stays(
+    name, two_folders, monkeypatch
+):
+    conf, _ = two_folders
+    monkeypatch.setenv("HOME", "/home/me")
+    monkeypatch.setenv("SCRATCH", "/scratch")
+    for given, meant in {
+        "~/x.pt": "/home/me/x.pt",
+        "$SCRATCH/x.pt": "/scratch/x.pt",
+        "${SCRATCH}/x.pt": "/scratch/x.pt",
+        "/data/x.pt": "/data/x.pt",
+        "s3://bucket/x.pt?region=eu-west-1": "s3://bucket/x.pt?region=eu-west-1",
+        "../x.pt": f"{conf.parent}/x.pt",
+    }.items():
+        assert path_in(load_file(written(conf, with_path(name, given))), name) == meant
+    with pytest.raises(UserError, match=rf"{name}: '.*\$NOWHERE/x' names \$NOWHERE, which is not set here"):
+        load_file(written(conf, with_path(name, "$NOWHERE/x")))
+
+
+def test_a_name_is_no_path_unless_there_is_such_a_file(two_folders):
+    conf, _ = two_folders
+    file = written(conf, settings(teacher__pretrained="openai", pool__path="demo:digits", classes=["a", "b"]))
+    given = load_file(file)
+    assert (given.teacher.model, given.teacher.pretrained, given.pool.path) == ("ViT-B-32", "openai", "demo:digits")
+    assert load_preset("demo").teacher.model == "local-dir:{raykd}/demo/teacher"
+    (conf / "openai").touch()
+    assert load_file(file).teacher.pretrained == f"{conf}/openai"
+
+
+@pytest.mark.parametrize(
+    ("name", "there", "what"),
+    [
+        ("storage_path", "campaign.json", "no campaign.json"),
+        ("cache_path", "encode", "no encode"),
+        ("labels.answers", "", "nothing"),
+        ("pool.path", "", "nothing"),
+        ("teacher.model", "", "nothing"),
+    ],
+)
+def test_what_a_path_led_to_from_the_current_folder_is_not_passed_over(name, there, what, two_folders):
+    """Relative paths once began there: a campaign would silently begin anew, answers would not be found."""
+    conf, here = two_folders
+    file = written(conf, with_path(name, "runs/x"))
+    (here / "runs" / "x" / there).mkdir(parents=True)
+    with pytest.raises(UserError) as error:
+        load_file(file)
+    said = str(error.value)
+    begin = BEGIN.get(name, "")
+    assert said.startswith(f"{name}: '{begin}runs/x' in a config begins at the config's folder, so it is {conf}/runs/x")
+    assert f"{what} is there; but there is {here}/runs/x" in said
+    assert f"write '{begin}../here/runs/x' or the absolute path" in said
+    for given in ("../here/runs/x", f"{here}/runs/x"):
+        assert path_in(load_file(written(conf, with_path(name, given))), name) == f"{here}/runs/x"
+    file = written(conf, with_path(name, "runs/x"))
+    assert path_in(load_file(file, [f"{name}={begin}runs/x"]), name) == f"{here}/runs/x"
+    (conf / "runs" / "x" / there).mkdir(parents=True)
+    assert path_in(load_file(file), name) == f"{conf}/runs/x"
+
+
+def test_another_folder_of_the_campaigns_name_is_no_campaign(two_folders):
+    conf, here = two_folders
+    (here / "runs" / "x").mkdir(parents=True)
+    assert load_file(written(conf, settings())).storage_path == f"{conf}/runs/x"
+
+
+@pytest.mark.parametrize("name", ["storage_path", "cache_path", "labels.answers"])
+def test_a_submitted_job_with_a_relative_path_to_write_to_is_refused(name, two_folders, monkeypatch):
+    values = with_path(name, "runs/x") | {"pool": {"path": "/images", "format": "images"}}
+    if name != "storage_path":
+        values["storage_path"] = "/runs/x"
+    file = written(two_folders[0], values)
+    monkeypatch.setenv(IN_JOB, "{}")
+    for overrides in ([], [f"{name}=mine"]):
+        with pytest.raises(UserError, match=rf"^{name} '.*' is relative, and a submitted job runs in a temporary copy"):
+            load_file(file, overrides)
+    assert path_in(load_file(file, [f"{name}=/shared/x"]), name) == "/shared/x"
+
+
+@pytest.mark.parametrize(
+    "name", [name for name in PATHS if name not in ("storage_path", "cache_path", "labels.answers")]
+)
+def test_a_submitted_job_is_told_where_a_relative_path_that_is_not_there_was_looked_for(name, two_folders, monkeypatch):
+    conf, _ = two_folders
+    values = with_path(name, "x.pt") | {"storage_path": "/runs/x"}
+    values["pool"] |= {} if name == "pool.path" else {"path": "/images"}
+    for part in ("test", "val"):
+        if part in values and name != f"{part}.path":
+            values[part] |= {"path": "/t"}
+    monkeypatch.setenv(IN_JOB, "{}")
+    with pytest.raises(
+        UserError, match=rf"^{name}: '.*x\.pt' is relative, and a submitted job .*: there is no {conf}/x\.pt"
+    ):
+        load_file(written(conf, values))
+    (conf / "x.pt").touch()
+    assert path_in(load_file(conf / "c.yaml"), name) == f"{conf}/x.pt"  # it came along with the working dir
 
 
 # ---------------------------------------------------------------- what depends on a field
@@ -375,8 +579,10 @@ def test_a_config_survives_yaml(name, tmp_path):
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("- a\n- b", "holds list; expected keys and values"),
-        ("", "holds NoneType"),
+        ("- a\n- b", "holds no keys, but a list; expected keys and values"),
+        ("", "is empty; expected keys and values"),
+        ("hello", "holds no keys, but a str"),
+        ("a:\n\tb: 1", "is not YAML, line 2, column 1: a tab; YAML is indented with spaces"),
         ("a: [1", "is not YAML"),
         ("a: b: c", "is not YAML"),
         ("a: 1\n---\na: 2", "is not YAML"),
@@ -416,17 +622,24 @@ def test_a_merged_key_may_be_given_anew(tmp_path):
     sources = "val: &source {path: t, format: images}\ntest: {<<: *source, path: u}\n"
     path.write_text(yaml.safe_dump(settings()) + sources)
     given = load_file(path)
-    assert (given.val.path, given.test.path, given.test.format) == ("t", "u", "images")
+    assert (given.val.path, given.test.path, given.test.format) == (str(tmp_path / "t"), str(tmp_path / "u"), "images")
 
 
 def test_a_missing_file_a_folder_and_bytes_are_refused_with_their_name(tmp_path):
     with pytest.raises(ValueError, match=r"no config file '.*nowhere\.yaml'; give a YAML file or --preset NAME"):
         load_file(tmp_path / "nowhere.yaml")
-    with pytest.raises(ValueError, match="cannot read config file"):
+    with pytest.raises(ValueError, match="is a folder; give the YAML file of a config"):
         load_file(tmp_path)
-    (tmp_path / "bytes.yaml").write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(ValueError, match="cannot read config file"):
+    (tmp_path / "bytes.yaml").write_bytes(b"rounds: 3\nclasses: caf\xe9.txt")
+    with pytest.raises(ValueError, match=r"bytes\.yaml is not UTF-8, line 2 \(byte 0xe9\); save it as UTF-8"):
         load_file(tmp_path / "bytes.yaml")
+
+
+@pytest.mark.parametrize("written", [json.dumps, lambda values: "\ufeff" + yaml.safe_dump(values)])
+def test_json_is_yaml_too_and_a_byte_order_mark_is_passed_over(written, tmp_path):
+    path = tmp_path / "config"
+    path.write_text(written(settings(rounds=7)), "utf-8")
+    assert load_file(path).rounds == 7
 
 
 def test_a_cap_on_near_duplicates_is_given_whole():

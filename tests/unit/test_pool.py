@@ -296,8 +296,7 @@ def test_it_counts_each_split_and_says_what_the_labels_mean(build, image_folder)
 def test_a_missing_folder_is_named_with_its_full_path(refused, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     message = refused(pool={"path": "fotos", "format": "images"})
-    assert "pool: nothing at 'fotos'" in message
-    assert str(tmp_path / "fotos") in message
+    assert f"pool: nothing at '{tmp_path / 'fotos'}'" in message
 
 
 def test_a_file_where_a_folder_belongs_is_refused(refused, tmp_path):
@@ -369,7 +368,7 @@ def test_class_names_that_repeat_are_refused(refused):
 
 def test_a_single_class_and_a_missing_class_file_are_refused(refused):
     assert "expected at least two" in refused(classes=["red"])
-    assert "classes: no file 'nowhere.txt'" in refused(classes="nowhere.txt")
+    assert f"classes: no file '{Path.cwd() / 'nowhere.txt'}'" in refused(classes="nowhere.txt")
 
 
 def test_no_classes_and_no_labels_to_take_them_from_is_refused(refused, image_folder):

@@ -1,5 +1,6 @@
 """What the README says is there, is there: its commands, its config, its tables and its tree."""
 
+import importlib
 import re
 import shlex
 from importlib.metadata import EntryPoint
@@ -15,6 +16,7 @@ from raykd.algo.selection import strategies
 from raykd.algo.selection.rows import Rows
 from raykd.algo.selection.shard import LocalShards
 from raykd.algo.selection.strategies import STRATEGIES
+from raykd.store import status
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text("utf-8")
@@ -40,7 +42,45 @@ def test_every_campaign_command_is_understood(command, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     assert (ROOT / command[1]).is_file()
-    assert cli.campaign_config(command[2:]).rounds == 3
+    assert cli.campaign_config(command[2:])[0].rounds == 3
+
+
+def test_what_is_said_of_the_environment_is_said_before_the_first_command_that_needs_it():
+    first = next(number for number, line in enumerate(COMMANDS) if line.startswith("python jobs/"))
+    assert "source .venv/bin/activate" in COMMANDS[:first]
+    assert "source .venv/bin/activate" in (ROOT / "Makefile").read_text()
+
+
+@pytest.mark.parametrize("command", JOBS, ids=" ".join)
+def test_every_command_names_a_job_and_flags_that_it_has(command):
+    job = ROOT / command[1]
+    assert job.is_file()
+    parsers = job.read_text("utf-8") + (ROOT / "raykd" / "cli.py").read_text("utf-8")
+    for flag in (word.partition("=")[0] for word in command[2:] if word.startswith("--")):
+        assert f'"{flag}"' in parsers or f"    {flag[2:].replace('-', '_')}: " in parsers, flag
+
+
+def test_the_config_of_own_images_is_written_by_the_command_that_stands_there(tmp_path, monkeypatch):
+    from fakes import CLASSES, write_images
+
+    (command,) = [job for job in JOBS if job[1] == "jobs/new.py"]
+    write_images(tmp_path / "data", 4)
+    (tmp_path / "birds.txt").write_text("\n".join([*CLASSES, "none of these"]))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.syspath_prepend(str(ROOT))
+    written = importlib.import_module("jobs.new").main(["data", *command[3:]])
+    assert cli.campaign_config([written.name])[0].classes == str(tmp_path / "birds.txt")
+
+
+def test_the_codes_of_the_status_are_those_there_are():
+    (said,) = re.findall(r"ends with a code for scripts: ([^(]*)", " ".join(README.split()))
+    told = {
+        name: int(code) for code, names in re.findall(r"(\d) ([a-z, ]+)", said) for name in re.split(", | or ", names)
+    }
+    for state, code in status.CODES.items():
+        assert told[state.replace("waiting", "waiting for labels")] == code
+    assert told["never started"] == status.NEVER
 
 
 def test_the_selection_command_is_the_fixed_interface():
