@@ -3,8 +3,8 @@
 ``python tests/hostile.py FOLDER`` writes them all, to look at. Nothing is drawn at random: every run makes the same.
 
 :data:`IMAGES` are bytes, which may lie in a file or in a row of Parquet; :data:`FILES` are about where and how bytes
-lie; :data:`TABLES` and :data:`CSV_TABLES` are sources. An image is either seen, with the colours that people see, or bad for
-a reason of a kind (:data:`REASONS`); a table is either rows, or refused with words that name what was given.
+lie; :data:`TABLES` and :data:`CSV_TABLES` are sources. An image is either seen, with the colours that people see, or
+bad for a reason of a kind (:data:`REASONS`); a table is either rows, or refused with words that name what was given.
 
 The picture is four quarters of one colour each, :data:`COLORS`: so it shows when an image is turned, inverted, clipped,
 cut off, or another frame.
@@ -666,6 +666,11 @@ def images() -> Iterator[Hostile]:
         "a wrong sum in the pixels.png", lambda: patched(encode(picture(), "PNG"), -16, b"\0\0\0\0"), Bad("damaged")
     )
     yield image("wrong pixels.png", lambda: patched(encode(large(), "PNG"), 99_999, b"\xff" * 99), Bad("damaged"))
+    yield image(
+        "wrong pixels.tif",
+        lambda: patched(encode(large(), "TIFF", compression="tiff_lzw"), 99_999, b"\xff" * 99),
+        Bad("damaged"),
+    )
     yield image("no pixels.png", lambda: encode(picture(), "PNG")[:33] + chunk(b"IEND", b""), Bad("truncated"))
     yield image(
         "a palette that is too short.png",
@@ -990,6 +995,17 @@ def every_codec(folder: Path) -> dict[str, Any]:
     return LABELED
 
 
+def coop(train: Any) -> Callable[[Path], Any]:
+    """A split file whose list ``train`` is this, as JSON has it."""
+
+    def make(folder: Path) -> dict[str, Any]:
+        (folder / "cat.png").write_bytes(dot(0))
+        (folder / "split.json").write_text(json.dumps({"train": train, "val": [], "test": []}), "ascii")
+        return {"format": "coop_split", "split_file": str(folder / "split.json")}
+
+    return make
+
+
 def struct_of(kind: pa.DataType) -> pa.Array:
     return pa.array(
         [{"bytes": dot(i), "path": None} for i in range(3)], pa.struct([("bytes", kind), ("path", pa.string())])
@@ -1122,6 +1138,11 @@ TABLES = [
     ),
     Table("no row groups", no_groups, refused(FILE, "no row")),
     Table("some empty", some_empty, RIGHT),
+    # split files
+    Table("a split", coop([["cat.png", 0, "cat"]]), Rows(("cat",))),
+    Table("a split that is null", coop(None), refused("split.json", "'train'")),
+    Table("a split of another form", coop({"cat.png": "cat"}), refused("split.json", "'train'")),
+    Table("a split with half a letter", coop([["\ud800.png", 0, "cat"]]), refused("split.json", "'train'")),
     # files
     Table("every codec", every_codec, Rows(CATS * 6, (0, 1, 2) * 6)),
     Table(

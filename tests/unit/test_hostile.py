@@ -40,7 +40,8 @@ TO_MEND = {
     WRONG: [
         "no alpha, but a fourth channel.tga", "first frame in a corner.gif", "rgb of 16 bits, in planes.tif",
         "white is zero, 16 bits.tif", *(f"cut at {percent} percent.jp2" for percent in (10, 50, 99)),
-        "half, and zeros.jpg", "a wrong sum in the pixels.png", "wrong pixels.png", "claims 9000 x 9000.png",
+        "half, and zeros.jpg", "a wrong sum in the pixels.png", "wrong pixels.png", "wrong pixels.tif",
+        "claims 9000 x 9000.png",
     ],
     PILLOW: ["half, and an end.jpg", "half of the rows.png"],
     WORDS: [
@@ -65,6 +66,8 @@ TABLES_TO_MEND = {
     "two columns of one name": "KeyError",
     "no rows": "listed as no rows, without a word",
     "no row groups": "listed as no rows, without a word",
+    "a split that is null": "TypeError",
+    "a split with half a letter": "UnicodeEncodeError",
     "of Spark, unfinished": "what Spark did not finish is listed",
     "of Delta": "the table's log is taken for a part of it",
     "a pointer": "the words do not say that it is one",
@@ -190,6 +193,21 @@ def test_a_folder_of_them_is_listed_each_once(folder):
     listing, _ = listed(folder, {"format": "images"})
     expected = [case.name for case in [*hostile.IMAGES, *hostile.FILES] if case.listed]
     assert listing["sample_id"].to_pylist() == sorted(expected)
+
+
+@pytest.mark.xfail(strict=True, reason="passed over without a word")
+def test_what_is_neither_a_file_nor_a_folder_is_counted(folder):
+    _, said = listed(folder, {"format": "images"})
+    assert "endless.png" in "\n".join(said) or "a pipe.png" in "\n".join(said)
+
+
+@pytest.mark.xfail(strict=True, reason="MemoryError is an Exception like those of broken files")
+def test_a_machine_without_memory_is_no_reason_against_an_image(folder):
+    def full(image):
+        raise MemoryError
+
+    with pytest.raises((MemoryError, UserError)):
+        load_one(ImageReader(), f"{folder}/rgba.png", full)
 
 
 # ---------------------------------------------------------------- tables
