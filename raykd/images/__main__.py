@@ -7,7 +7,7 @@ import re
 import textwrap
 
 from raykd.images import decoding
-from raykd.images.reading import UNREACHABLE
+from raykd.images.decoding import UNREACHABLE
 
 
 def page() -> str:

@@ -15,7 +15,11 @@ What an image goes through, and what is counted of it (:data:`CHANGES`), so that
 What cannot be read gets a reason (:func:`reason_of`) that names the kind of what is wrong and nothing of the one image,
 so that reasons can be counted. ``python -m raykd.images`` prints all of this.
 
-Memory: at most 16 bytes a pixel. Images of more than :data:`LARGE_PIXELS` are decoded one at a time on a machine.
+Memory: 4 to 44 bytes a pixel (:data:`HELD_BYTES`). What takes more than :data:`LARGE_BYTES` is decoded one at a time on
+a machine; what would take more than :data:`MOST_BYTES` is not read.
+
+Known limit, as Pillow does not tell: a JPEG or PNG of which the later rows are missing, but that is closed as if it
+were whole, is read, gray or black where there is nothing.
 """
 
 from __future__ import annotations
@@ -23,13 +27,13 @@ from __future__ import annotations
 import fcntl
 import io
 import os
-import re
 import struct
 import sys
 import tempfile
 import warnings
+import zlib
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -43,6 +47,7 @@ SUFFIXES = (
     ".ppm", ".pgm", ".pbm", ".pnm", ".jp2", ".j2k", ".avif",
 )
 # fmt: on
+UNREACHABLE = "unreachable: "  # how a reason begins that may not last; no other begins so
 CHANGES = {  # what may have been done to an image on its way: how a line about so many images goes on
     "turned": "were turned upright, as their EXIF says",
     "transparency": "had transparency, shown on white",
@@ -50,8 +55,17 @@ CHANGES = {  # what may have been done to an image on its way: how a line about 
     "colors": "were CMYK or Lab, made RGB without their colour profile",
     "frames": "had several frames or pages, of which the first is taken",
 }
+FORMATS = (  # Pillow knows more, some of which start programs
+    "JPEG", "PNG", "WEBP", "BMP", "DIB", "GIF", "TIFF", "TGA", "PPM", "JPEG2000", "AVIF",
+)  # fmt: skip
 MOST_PIXELS = 2 * (Image.MAX_IMAGE_PIXELS or 0)  # Pillow refuses more: what claims so much is mostly an attack
-LARGE_PIXELS = 24_000_000
+HELD_BYTES = {  # of a pixel, while it is decoded
+    "plain": 8, "gray of 16 bits": 12, "transparent": 20, "colours of 16 bits": 44,
+}  # fmt: skip
+LARGE_BYTES = 384 * 2**20
+MOST_BYTES = 4 * 2**30
+DEFLATE_RATIO = 1032  # no zlib stream is longer than so many times what it is packed into
+PLANAR_TAG, BITS_TAG, PHOTOMETRIC_TAG = 284, 258, 262  # of TIFF
 DETAIL = 2  # times what will be seen is decoded at least
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 ORIENTATION_NOTES = (b"XML:com.adobe.xmp\0", b"Raw profile type exif\0", b"Raw profile type APP1\0")
@@ -75,21 +89,36 @@ SIGNATURES = (  # of what is no image that is read, and of what would be one
     (b"PAR1", "not an image: a Parquet file"),
     (b"\xff\x0a", "a JPEG XL image, which is not read; convert it to JPEG or PNG"),
     (b"\0\0\0\x0cJXL ", "a JPEG XL image, which is not read; convert it to JPEG or PNG"),
-    (b"\xff\xd8\xff", "broken in its first bytes: begins as a JPEG does"),
+    (b"%!PS", "not an image of pixels: a drawing (PostScript)"),
+    (b"\xff\xd8\xff", "broken or of a kind that is not read: begins as a JPEG does"),
     (PNG_SIGNATURE, "broken in its first bytes: begins as a PNG does"),
+    (b"gif8", "broken in its first bytes: begins as a GIF does"),
+    (b"II*\0", "broken or of a kind that is not read: begins as a TIFF does"),
+    (b"II+\0", "broken or of a kind that is not read: begins as a TIFF does"),
+    (b"MM\0*", "broken or of a kind that is not read: begins as a TIFF does"),
+    (b"MM\0+", "broken or of a kind that is not read: begins as a TIFF does"),
+    (b"\0\0\0\x0cjP", "broken or of a kind that is not read: begins as a JPEG 2000 does"),
 )
 EMPTY, TRUNCATED = "empty file", "truncated: the file ends before the image does"
-TOO_LARGE = f"too large: more than {MOST_PIXELS / 1e6:.0f} million pixels"
+TOO_LARGE = f"too large: more than {MOST_PIXELS / 1e6:.0f} million pixels, or {MOST_BYTES / 2**30:.0f} GiB to decode it"
+DAMAGED_PNG = "broken: a PNG whose pixels are not those that were written (checksum)"
+UNDECODABLE = "broken: it cannot be decoded"
+OUT_OF_MEMORY = f"{UNREACHABLE}not enough memory"
+PLANAR = "a TIFF of 16-bit colours in separate planes, which is not read; convert it to PNG"
 FLOATS = "floating-point pixels, of unknown range; expected 8 or 16 bits a channel"
 DEEPER = "32-bit pixels, of unknown range; expected 8 or 16 bits a channel"
 ZEROS, WEB_PAGE, TEXT = "nothing but zero bytes", "not an image: a web page (HTML)", "not an image: text"
 DRAWING, VIDEO = "not an image of pixels: a drawing (SVG)", "not an image: a video"
 HEIC = "a HEIC image, which is not read; convert it to JPEG or PNG"
 UNKNOWN_FORMAT = "not an image of a format that is read"
-REASONS = (EMPTY, TRUNCATED, TOO_LARGE, FLOATS, DEEPER, ZEROS, WEB_PAGE, TEXT, DRAWING, VIDEO, HEIC, UNKNOWN_FORMAT)
+REASONS = (  # but for those of SIGNATURES
+    EMPTY, TRUNCATED, UNDECODABLE, DAMAGED_PNG, TOO_LARGE, PLANAR, FLOATS, DEEPER, ZEROS, WEB_PAGE, TEXT, DRAWING,
+    VIDEO, HEIC, UNKNOWN_FORMAT,
+)  # fmt: skip
 Shrinks = Callable[[int, int], float]
 
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)  # a large image is no news
+warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")  # nor is broken EXIF
 
 
 class Decoded(NamedTuple):
@@ -114,21 +143,39 @@ def decode(encoded: bytes, shrinks: Shrinks | None = None) -> Decoded:
     """
     try:
         return _decode(encoded, shrinks)
-    except UnidentifiedImageError as error:
-        raise UserError(kind_of(encoded)) from error
-    except ValueError as error:
-        if "MAX_TEXT" not in str(error):  # Pillow's guard against bombs; it also meets profiles and notes above 1 MiB
+    except (UserError, Image.DecompressionBombError):
+        raise
+    except Exception as error:  # nearly anything; of a PNG it may be a note or a profile: too long, or damaged
+        if (bare := without_notes(encoded)) == encoded:
+            if isinstance(error, UnidentifiedImageError):
+                raise UserError(kind_of(encoded)) from error
             raise
-        return _decode(without_notes(encoded), shrinks)
+        return _decode(bare, shrinks)
 
 
 def _decode(encoded: bytes, shrinks: Shrinks | None) -> Decoded:
-    with Image.open(io.BytesIO(encoded)) as image:
+    check_whole(encoded)
+    with Image.open(io.BytesIO(encoded), formats=FORMATS) as image:
         changes = {"frames"} if getattr(image, "is_animated", False) else set()
         if shrinks is not None and image.format in ("JPEG", "MPO"):
             reduce(image, shrinks)
         with alone_if_large(image):
             return Decoded(_as_rgb(image, encoded, changes), tuple(sorted(changes)))
+
+
+def check_whole(encoded: bytes) -> None:
+    """Refuse, by UserError, what Pillow would read as if nothing were missing: gray, black or white in its place."""
+    if encoded.startswith(b"\xff\xd8"):
+        if encoded.endswith(bytes(64)) and encoded.rfind(b"\xff\xd9") < encoded.rfind(b"\xff\xda"):
+            raise UserError(TRUNCATED)  # the disk space was taken, and never filled
+    elif encoded.startswith(PNG_SIGNATURE) and len(encoded) > 33:
+        width, height, depth, color = struct.unpack_from(">IIBB", encoded, 16)
+        row_bytes = 1 + width * depth * {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}.get(color, 1) // 8
+        if row_bytes * height > DEFLATE_RATIO * len(encoded) and width * height <= MOST_PIXELS:
+            raise UserError(TRUNCATED)
+        for kind, start, end in png_chunks(encoded):
+            if kind == b"IDAT" and zlib.crc32(encoded[start + 4 : end - 4]) != int.from_bytes(encoded[end - 4 : end]):
+                raise UserError(DAMAGED_PNG)
 
 
 def reduce(image: Image.Image, shrinks: Shrinks) -> None:
@@ -140,15 +187,17 @@ def reduce(image: Image.Image, shrinks: Shrinks) -> None:
 
 
 @contextmanager
-def alone_if_large(image: Image.Image) -> Iterator[None]:
+def alone_if_large(image: ImageFile.ImageFile) -> Iterator[None]:
     """Of large images only one is decoded at a time, by all processes of this user on this machine.
 
-    So the memory of many that decode side by side is bounded by :data:`LARGE_PIXELS` each, and one large image.
+    So the memory of many that decode side by side is bounded by :data:`LARGE_BYTES` each, and one large image.
     """
-    pixels = image.width * image.height
+    held_bytes = image.width * image.height * HELD_BYTES[_kind_of_pixels(image)]
     if image.info.get("progressive") and (config := getattr(image, "decoderconfig", ())):
-        pixels *= config[0] ** 2  # all of them are held, whatever is made of them
-    if pixels <= LARGE_PIXELS:
+        held_bytes *= config[0] ** 2  # all of them are held, whatever is made of them
+    if held_bytes > MOST_BYTES:
+        raise UserError(TOO_LARGE)
+    if held_bytes <= LARGE_BYTES:
         yield
         return
     path = os.path.join(tempfile.gettempdir(), f".raykd-large-image-{os.getuid()}")
@@ -157,15 +206,26 @@ def alone_if_large(image: Image.Image) -> Iterator[None]:
         yield
 
 
+def _kind_of_pixels(image: ImageFile.ImageFile) -> str:
+    if _rawmode(image) in LOW_BYTES:
+        return "colours of 16 bits"
+    if image.mode.startswith("I"):
+        return "gray of 16 bits"
+    return "transparent" if image.has_transparency_data else "plain"
+
+
 def _as_rgb(image: ImageFile.ImageFile, encoded: bytes, changes: set[str]) -> Image.Image:
-    rawmode = _rawmode(image)
+    rawmode, tags = _rawmode(image), getattr(image, "tag_v2", {})
+    if tags.get(PLANAR_TAG) == 2 and 16 in np.atleast_1d(tags.get(BITS_TAG, 0)) and len(image.getbands()) > 1:
+        raise UserError(PLANAR)
     if turn_upright(image):
         changes.add("turned")
     key = image.info.get("transparency")  # of PNG: the one colour that is not there; of a palette: something else
     if image.mode == "F":
         raise UserError(FLOATS)
     if image.mode.startswith("I"):  # Pillow's own conversion clips 16 bits at 255: all white
-        return _from_deep(np.asarray(image)[..., None], encoded, changes, key=key)
+        white_is_zero = tags.get(PHOTOMETRIC_TAG) == 0
+        return _from_deep(np.asarray(image)[..., None], encoded, changes, key=key, white_is_zero=white_is_zero)
     if rawmode in LOW_BYTES:  # 16-bit colours, of which Pillow has given the high bytes
         changes.add("depth")
         high_HWC = np.asarray(image)
@@ -177,11 +237,22 @@ def _as_rgb(image: ImageFile.ImageFile, encoded: bytes, changes: set[str]) -> Im
             if deep_HWC.shape[2] in (2, 4):
                 return _from_deep(deep_HWC[..., :-1], encoded, changes, alpha_HW=deep_HWC[..., -1])
             return _from_deep(deep_HWC, encoded, changes, key=key)
+    if image.format == "TGA" and not encoded[17] & 0x0F:
+        return image.convert("RGB")  # its fourth byte is no alpha: the header says that there is none
+    if image.format == "GIF" and (drawn := getattr(image, "dispose_extent", None)) not in (None, (0, 0, *image.size)):
+        return _on_white(_with_nothing_around(image.convert("RGBA"), drawn), changes)
     if image.has_transparency_data:
         return _on_white(image.convert("RGBA"), changes)
     if image.mode in ("CMYK", "LAB"):
         changes.add("colors")
     return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def _with_nothing_around(image: Image.Image, drawn: tuple[int, int, int, int]) -> Image.Image:
+    """A first frame that covers a part of the canvas: Pillow fills the rest with a colour, browsers with nothing."""
+    canvas = Image.new("RGBA", image.size, (0, 0, 0, 0))
+    canvas.paste(image.crop(drawn), drawn[:2])
+    return canvas
 
 
 def _rawmode(image: ImageFile.ImageFile) -> str:
@@ -192,7 +263,7 @@ def _rawmode(image: ImageFile.ImageFile) -> str:
 
 def _in_other_bytes(encoded: bytes, rawmode: str) -> Image.Image:
     """The file read as if its pixels lay in it so."""
-    with Image.open(io.BytesIO(encoded)) as image:
+    with Image.open(io.BytesIO(encoded), formats=FORMATS) as image:
         for i, tile in enumerate(image.tile):
             more = tile.args[1:] if isinstance(tile.args, tuple) else ()
             image.tile[i] = tile._replace(args=(rawmode, *more) if more else rawmode)
@@ -212,7 +283,12 @@ def turn_upright(image: Image.Image) -> bool:
 
 
 def _from_deep(
-    color_HWC: np.ndarray, encoded: bytes, changes: set[str], alpha_HW: np.ndarray | None = None, key: Any = None
+    color_HWC: np.ndarray,
+    encoded: bytes,
+    changes: set[str],
+    alpha_HW: np.ndarray | None = None,
+    key: Any = None,
+    white_is_zero: bool = False,
 ) -> Image.Image:
     """An image of 16-bit pixels, gray or RGB, of which ``alpha_HW`` or one colour (``key``) may be transparent."""
     changes.add("depth")
@@ -223,6 +299,8 @@ def _from_deep(
         raise UserError(DEEPER)
     bits = significant_bits(most, encoded)
     shades_HWC = np.minimum(color_HWC >> (bits - 8), 0xFF).astype(np.uint8)
+    if white_is_zero:
+        shades_HWC = 255 - shades_HWC
     image = Image.fromarray(np.ascontiguousarray(np.broadcast_to(shades_HWC, (*shades_HWC.shape[:2], 3))))
     if alpha_HW is None:
         return image
@@ -250,13 +328,22 @@ def significant_bits(most: int, encoded: bytes) -> int:
 
 
 def as_seen(image: Image.Image) -> Image.Image:
-    """An open image as training saw it: upright, RGB, what is transparent white."""
-    try:
+    """An open image as training saw it: upright, RGB, what is transparent white.
+
+    Of 16-bit colours Pillow has given only the high bytes by now: give :func:`decode` the file instead.
+
+    Raises:
+        UserError: Pixels of unknown range.
+        OSError, ...: Pillow's, of a file that is broken.
+    """
+    image.load()
+    with suppress(Exception):  # nearly anything, on broken EXIF
         image = ImageOps.exif_transpose(image)
-    except Exception:  # nearly anything, on broken EXIF
-        image.load()
-    transparent = image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info
-    return _on_white(image.convert("RGBA"), set()) if transparent else image.convert("RGB")
+    if image.mode == "F":
+        raise UserError(FLOATS)
+    if image.mode.startswith("I"):
+        return _from_deep(np.asarray(image)[..., None], b"", set(), key=image.info.get("transparency"))
+    return _on_white(image.convert("RGBA"), set()) if image.has_transparency_data else image.convert("RGB")
 
 
 def _on_white(image: Image.Image, changes: set[str]) -> Image.Image:
@@ -285,7 +372,9 @@ def png_chunks(encoded: bytes) -> Iterator[tuple[bytes, int, int]]:
 
 
 def without_notes(encoded: bytes) -> bytes:
-    """A PNG without colour profile and text, but for text that can hold the orientation."""
+    """A PNG without colour profile and text, but for text that can hold the orientation; any other file as it is."""
+    if not encoded.startswith(PNG_SIGNATURE):
+        return encoded
     parts, kept_to = [PNG_SIGNATURE], len(PNG_SIGNATURE)
     for kind, start, end in png_chunks(encoded):
         text = kind in (b"tEXt", b"zTXt", b"iTXt") and not encoded[start + 8 : end].startswith(ORIENTATION_NOTES)
@@ -309,7 +398,13 @@ def kind_of(data: bytes) -> str:
     if data[4:8] == b"ftyp":
         if data[8:12] in (b"heic", b"heix", b"hevc", b"heim", b"heis", b"mif1", b"msf1"):
             return HEIC
+        if data[8:12] in (b"avif", b"avis"):
+            return "broken in its first bytes: begins as an AVIF does"
         return VIDEO
+    if data.startswith(b"RIFF") and data[8:12] == b"WEBP":
+        return "broken in its first bytes: begins as a WebP does"
+    if data.startswith(b"BM") and data[6:10] == bytes(4):
+        return "broken in its first bytes: begins as a BMP does"
     for signature, words in SIGNATURES:
         if start.startswith(signature.lower()):
             return words
@@ -328,7 +423,7 @@ def reason_of(error: Exception) -> str:
         return " ".join(str(error).split())[:200]
     if isinstance(error, Image.DecompressionBombError):
         return TOO_LARGE
-    words = one_line(error)
-    if "truncated" in words.lower():
-        return TRUNCATED
-    return re.sub(r"<\S+ object at 0x[0-9a-fA-F]+>", "this file", words)
+    if isinstance(error, MemoryError):
+        return OUT_OF_MEMORY
+    words = one_line(error).lower()
+    return TRUNCATED if "truncated" in words or "unexpected end" in words else UNDECODABLE

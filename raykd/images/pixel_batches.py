@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 from PIL import Image
 
-from raykd.images.decoding import LARGE_PIXELS
+from raykd.images.decoding import LARGE_BYTES
 from raykd.images.reading import ImageReader, load_many
 
 _NAMES = pa.list_(pa.string())
@@ -32,7 +32,6 @@ PIXEL_BATCHES = pa.schema(
 
 CACHE_BYTES = 256 * 2**20  # of row groups of Parquet
 PROCESS_BYTES = 320 * 2**20  # Python with Ray and Arrow
-PIXEL_BYTES = 16  # while an image is decoded, at most
 
 READER = ImageReader(CACHE_BYTES)  # of this process: what it has read of a Parquet file serves the next batch too
 
@@ -68,8 +67,8 @@ class Fetch:
 
     @property
     def memory_bytes(self) -> int:
-        """What a process that does this needs at most, but for one image above ``decoding.LARGE_PIXELS`` a machine."""
-        return PROCESS_BYTES + CACHE_BYTES + PIXEL_BYTES * LARGE_PIXELS + 4 * self.batch_bytes
+        """What a process that does this needs at most, but for one image above ``decoding.LARGE_BYTES`` a machine."""
+        return PROCESS_BYTES + CACHE_BYTES + LARGE_BYTES + 4 * self.batch_bytes
 
     def __call__(self, batches: pa.Table) -> Iterator[pa.Table]:
         """URI_BATCHES to PIXEL_BATCHES, one at a time."""

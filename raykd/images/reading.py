@@ -4,8 +4,9 @@ A uri is the path or URI of an image file, or ``<Parquet file>#<column>/<row>`` 
 nine digits, so that the order of uris is that of the file); the column may be Hugging Face's ``struct<bytes, path>``.
 
 Three things can go wrong. The image is broken: that stays so, and is a reason. It is not there: a reason too, which
-begins with :data:`UNREACHABLE`, as it can be mended. The storage does not answer: no image's fault, so it is tried
-again and then raised as :class:`StorageError`. What becomes of the bytes: :mod:`raykd.images.decoding`.
+begins with :data:`raykd.images.decoding.UNREACHABLE`, as it can be mended. The storage does not answer: no image's
+fault, so it is tried again and then raised as :class:`StorageError`. What becomes of the bytes:
+:mod:`raykd.images.decoding`.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from raykd.errors import StorageError, UserError, one_line
-from raykd.images.decoding import Shrinks, decode, reason_of
+from raykd.images.decoding import OUT_OF_MEMORY, UNREACHABLE, Shrinks, decode, reason_of
 from raykd.store.place import Place
 
 PARQUET_SUFFIXES = (".parquet", ".parq", ".pq")  # in any case
@@ -33,7 +34,6 @@ INSIDE_PARQUET = re.compile(
     rf"(?P<file>.+(?i:{'|'.join(map(re.escape, PARQUET_SUFFIXES))})(\?[^#]*)?)#(?P<column>[^#/]+)/(?P<row>\d+)",
     re.DOTALL,
 )
-UNREACHABLE = "unreachable: "  # how the reason begins when there are no bytes to decode; no other begins so
 FETCHED_AHEAD = 8  # files
 NOT_FOUND = (errno.ENOENT, errno.ENOTDIR)
 ABOUT_ONE_FILE = (*NOT_FOUND, errno.EACCES, errno.EPERM, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG)
@@ -194,12 +194,15 @@ def _made_of(
         if isinstance(encoded, Exception):
             raise encoded
         decoded = decode(encoded, shrinks)
-        result = transform(decoded.image)
     except Exception as error:  # Pillow's plugins raise nearly anything on broken files
         number = getattr(error, "errno", None)
         if number in ABOUT_ONE_FILE:
             return UNREACHABLE + ("not found" if number in NOT_FOUND else os.strerror(number).lower())
         return reason_of(error)
+    try:
+        result = transform(decoded.image)
+    except Exception as error:
+        return OUT_OF_MEMORY if isinstance(error, MemoryError) else "cannot be cropped or resized"
     if changes is not None:
         changes.update(decoded.changes)
     return result

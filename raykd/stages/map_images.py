@@ -26,8 +26,8 @@ import ray.data
 from ray.data import ActorPoolStrategy, DataContext, Dataset
 
 from raykd.errors import StorageError, UserError
+from raykd.images.decoding import UNREACHABLE
 from raykd.images.pixel_batches import PIXEL_BATCHES, URI_BATCHES, Fetch, batches_of
-from raykd.images.reading import UNREACHABLE
 from raykd.stages.progress import Ticker
 from raykd.stages.work import Work
 from raykd.store.outputs import BROKEN_FILE

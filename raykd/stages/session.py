@@ -50,6 +50,7 @@ class Session:
         self.local_cpus, self.stall_s, self.progress = local_cpus, stall_s, progress
         self._started, self._listening = False, ExitStack()
         self._starting: Future[None] | None = None
+        self._starter: ThreadPoolExecutor | None = None  # kept: Ray's processes die with the thread that made them
 
     @property
     def is_local(self) -> bool:
@@ -87,7 +88,8 @@ class Session:
         """
         if self._starting is None and not self.is_up:
             self.check()
-            self._starting = ThreadPoolExecutor(1).submit(self._start)
+            self._starter = ThreadPoolExecutor(1)
+            self._starting = self._starter.submit(self._start)
 
     def ensure(self) -> None:
         """Start or join the Ray, unless that is done. Costs some seconds the first time, nothing later.
@@ -151,6 +153,8 @@ class Session:
 
             self._started = False
             ray.shutdown()
+        if self._starter is not None:
+            self._starter.shutdown()
 
 
 @contextmanager

@@ -14,8 +14,8 @@ from PIL import Image
 
 from raykd.errors import StorageError
 from raykd.images import reading
-from raykd.images.decoding import decode
-from raykd.images.reading import FETCHED_AHEAD, UNREACHABLE, ImageReader, load_many, load_one
+from raykd.images.decoding import UNREACHABLE, decode
+from raykd.images.reading import FETCHED_AHEAD, ImageReader, load_many, load_one
 from raykd.store.place import Place
 
 
