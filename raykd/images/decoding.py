@@ -56,7 +56,7 @@ CHANGES = {  # what may have been done to an image on its way: how a line about 
     "frames": "had several frames or pages, of which the first is taken",
 }
 FORMATS = (  # Pillow knows more, some of which start programs
-    "JPEG", "PNG", "WEBP", "BMP", "DIB", "GIF", "TIFF", "TGA", "PPM", "JPEG2000", "AVIF",
+    "JPEG", "PNG", "WEBP", "BMP", "DIB", "GIF", "TIFF", "TGA", "PPM", "JPEG2000", "AVIF", "ICO",
 )  # fmt: skip
 MOST_PIXELS = 2 * (Image.MAX_IMAGE_PIXELS or 0)  # Pillow refuses more: what claims so much is mostly an attack
 HELD_BYTES = {  # of a pixel, while it is decoded
@@ -65,7 +65,7 @@ HELD_BYTES = {  # of a pixel, while it is decoded
 LARGE_BYTES = 384 * 2**20
 MOST_BYTES = 4 * 2**30
 DEFLATE_RATIO = 1032  # no zlib stream is longer than so many times what it is packed into
-PLANAR_TAG, BITS_TAG, PHOTOMETRIC_TAG = 284, 258, 262  # of TIFF
+PLANAR_TAG, BITS_TAG, PHOTOMETRIC_TAG, ORIENTATION_TAG = 284, 258, 262, 274  # of TIFF
 DETAIL = 2  # times what will be seen is decoded at least
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 ORIENTATION_NOTES = (b"XML:com.adobe.xmp\0", b"Raw profile type exif\0", b"Raw profile type APP1\0")
@@ -173,9 +173,13 @@ def check_whole(encoded: bytes) -> None:
         row_bytes = 1 + width * depth * {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}.get(color, 1) // 8
         if row_bytes * height > DEFLATE_RATIO * len(encoded) and width * height <= MOST_PIXELS:
             raise UserError(TRUNCATED)
+        kinds = set()
         for kind, start, end in png_chunks(encoded):
+            kinds.add(kind)
             if kind == b"IDAT" and zlib.crc32(encoded[start + 4 : end - 4]) != int.from_bytes(encoded[end - 4 : end]):
                 raise UserError(DAMAGED_PNG)
+        if b"IDAT" not in kinds and b"IEND" in kinds:
+            raise UserError(TRUNCATED)
 
 
 def reduce(image: Image.Image, shrinks: Shrinks) -> None:
@@ -216,9 +220,11 @@ def _kind_of_pixels(image: ImageFile.ImageFile) -> str:
 
 def _as_rgb(image: ImageFile.ImageFile, encoded: bytes, changes: set[str]) -> Image.Image:
     rawmode, tags = _rawmode(image), getattr(image, "tag_v2", {})
+    turned_by_pillow = tags.get(ORIENTATION_TAG, 1) in range(2, 9)  # a TIFF, when it is loaded
+    most_of_ppm = image.tile[0].args[-1] if image.format == "PPM" and isinstance(image.tile[0].args, tuple) else 0
     if tags.get(PLANAR_TAG) == 2 and 16 in np.atleast_1d(tags.get(BITS_TAG, 0)) and len(image.getbands()) > 1:
         raise UserError(PLANAR)
-    if turn_upright(image):
+    if turned_by_pillow | turn_upright(image):
         changes.add("turned")
     key = image.info.get("transparency")  # of PNG: the one colour that is not there; of a palette: something else
     if image.mode == "F":
@@ -243,6 +249,8 @@ def _as_rgb(image: ImageFile.ImageFile, encoded: bytes, changes: set[str]) -> Im
         return _on_white(_with_nothing_around(image.convert("RGBA"), drawn), changes)
     if image.has_transparency_data:
         return _on_white(image.convert("RGBA"), changes)
+    if image.format == "PPM" and most_of_ppm > 0xFF:
+        changes.add("depth")
     if image.mode in ("CMYK", "LAB"):
         changes.add("colors")
     return image if image.mode == "RGB" else image.convert("RGB")
@@ -401,9 +409,11 @@ def kind_of(data: bytes) -> str:
         if data[8:12] in (b"avif", b"avis"):
             return "broken in its first bytes: begins as an AVIF does"
         return VIDEO
+    if data.startswith((b"\0\0\1\xba", b"\0\0\1\xb3")):
+        return VIDEO
     if data.startswith(b"RIFF") and data[8:12] == b"WEBP":
         return "broken in its first bytes: begins as a WebP does"
-    if data.startswith(b"BM") and data[6:10] == bytes(4):
+    if data.startswith(b"BM") and data[6:10] in (b"", bytes(4)):
         return "broken in its first bytes: begins as a BMP does"
     for signature, words in SIGNATURES:
         if start.startswith(signature.lower()):
