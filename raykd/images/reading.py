@@ -1,7 +1,4 @@
-"""From an image's uri to pixels. Knows no Ray.
-
-A uri is the path or URI of an image file, or ``<Parquet file>#<column>/<row>`` for bytes inside Parquet (the row in
-nine digits, so that the order of uris is that of the file); the column may be Hugging Face's ``struct<bytes, path>``.
+"""From an image's uri (:mod:`raykd.images.stored`) to pixels. Knows no Ray.
 
 Three things can go wrong. The image is broken: that stays so, and is a reason. It is not there: a reason too, which
 begins with :data:`UNREACHABLE`, as it can be mended. The storage does not answer: no image's fault, so it is tried
@@ -14,25 +11,20 @@ Pixels are RGB, 8 bits, turned upright. What is transparent is white, the paper 
 
 from __future__ import annotations
 
-import errno
 import io
 import os
 import re
 import struct
 import sys
-import time
-from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from raykd.errors import StorageError, UserError, one_line
-from raykd.store.place import Place
+from raykd.images.stored import ABOUT_ONE_FILE, INSIDE_PARQUET, NOT_FOUND, ImageReader
 
 # fmt: off
 SUFFIXES = (
@@ -40,11 +32,6 @@ SUFFIXES = (
     ".ppm", ".pgm", ".pbm", ".pnm", ".jp2", ".j2k", ".avif",
 )
 # fmt: on
-PARQUET_SUFFIXES = (".parquet", ".parq", ".pq")  # in any case
-INSIDE_PARQUET = re.compile(
-    rf"(?P<file>.+(?i:{'|'.join(map(re.escape, PARQUET_SUFFIXES))})(\?[^#]*)?)#(?P<column>[^#/]+)/(?P<row>\d+)",
-    re.DOTALL,
-)
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 ORIENTATION_NOTES = (b"XML:com.adobe.xmp\0", b"Raw profile type exif\0", b"Raw profile type APP1\0")
 LITTLE = sys.byteorder == "little"
@@ -71,93 +58,7 @@ SIGNATURES = (  # of what is no image that is read, and of what would be one
     (PNG_SIGNATURE, "broken in its first bytes: begins as a PNG does"),
 )
 UNREACHABLE = "unreachable: "  # how the reason begins when there are no bytes to decode; no other begins so
-NOT_FOUND = (errno.ENOENT, errno.ENOTDIR)
-ABOUT_ONE_FILE = (*NOT_FOUND, errno.EACCES, errno.EPERM, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG)
 Result = TypeVar("Result")
-
-
-class ImageReader:
-    """Reads encoded images, from files or from Parquet rows, with a bounded cache of row groups.
-
-    Rows that lie together cost one read per row group. Random access (training) is quick while a process' share
-    of the encoded images fits ``cache_bytes`` or row groups are small; files by URI have no such limit.
-
-    Args:
-        cache_bytes: Bound of the cached row groups.
-        waits_s: How long to wait before each further attempt when the storage fails.
-        sleep: What waits.
-    """
-
-    def __init__(
-        self,
-        cache_bytes: int = 512 * 2**20,
-        waits_s: tuple[float, ...] = (0.5, 2.0, 8.0),
-        sleep: Callable[[float], None] = time.sleep,
-    ) -> None:
-        self.cache_bytes, self.waits_s, self.sleep = cache_bytes, waits_s, sleep
-        self._files: dict[str, tuple[pq.ParquetFile, np.ndarray]] = {}
-        self._groups: OrderedDict[tuple[str, str, int], pa.ChunkedArray] = OrderedDict()
-
-    def read(self, uri: str) -> bytes:
-        """The encoded bytes.
-
-        Raises:
-            OSError: This file is not there or must not be read; or it is a damaged Parquet file.
-            ValueError: The Parquet row holds no bytes, or the uri is none.
-            StorageError: The storage fails, at every attempt.
-        """
-        waits_s = iter(self.waits_s)
-        while True:
-            try:
-                return self._read(uri)
-            except (OSError, ValueError) as error:
-                if not storage_fails(error, uri):
-                    raise
-                if (wait_s := next(waits_s, None)) is None:
-                    raise StorageError(
-                        f"cannot read {uri!r} ({1 + len(self.waits_s)} attempts): {one_line(error)}. That is the "
-                        "storage, the network or the credentials, not this image; mend it and run again: what is done "
-                        "is kept"
-                    ) from error
-                self._files.pop(uri.rpartition("#")[0], None)  # an open file may be what is stale
-                self.sleep(wait_s)
-
-    def _read(self, uri: str) -> bytes:
-        if not (inside := INSIDE_PARQUET.fullmatch(uri)):
-            return Place(uri).read_bytes()
-        value = self._row(inside["file"], inside["column"], int(inside["row"]))
-        if isinstance(value, dict):  # Hugging Face: the bytes, or where they are
-            if not value.get("bytes") and value.get("path"):
-                return beside(Place(inside["file"]), value["path"]).read_bytes()
-            value = value.get("bytes")
-        if not value:
-            raise UserError("no image bytes in this row")
-        if not isinstance(value, bytes):
-            raise UserError(f"{type(value).__name__} in this row; expected image bytes")
-        return value
-
-    def _row(self, uri: str, column: str, row: int) -> Any:
-        if uri not in self._files:
-            place = Place(uri)
-            file = pq.ParquetFile(place.path, filesystem=place.fs)
-            sizes = [file.metadata.row_group(i).num_rows for i in range(file.metadata.num_row_groups)]
-            self._files[uri] = file, np.cumsum([0, *sizes])
-        file, starts = self._files[uri]
-        group = int(np.searchsorted(starts, row, side="right")) - 1
-        key = (uri, column, group)
-        if key not in self._groups:
-            self._groups[key] = file.read_row_group(group, columns=[column])[column]
-            while len(self._groups) > 1 and sum(chunk.nbytes for chunk in self._groups.values()) > self.cache_bytes:
-                self._groups.popitem(last=False)
-        self._groups.move_to_end(key)
-        return self._groups[key][row - int(starts[group])].as_py()
-
-
-def beside(file: Place, path: str) -> Place:
-    """What a file calls ``path``: a URI, an absolute path, or one relative to the file's folder."""
-    if "://" in path or path.startswith("/"):
-        return Place(path)
-    return file.sibling(file.path.rpartition("/")[0]) / path
 
 
 # ---------------------------------------------------------------- from bytes to pixels
@@ -374,16 +275,3 @@ def load_many(
         return [load_one(reader, uri, transform) for uri in uris]
     with ThreadPoolExecutor(threads) as pool:
         return list(pool.map(lambda uri: load_one(reader, uri, transform), uris))
-
-
-def storage_fails(error: Exception, uri: str) -> bool:
-    """Whether a reading error is of the network, the credentials or the disk, and not of this one image.
-
-    A local error has an errno, unless the content is what is wrong (a damaged Parquet file). An object store's has one
-    only when the object is not there, so a damaged Parquet file on a bucket counts as the storage's.
-    """
-    cause = error.__cause__ if isinstance(error, ValueError) else error  # Place: the filesystem cannot be reached
-    if not isinstance(cause, OSError):
-        return False
-    remote = "://" in uri and not uri.startswith("file:")
-    return cause.errno not in ABOUT_ONE_FILE and (remote or cause.errno is not None)

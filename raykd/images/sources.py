@@ -24,7 +24,8 @@ import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
 from raykd.errors import StorageError, UserError, did_you_mean, one_line, why
-from raykd.images.reading import PARQUET_SUFFIXES, SUFFIXES, beside
+from raykd.images.reading import SUFFIXES
+from raykd.images.stored import PARQUET_SUFFIXES, beside
 from raykd.store.place import Place
 from raykd.store.tables import MANIFEST
 
