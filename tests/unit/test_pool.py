@@ -347,7 +347,7 @@ def test_a_missing_column_lists_the_ones_there_are(refused, tmp_path):
 def test_unknown_words_in_a_split_column_are_refused(refused, tmp_path):
     source = write_parquet(tmp_path / "p", part=["train"] * 29 + ["holdout"])
     message = refused(pool=source | {"split_column": "part"}, test_share=0, val_share=0)
-    assert "column 'part' holds ['holdout']" in message
+    assert "b.parquet holds ['holdout']; expected pool, train, val" in message
 
 
 @pytest.mark.parametrize(
@@ -536,7 +536,7 @@ def test_other_labels_and_bytes_in_the_same_parquet_rows_are_said_and_the_first_
     assert list_pool(campaign).manifest.equals(first.manifest)
     said = campaign.progress.stream.getvalue()
     name = table["key"][3].as_py()
-    assert f"{len(old)} images in {tmp_path / 'p'} lie in Parquet files that were written anew since" in said
+    assert f"{len(old)} images in {tmp_path / 'p'} lie in files that were written anew since" in said
     assert (
         f"1 images have another label in the data than when they were listed, such as {name!r}: {old[3]!r}, now {new!r}"
         in said
