@@ -92,9 +92,10 @@ def imagenet() -> dict[str, Any]:
     Hardware: four GPUs. Cost: 8 trainings of 20 passes over 100,000 images; the paper's authors took about 8 h for one
     over all of ImageNet on four RTX 4090. Not run yet (no data, no GPU): neither hours nor a score are known.
 
-    Departures from the reference: one clean teacher view, computed once; the pool is scored on clean crops; every
-    round trains 20 passes (theirs silently 50 in the last); the start's 1,000 labels are among the 100,000; labeled
-    draws are uniform (theirs take the labeled images in turn); the teacher is fp32 (theirs fp16).
+    Departures from the reference: one clean teacher view, computed once; the pool is scored on clean crops; two
+    classes that are called like another are called by another name (IMAGENET_RENAMED); every round trains 20 passes
+    (theirs silently 50 in the last); the start's 1,000 labels are among the 100,000; labeled draws are uniform (theirs
+    take the labeled images in turn); the teacher is fp32 (theirs fp16).
     """
     folders: dict[str, Any] = {"format": "class_folders", "label_values": "sorted"}
     return {

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from raykd.errors import UserError
-from raykd.images.manifest import SPLIT_NAMES, Say, endings, few, in_order, manifest_rows
+from raykd.images.manifest import SPLIT_NAMES, Say, endings, few, in_order, manifest_rows, other_format
 from raykd.images.reading import SUFFIXES
 from raykd.images.walk import files_below
 from raykd.store.place import Place
@@ -21,14 +21,16 @@ if TYPE_CHECKING:
 def list_images(source: Source, place: Place, split: str, say: Say) -> tuple[pa.Table, list[str] | None]:
     """Image files at any depth; with class_folders the first folder is the label, and every first folder a class."""
     if not place.is_dir():
-        raise UserError(f"{split}: {source.path!r} is a file; format {source.format} expects a folder")
+        raise UserError(
+            f"{split}: {source.path!r} is a file; format {source.format} expects a folder{other_format([place.name])}"
+        )
     files = files_below(place, split, say)
     is_image = [name.lower().endswith(SUFFIXES) for name in files.names]
     others = [name for name, image in zip(files.names, is_image, strict=True) if not image]
     if not any(is_image):
         raise UserError(
             f"{split}: no image in {source.path} (format {source.format}): it holds {endings(others) or 'no file'}. "
-            f"Read are {', '.join(SUFFIXES)}"
+            f"Read are {', '.join(SUFFIXES)}{other_format(others)}"
         )
     if others:
         say(

@@ -11,6 +11,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from raykd.images.stored import PARQUET_SUFFIXES
 from raykd.store.tables import MANIFEST
 
 Say = Callable[[str, str], None]  # a topic, which is the split, and a line for people
@@ -47,6 +48,13 @@ def in_order(values: Iterable[str]) -> list[str]:
 
 def few(names: list[str], most: int = 5) -> str:
     return ", ".join(map(repr, names[:most])) + (", ..." if len(names) > most else "")
+
+
+def other_format(names: list[str]) -> str:
+    """Which format reads most of such files, as the end of an error; nothing when none does."""
+    known = {"parquet": PARQUET_SUFFIXES, "webdataset": (".tar",), "list": (".csv", ".tsv", ".jsonl", ".ndjson")}
+    counts = Counter(word for name in names for word, suffixes in known.items() if name.lower().endswith(suffixes))
+    return "".join(f"; format {word} reads {' and '.join(known[word])}" for word, _ in counts.most_common(1))
 
 
 def endings(names: list[str], most: int = 5) -> str:

@@ -304,6 +304,30 @@ def test_a_change_is_one_line_in_the_parts_of_the_stages_that_depend_on_it(overr
         assert line.startswith(override.split("=")[0] + ": was ")
 
 
+def test_texts_of_classes_are_the_teachers_and_a_mapping_is_plain_data_whatever_its_keys_are():
+    given = {"cat": ["tabby"], 3: [], "St. Bernard": {"texts": [], "descriptions": ["a dog."]}}
+    before, now = load(settings(classes=["cat", "3", "St. Bernard"])), load(settings(classes=given))
+    changed = [stage for stage in COMPLETE if differences(before.part(stage), now.part(stage))]
+    assert changed == ["teacher"]
+    assert load(yaml.safe_load(yaml.safe_dump(now.model_dump(mode="json")))).part("teacher") == now.part("teacher")
+    assert load(settings(), ["classes.cat=[tabby]", "classes.dog=null"]).classes == {"cat": ["tabby"], "dog": None}
+    assert "classes: 'cat' is there more than once (given: ['cat', 'dog', 'cat'])" in refusal(
+        classes=["cat", "dog", "cat"]
+    )
+    assert "classes: 'cat' has the key 'text'; did you mean 'texts'?" in refusal(classes={"cat": {"text": "x"}})
+    assert "labels.renamed: 'cat' is still among" in refusal(classes=given, labels__renamed={"cat": "3"})
+
+
+def test_the_usual_columns_of_parquet_are_there_unless_others_are_given():
+    def columns(**given):
+        pool = load(settings(pool={"path": "p", "format": "parquet", **given})).pool
+        return pool.id_column, pool.image_column, pool.uri_column
+
+    assert columns() == ("sample_id", "image", None)
+    assert columns(id_column=None, uri_column="where") == (None, None, "where")
+    assert columns(image_column="png") == ("sample_id", "png", None)
+
+
 def test_what_is_fixed_is_which_images_there_are_and_the_seed():
     assert set(load(settings()).fixed()) == {"seed", "split_seed", "pool", "test", "val", "test_share", "val_share"}
 

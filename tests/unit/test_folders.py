@@ -227,3 +227,11 @@ def test_a_hundred_thousand_names_are_listed_once_each(tmp_path, monkeypatch):
     listing, said = listed(tmp_path, format="images")
     assert ids(listing) == [f"{i:06d}.png" for i in range(100_000)]
     assert said == ""
+
+
+@pytest.mark.parametrize(("name", "word"), [("a.tar", "webdataset"), ("B.PARQUET", "parquet"), ("c.csv", "list")])
+def test_files_of_another_format_are_refused_with_its_name(name, word, tmp_path):
+    (tmp_path / name).write_bytes(b"")
+    for path in (tmp_path, tmp_path / name):
+        with pytest.raises(UserError, match=f"; format {word} reads "):
+            listed(path, format="images")
