@@ -18,7 +18,6 @@ from functools import partial
 from typing import Any
 
 from raykd.algo.prompts import ClassTexts, check_apart, classes_of
-from raykd.config import read_yaml
 from raykd.errors import UserError, did_you_mean
 from raykd.images.delimited import read_delimited, read_text
 from raykd.images.manifest import few
@@ -74,6 +73,8 @@ def class_file(path: str) -> dict[str, ClassTexts]:
     try:
         text = read_text(place)
         if ending in (".yaml", ".yml"):
+            from raykd.config import read_yaml  # and with it pydantic, which processes that read images do without
+
             return named(read_yaml(text, path), path)
         if ending == ".json" or text.lstrip().startswith(("[", "{")):
             try:

@@ -86,7 +86,7 @@ def list_source(source: Source, split: str, classes: list[str] | None, say: Say,
 def list_rows(source: Source, split: str, say: Say, kept: Place | None) -> tuple[pa.Table, list[str] | None]:
     """MANIFEST with the labels as they stand there, and the classes that the source itself names, if it does."""
     if source.format == "webdataset":  # whose path may be a pattern
-        return list_webdataset(source, source.path, split, say, kept), None
+        return list_webdataset(source, split, say, kept), None
     place = Place.of(source.path)
     if not place.exists():
         raise UserError(f"{split}: nothing at {source.path!r} ({place}); give the folder or file of the images")

@@ -107,12 +107,12 @@ class ImageReader:
         return value
 
     def _member(self, uri: str, offset: int, size: int) -> bytes:
-        if (place := Place(uri)).is_local:
-            with open(place.path, "rb") as stream:
+        if "://" in uri:
+            data = self._tars.read(Place(uri), offset, size)
+        else:
+            with open(uri, "rb") as stream:
                 stream.seek(offset)
                 data = stream.read(size)
-        else:
-            data = self._tars.read(place, offset, size)
         if len(data) < size:
             raise UserError("the tar ends before this image does: it was cut off, or written anew since it was listed")
         return data

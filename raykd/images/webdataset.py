@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from raykd.errors import StorageError, UserError, one_line, why
 from raykd.images.columns import value_as_text
@@ -55,18 +56,18 @@ class Tar:
     mtime_ns: int | None
 
 
-def list_webdataset(source: Source, path: str, split: str, say: Say, kept: Place | None = None) -> pa.Table:
+def list_webdataset(source: Source, split: str, say: Say, kept: Place | None = None) -> pa.Table:
     """A row for each key that has an image, in the order of tars and members.
 
     Args:
-        path: A tar, a folder of them, or a pattern such as ``shard-{000000..000099}.tar``.
+        source: Its path is a tar, a folder of them, or a pattern such as ``shard-{000000..000099}.tar``.
         kept: A folder for the indexes of tars; None: none is kept.
 
     Raises:
         UserError: No tar, one that is compressed or broken from its beginning, or a key with several images.
         StorageError: A folder or a tar cannot be read.
     """
-    tars = find_tars(source, path, split, say)
+    tars = find_tars(source.path, split, say)
     notes = bool(source.label_column or source.id_column)
     with ThreadPoolExecutor(1 if tars[0].place.is_local else THREADS) as pool:
         indexes = list(pool.map(lambda tar: index_of(tar, split, notes, kept), tars))
@@ -78,25 +79,30 @@ def list_webdataset(source: Source, path: str, split: str, say: Say, kept: Place
             first.setdefault(kind, f"{names['first']!r} in {tar.name}")
     for kind, count in left_out.items():
         say(split, f"{count:,} {kind}, such as {first[kind]}; left out")
-    samples = [Samples(source, split, tar, index) for tar, index in zip(tars, indexes, strict=True)]
-    by_cls = source.label_column is None and any(tar.has_cls for tar in samples)
-    tables = [tar.rows(by_cls) for tar in samples]
-    others = [name for tar in samples for name in tar.others]
-    if not any(table.num_rows for table in tables):
+    by_cls = source.label_column is None and any(
+        pc.any(pc.ends_with(index["name"], ".cls")).as_py() for index in indexes
+    )
+    tables, others, without, keys = [], [], [], set()
+    for tar, index in zip(tars, indexes, strict=True):
+        samples = Samples(source, split, tar, index)
+        tables.append(samples.rows(by_cls))
+        others += samples.others
+        without += samples.without_image
+        keys |= samples.json_keys
+    rows = pa.concat_tables(tables)
+    if not rows.num_rows:
         raise UserError(
             f"{split}: no image in the tars of {source.path}: they hold {endings(others) or 'no file'}. Read are "
             f"{', '.join(SUFFIXES)}" + (f"; image_column is {source.image_column!r}" if source.image_column else "")
         )
-    if without := [name for tar in samples for name in tar.without_image]:
+    if without:
         say(split, f"{len(without):,} keys in {source.path} have no image, such as {without[0]!r}; left out")
     if by_cls:
         say(split, f"labels are those in the .cls members of {source.path}")
-    rows = pa.concat_tables(tables)
     if source.label_column and rows["label"].null_count == rows.num_rows:
-        keys = in_order({key for tar in samples for key in tar.json_keys})
         raise UserError(
             f"{split}.label_column: no .json member in {source.path} has the key {source.label_column!r}; "
-            f"{'they have ' + few(keys, 8) if keys else 'there is no .json member'}"
+            f"{'they have ' + few(in_order(keys), 8) if keys else 'there is no .json member'}"
         )
     return rows
 
@@ -104,19 +110,17 @@ def list_webdataset(source: Source, path: str, split: str, say: Say, kept: Place
 # ---------------------------------------------------------------- which tars
 
 
-def find_tars(source: Source, path: str, split: str, say: Say) -> list[Tar]:
+def find_tars(path: str, split: str, say: Say) -> list[Tar]:
     """The tars that a path names, sorted by name (of a pattern, in its order)."""
     place = Place.of(path)
-    is_pattern = BRACES.search(path) is not None
-    if not is_pattern or (place.is_local and place.exists()):
+    if not BRACES.search(path) or ("://" not in path and place.exists()):
         if place.is_dir():
             files = files_below(place, split, say)
             refuse_compressed(files.names, split)
             of_tars = [i for i, name in enumerate(files.names) if name.lower().endswith(".tar")]
             if not of_tars:
                 raise UserError(
-                    f"{split}: no .tar in {source.path} (format webdataset): it holds "
-                    f"{endings(files.names) or 'no file'}"
+                    f"{split}: no .tar in {path} (format webdataset): it holds {endings(files.names) or 'no file'}"
                 )
             return [Tar(files.names[i], place / files.names[i], files.sizes[i], files.times[i]) for i in of_tars]
         paths = [path]
@@ -315,14 +319,15 @@ class Samples:
         self.notes: dict[str, bytes] = {}
         self.others: list[str] = []
         keys: dict[str, None] = {}
+        chosen = source.image_column and source.image_column.lower().removeprefix(".")
         names, offsets, sizes, contents = (index[column].to_pylist() for column in INDEX.names)
         for name, offset, size, content in zip(names, offsets, sizes, contents, strict=True):
             folder, slash, base = name.rpartition("/")
-            stem, _, suffix = base.partition(".")
-            key, suffix = folder + slash + stem, suffix.lower()
+            stem, _, written = base.partition(".")
+            key, suffix = folder + slash + stem, written.lower()
             keys[key] = None
-            if f".{suffix}".endswith(SUFFIXES) and source.image_column in (None, suffix):
-                self.images.setdefault(key, {})[suffix] = name, offset, size
+            if f".{suffix}".endswith(SUFFIXES) and chosen in (None, suffix):
+                self.images.setdefault(key, {})[written] = name, offset, size
             elif suffix == "cls" and content is not None:
                 self.classes[key] = content
             elif suffix == "json" and content is not None:
@@ -330,7 +335,6 @@ class Samples:
             else:
                 self.others.append(name)
         self.without_image = [key for key in keys if key not in self.images]
-        self.has_cls = bool(self.classes)
 
     @property
     def json_keys(self) -> set[str]:

@@ -150,11 +150,16 @@ def test_a_key_with_several_images_is_refused_until_one_is_named(tmp_path):
     tar = tarred(tmp_path / "a.tar", {"a.left.png": png(0), "a.right.png": png(1), "b.left.png": png(2)})
     with pytest.raises(UserError, match=r"key 'a' .* has 2 images: 'a\.left\.png', 'a\.right\.png'.*image_column"):
         web(tar)
-    listing, said = web(tar, image_column="right.png")
+    listing, said = web(tar, image_column=".Right.PNG")
     assert same_as([1], pictures(listing))
     assert "1 keys in" in said
     with pytest.raises(UserError, match=r"no image in the tars .*image_column is 'seg\.png'"):
         web(tar, image_column="seg.png")
+
+
+def test_one_name_in_capitals_too_is_two_images(tmp_path):
+    with pytest.raises(UserError, match=r"has 2 images: 'a\.png', 'a\.PNG'"):
+        web(tarred(tmp_path / "a.tar", {"a.png": png(0), "a.PNG": png(1)}))
 
 
 def test_labels_are_indices_or_names_in_cls_members(tmp_path):
