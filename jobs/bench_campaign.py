@@ -64,8 +64,9 @@ def work_seconds() -> dict[str, float]:
     import numpy as np
 
     from raykd.demo import digits
-    from raykd.images.reading import ImageReader, load_many
+    from raykd.images.reading import load_many
     from raykd.images.sources import list_source
+    from raykd.images.stored import ImageReader
     from raykd.images.transforms import CenterCrop, ClipPreprocess
     from raykd.models.student import new_student
     from raykd.models.teacher import ImageTower, fetch_weights, read_clip_preprocess

@@ -31,7 +31,7 @@ SIZES = {"small": (64, 64), "photos": (1792, 2400)}  # height, width
 COUNTS = {"small": 40_000, "photos": 600}
 FILES = {"small": 4_000, "photos": 120}  # different ones; then they come again under other names
 BATCH = {"small": 128, "photos": 32}
-TOWERS = {  # of random weights: only their cost matters
+TOWERS: dict[str, Any] = {  # of random weights: only their cost matters
     "small": {"image_size": 48, "layers": [1, 1, 1, 1], "width": 12, "head_width": 24},
     "photos": {"image_size": 224, "patch_size": 32, "width": 128, "layers": 2, "head_width": 32},
 }
@@ -201,7 +201,7 @@ def model_alone(theme: str, folder: Path) -> dict[str, float]:
     from raykd.store.place import Place
 
     tower = ImageTower(Place.of(folder / "model"), "fp32", "cpu", 1)
-    side: Any = TOWERS[theme]["image_size"]
+    side = TOWERS[theme]["image_size"]
     pixels = np.zeros((BATCH[theme], side, side, 3), np.uint8)
     tower.features(pixels)
     started, batches = time.perf_counter(), 0

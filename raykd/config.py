@@ -16,12 +16,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import date
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, get_args, get_origin
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, get_args
 
 import yaml
 from pydantic import (
     AfterValidator,
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Field,
     ValidationError,
@@ -32,6 +33,7 @@ from pydantic import (
 from pydantic.config import JsonDict
 from pydantic.fields import FieldInfo
 
+from raykd.algo.prompts import classes_of
 from raykd.errors import UserError, did_you_mean
 from raykd.paths import IsPath
 
@@ -84,6 +86,16 @@ def _known_strategy(name: str) -> str:
     return name
 
 
+def _number_as_text(value: Any) -> Any:
+    return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
+
+
+def _known_classes(given: Any) -> Any:
+    if not isinstance(given, str):
+        classes_of(given)
+    return given
+
+
 StrategyName = Annotated[str, AfterValidator(_known_strategy)]
 Gpus = Annotated[float, Field(ge=0), AfterValidator(_part_or_whole)]
 Replicas = Count | Annotated[tuple[Count, Count], AfterValidator(_rising)]
@@ -104,31 +116,63 @@ class Section(BaseModel):
         return value
 
 
+LOOKED_AT = {  # by each format that looks at columns
+    "parquet": ("id_column", "image_column", "uri_column", "label_column", "split_column"),
+    "list": ("id_column", "uri_column", "label_column", "split_column"),
+    "webdataset": ("id_column", "image_column", "label_column"),
+}
+
+
 class Source(Section):
     """Where images lie."""
 
-    path: Annotated[str, IsPath()] = Field(description="Folder, Parquet file or folder of them; local, s3:// or gs://")
-    format: Literal["images", "class_folders", "parquet", "coop_split"] = Field(
+    path: Annotated[str, IsPath()] = Field(
+        description="Folder, Parquet file, tar or list; local, s3:// or gs://. webdataset: also {000000..000099} in it"
+    )
+    format: Literal["images", "class_folders", "parquet", "webdataset", "list", "coop_split"] = Field(
         description="images: a folder, any depth, no labels; class_folders: one folder a class; parquet: encoded bytes "
-        "or URIs; coop_split: images under path, split by a CoOp-style JSON (split_file)"
+        "or URIs; webdataset: tars of images; list: a CSV, TSV or JSONL file of paths or URIs; coop_split: images "
+        "under path, split by a CoOp-style JSON (split_file)"
     )
     id_column: str | None = Field(
-        "sample_id",
-        description="parquet: the user's own id, all different; null: the uri as it stands there, or else file and row",
+        None,
+        description="parquet: the user's own id, all different (left out: sample_id; null: the uri as it stands there, "
+        "or else file and row); list: the same (null: the path as it stands there); webdataset: a key of the .json "
+        "members (null: tar and key)",
     )
-    image_column: str | None = Field("image", description="parquet: encoded image bytes; null when uri_column is used")
-    uri_column: str | None = Field(None, description="parquet: path or URI of each image, instead of image_column")
-    label_column: str | None = Field(None, description="parquet: the label (see label_values); null: no labels")
-    split_column: str | None = Field(None, description="parquet: pool (or train), val, test; null: all pool")
+    image_column: str | None = Field(
+        None,
+        description="parquet: encoded image bytes (left out: image, unless uri_column is given); webdataset: which "
+        "member is the image, such as left.jpg, where a key has several",
+    )
+    uri_column: str | None = Field(
+        None,
+        description="parquet: path or URI of each image, instead of image_column; list: the same (null: uri, path, "
+        "file_name, ... whichever is there)",
+    )
+    label_column: str | None = Field(
+        None,
+        description="parquet, list: the label (see label_values), null: no labels; webdataset: a key of the .json "
+        "members, null: the .cls members, where there are any",
+    )
+    split_column: str | None = Field(None, description="parquet, list: pool (or train), val, test; null: all pool")
     split_file: Annotated[str | None, IsPath()] = Field(
         None, description="coop_split: the JSON with lists train, val, test"
     )
-    label_values: list[str] | Literal["sorted"] | None = Field(
+    label_values: list[Annotated[str, BeforeValidator(_number_as_text)]] | Literal["sorted", "index"] | None = Field(
         None,
         description="The labels as they stand in the data, in the order of classes; 'sorted': the data's own values, "
-        "sorted; null: they are the class names",
+        "sorted; 'index': numbers from 0 on; null: they are the class names",
     )
     limit: Count | None = Field(None, description="Use a random subset of this many pool images; null: all")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _usual_columns(cls, values: Any) -> Any:
+        if isinstance(values, dict) and values.get("format") == "parquet":
+            image = {} if values.get("uri_column") else {"image_column": "image"}
+            return {"id_column": "sample_id", **image, **values}
+        return values
 
     @model_validator(mode="after")
     def _fits_format(self) -> Source:
@@ -136,9 +180,13 @@ class Source(Section):
             raise UserError("format parquet needs exactly one of image_column and uri_column (set the other to null)")
         if (self.format == "coop_split") != (self.split_file is not None):
             raise UserError("split_file is for format coop_split, which needs it")
-        for name in ("id_column", "image_column", "uri_column", "label_column", "split_column"):
-            if self.format != "parquet" and getattr(self, name) != type(self).model_fields[name].default:
-                raise UserError(f"{name} is for format parquet; format {self.format} would not look at it")
+        for name in LOOKED_AT["parquet"]:
+            if getattr(self, name) is not None and name not in LOOKED_AT.get(self.format, ()):
+                formats = " and ".join(known for known, names in LOOKED_AT.items() if name in names)
+                raise UserError(f"{name} is for format {formats}; format {self.format} would not look at it")
+        if isinstance(self.label_values, list) and len(set(self.label_values)) < len(self.label_values):
+            repeated = next(value for value in self.label_values if self.label_values.count(value) > 1)
+            raise UserError(f"label_values has {repeated!r} more than once; expected one value for each class")
         return self
 
 
@@ -324,6 +372,9 @@ class LabelsConfig(Section):
         return self
 
 
+Classes = Annotated[Annotated[list[Any] | dict[Any, Any] | str, AfterValidator(_known_classes)] | None, IsPath()]
+
+
 class Config(Section):
     """A whole campaign."""
 
@@ -343,9 +394,11 @@ class Config(Section):
     )
     split_seed: int = Field(0, ge=0, description="Of the draws of test_share, val_share and limit")
     rounds: Count = Field(5, description="Trainings; a label round before each", json_schema_extra=FREE)
-    classes: Annotated[list[str] | str | None, IsPath()] = Field(
+    classes: Classes = Field(
         None,
-        description="Class names, a text file with one a line, or null: the names of the class folders",
+        description="Class names; or names and the texts that the teacher is asked instead ({cat: [tabby, tomcat], "
+        "dog: []}, {cat: {texts: [...], descriptions: [whole prompts]}}); or a .txt, .json, .yaml, .csv or .tsv file "
+        "of either; or null: the names of the class folders, or the labels",
         json_schema_extra=until("teacher"),
     )
     pool: Source
@@ -390,8 +443,8 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _renamed_are_not_classes(self) -> Config:
-        if isinstance(self.classes, list):
-            check_renamed(self.labels.renamed, self.classes)
+        if self.classes is not None and not isinstance(self.classes, str):
+            check_renamed(self.labels.renamed, list(classes_of(self.classes)))
         return self
 
     def part(self, stage: str) -> dict[str, Any]:
@@ -534,7 +587,7 @@ def _override(given: dict[str, Any], override: str) -> str:
     for number, parent in enumerate(parents):
         if section is not None and (spec := section.model_fields.get(parent)):
             section = section_of(spec.annotation)
-            if section is None and get_origin(spec.annotation) is not dict:
+            if section is None and "dict[" not in str(spec.annotation):
                 where = ".".join(parents[: number + 1])
                 raise UserError(f"--set {override!r}: {where} has no fields of its own; give --set {where}=...")
         if not isinstance(target.get(parent), dict):
@@ -607,7 +660,7 @@ def _explain(problem: Any) -> str:
         above = ".".join(path[:-1]) or "config"
         return f"{above}: the key {given!r} is no text to YAML; put it into quotes, if it is one of this section's"
     message = problem["msg"].removeprefix("Value error, ")
-    shown = "" if kind == "missing" or isinstance(given, (dict, BaseModel)) else f" (given: {given!r})"
+    shown = "" if kind == "missing" or isinstance(given, (dict, BaseModel)) else f" (given: {given!r:.200})"
     quotes = "; put it into quotes" if kind == "string_type" and isinstance(given, (int, float, date)) else ""
     return f"{where}: {message}{shown}{quotes}"
 

@@ -20,7 +20,8 @@ import yaml
 
 from raykd.config import load, read_yaml
 from raykd.errors import UserError
-from raykd.images.sources import class_names, few
+from raykd.images.class_lists import class_list
+from raykd.images.manifest import few
 from raykd.images.survey import Survey, survey
 from raykd.models.teacher import check_folder
 from raykd.store.place import Place
@@ -101,12 +102,12 @@ def write_config(
     if os.path.lexists(out):
         raise UserError(f"{out} exists; give another --out, nothing is overwritten")
     given: Any = os.path.abspath(classes_file) if classes_file else None
-    names = class_names(given, None) if given else None
+    names = list(class_list(given, None)) if given else None
     found = survey(place.uri, names)
     if found.classes is None:
         given = asked_for(place, ask)
-        found = survey(place.uri, class_names(given, None))
-    found.classes = class_names(found.classes, None)
+        found = survey(place.uri, list(class_list(given, None)))
+    found.classes = list(class_list(found.classes, None))
     for line in found.lines:
         say(line)
     say(f"{len(found.classes)} classes: {few(found.classes)}")

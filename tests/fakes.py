@@ -144,3 +144,50 @@ def write_siglip(folder: Path) -> tuple[Path, Path]:
     safetensors.torch.save_file(state, folder / "weights.safetensors")
     (folder / "tiny-sigmoid.json").write_text(json.dumps(model | {"custom_text": True}))
     return folder / "tiny-sigmoid.json", folder / "weights.safetensors"
+
+
+def png(seed: int = 0) -> bytes:
+    """A small picture of noise."""
+    buffer = io.BytesIO()
+    Image.fromarray(np.random.default_rng(seed).integers(0, 255, (6, 6, 3), dtype=np.uint8)).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def write_pngs(folder: Path, *names: str) -> Path:
+    """Pictures, all different, under these names."""
+    for number, name in enumerate(names):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(png(number))
+    return folder
+
+
+def listed(path, classes=None, split="pool", kept=None, **fields):
+    """A source's listing, and the lines that were said."""
+    from raykd.config import Source
+    from raykd.images.sources import list_source
+    from raykd.store.tables import MANIFEST
+
+    said: list[str] = []
+    source = Source(path=str(path), **fields)
+    listing = list_source(source, split, classes, lambda _, line: said.append(line), kept)
+    assert listing.rows.schema == MANIFEST
+    return listing, "\n".join(said)
+
+
+def ids(listing) -> list[str]:
+    return listing.rows["sample_id"].to_pylist()
+
+
+def pictures(listing) -> list:
+    """The pixels of a listing's images, or in words why there are none."""
+    from raykd.images.reading import load_many
+    from raykd.images.stored import ImageReader
+
+    return list(load_many(ImageReader(), listing.rows["uri"].to_pylist(), np.asarray))
+
+
+def load_all(reader, uris: list[str], transform) -> list:
+    """What each uri gives, as a list."""
+    from raykd.images.reading import load_many
+
+    return list(load_many(reader, uris, transform))

@@ -1,27 +1,28 @@
 """Zero-shot classification with a CLIP-like model: class embeddings from prompts, logits from cosines.
 
-N images, C classes, T templates, D embedding width.
+N images, C classes, P prompts of all classes, D embedding width.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 
 
-def class_embeddings(text_features_PD: torch.Tensor, num_classes: int) -> torch.Tensor:
+def class_embeddings(text_features_PD: torch.Tensor, num_prompts_C: Sequence[int]) -> torch.Tensor:
     """One direction per class: the mean of its prompts' unit vectors, again of length 1 (CLIP's prompt ensemble).
 
     Args:
-        text_features_PD: float [C * T, D], text embeddings of every class in every template, class by class; any
-            length.
-        num_classes: C.
+        text_features_PD: float [P, D], embeddings of the prompts, class by class; any length.
+        num_prompts_C: How many of them each class has, at least 1.
 
     Returns:
         float [C, D], rows of length 1; equal to ``open_clip.build_zero_shot_classifier(...).T``.
     """
-    unit_CTD = F.normalize(text_features_PD, dim=-1).unflatten(0, (num_classes, -1))
-    return F.normalize(unit_CTD.mean(dim=1), dim=-1)
+    of_classes = F.normalize(text_features_PD, dim=-1).split(list(num_prompts_C))
+    return F.normalize(torch.stack([unit_TD.mean(dim=0) for unit_TD in of_classes]), dim=-1)
 
 
 def zero_shot_logits(

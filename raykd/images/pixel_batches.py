@@ -17,7 +17,8 @@ import pyarrow as pa
 from PIL import Image
 
 from raykd.images.decoding import LARGE_BYTES
-from raykd.images.reading import ImageReader, load_many
+from raykd.images.reading import load_many
+from raykd.images.stored import ImageReader
 
 _NAMES = pa.list_(pa.string())
 URI_BATCHES = pa.schema([("part", pa.int64()), ("sample_ids", _NAMES), ("uris", _NAMES), ("splits", _NAMES)])

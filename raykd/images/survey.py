@@ -18,20 +18,14 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from raykd.errors import UserError, one_line
+from raykd.images.columns import plain_type
 from raykd.images.decoding import SUFFIXES
-from raykd.images.reading import PARQUET_SUFFIXES, ImageReader, load_many
-from raykd.images.sources import (
-    SPLIT_NAMES,
-    Listing,
-    endings,
-    few,
-    files_below,
-    in_order,
-    is_bytes,
-    is_text,
-    list_source,
-    plain_type,
-)
+from raykd.images.manifest import SPLIT_NAMES, endings, few, in_order
+from raykd.images.parquet import is_bytes, is_text
+from raykd.images.reading import load_many
+from raykd.images.sources import Listing, list_source
+from raykd.images.stored import PARQUET_SUFFIXES, ImageReader
+from raykd.images.walk import files_below
 from raykd.store.place import Place
 from raykd.store.tables import first_duplicates
 

@@ -197,9 +197,9 @@ class ImageTower:
 
 
 def encode_texts(
-    folder: Place, model: str, texts: Sequence[str], num_classes: int, device: str, batch_size: int = 256
+    folder: Place, model: str, texts: Sequence[Sequence[str]], device: str, batch_size: int = 256
 ) -> tuple[np.ndarray, float, float]:
-    """Class embeddings float32 [C, D] from every class in every template, class by class; the model's scale and bias.
+    """Class embeddings float32 [C, D] from the prompts of each class; the model's scale and bias.
 
     Raises:
         UserError: The tokenizer does not belong to the text tower.
@@ -208,7 +208,7 @@ def encode_texts(
 
     from raykd.algo.zeroshot import class_embeddings
 
-    tokens_PL = tokenizer_of(model)(list(texts))
+    tokens_PL = tokenizer_of(model)([text for own in texts for text in own])
     clip = load_model(folder, "fp32", device)
     vocabulary = getattr(clip, "vocab_size", None) or getattr(getattr(clip, "text", None), "vocab_size", None)
     if vocabulary and int(tokens_PL.max()) >= vocabulary:
@@ -220,6 +220,6 @@ def encode_texts(
     with torch.inference_mode():
         batches = tokens_PL.split(batch_size)
         features_PD = torch.cat([clip.encode_text(batch.to(device)).float() for batch in batches])
-        classes_CD = class_embeddings(features_PD, num_classes).cpu().numpy()
+        classes_CD = class_embeddings(features_PD, list(map(len, texts))).cpu().numpy()
     bias = getattr(clip, "logit_bias", None)
     return classes_CD, float(clip.logit_scale.detach().exp()), 0.0 if bias is None else float(bias)

@@ -28,7 +28,8 @@ from raykd.algo.dho import Learner, Loss, StudentNet
 from raykd.algo.keyed import generator
 from raykd.errors import UserError
 from raykd.images.decoding import Shrinks
-from raykd.images.reading import ImageReader, load_one
+from raykd.images.reading import load_one
+from raykd.images.stored import ImageReader
 from raykd.models.preprocess import Preprocess
 from raykd.models.student import normalised
 from raykd.models.threads import limited_threads

@@ -12,7 +12,8 @@ import pyarrow.compute as pc
 
 from raykd.algo.heads import probabilities
 from raykd.errors import WaitingForLabels
-from raykd.images.reading import ImageReader, load_many
+from raykd.images.reading import load_many
+from raykd.images.stored import ImageReader
 from raykd.images.transforms import Thumbnail
 from raykd.labels.files import TASKS_FILE, import_folder, labels_from, read_answers, write_tasks
 from raykd.labels.ledger import OUTCOMES, Ledger, current_labels

@@ -1,6 +1,6 @@
 """Every image of the campaign, once, by ``sample_id``: listed at the start, and again at every later one.
 
-The id is the user's own (Parquet) or the path relative to the source's folder; ids of separate test and val
+The id is the user's own (in a table) or the path relative to the source's folder; ids of separate test and val
 sources begin with ``test/`` and ``val/``, so that they cannot meet the pool's.
 
 What has come into the pool since the last listing is a part of its own, and no part ever changes. Test and val are
@@ -17,11 +17,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from raykd.algo.keyed import hash_ids, uniform
+from raykd.algo.prompts import ClassTexts
 from raykd.config import Config, Source
 from raykd.demo.digits import materialise
 from raykd.errors import UserError
-from raykd.images.reading import ImageReader, load_many
-from raykd.images.sources import Grown, Listing, check_label_names, class_names, draw_splits, grown, list_source
+from raykd.images.class_lists import class_list
+from raykd.images.reading import load_many
+from raykd.images.sources import Grown, Listing, check_label_names, draw_splits, grown, list_source
+from raykd.images.stored import ImageReader
 from raykd.images.transforms import Thumbnail
 from raykd.labels.files import labels_from
 from raykd.labels.ledger import resolve_renamed
@@ -51,13 +54,13 @@ def list_pool(campaign: Campaign) -> Pool:
     elif campaign.num_done < config.rounds:  # a finished campaign is only looked at
         parts += grown_part(campaign, parts)
     classes, renamed = classes_now(config, (parts[0].place / CLASSES_FILE).read_json()["found"])
-    pool = Pool(tuple(parts), tuple(classes), renamed)
+    pool = Pool(tuple(parts), tuple(classes), renamed, {name: texts for name, texts in classes.items() if texts})
     check_label_names(pool.manifest, classes)
     check_budgets(campaign, pool, pool.counts["pool"])
-    check_oracle(campaign, pool.manifest, classes)
+    check_oracle(campaign, pool.manifest, pool.classes)
     if campaign.num_done < config.rounds and (given := campaign.new_given):  # or it is refused when all is encoded
         labels_from(Place.of(given), pool.classes, *pool.ids_to_label(), pool.renamed)
-    shown = ", ".join(classes[:SHOWN]) + (", ..." if len(classes) > SHOWN else "")
+    shown = ", ".join(pool.classes[:SHOWN]) + (", ..." if len(classes) > SHOWN else "")
     campaign.say(
         "pool", ", ".join(f"{pool.counts[split]:,} {split}" for split in SPLITS) + f"; {len(classes)} classes: {shown}"
     )
@@ -84,7 +87,7 @@ def first_part(campaign: Campaign) -> Done:
         classes, renamed = classes_now(config, found)
         named = with_renamed(table, renamed)
         check_label_names(named, classes)
-        check_oracle(campaign, named, classes)
+        check_oracle(campaign, named, list(classes))
         check_readable(table, config.split_seed)
         write_part(out, table)
         # "given" is what label_values stand for in this campaign, whatever classes there are later
@@ -116,7 +119,7 @@ def grown_part(campaign: Campaign, parts: list[Done]) -> list[Done]:
         return []
     classes, renamed = classes_now(config, at_first["found"])
     check_label_names(with_renamed(new, renamed), classes)
-    check_oracle(campaign, with_renamed(pa.concat_tables([before, new]), renamed), classes)
+    check_oracle(campaign, with_renamed(pa.concat_tables([before, new]), renamed), list(classes))
     with part_folder(campaign, len(parts)).writing() as out:
         check_readable(new, config.split_seed)
         write_part(out, new)
@@ -134,7 +137,7 @@ def check_changed(campaign: Campaign, change: Grown) -> None:
             f"given and labels.given: {campaign.place}"
         )
     for source, rows in by_source(campaign.config, change.rewritten):
-        what = "lie in Parquet files that" if source.format == "parquet" else "of those listed"
+        what = "lie in files that" if source.format in ("parquet", "webdataset") else "of those listed"
         campaign.say(
             "pool",
             f"{rows.num_rows:,} images in {source.path} {what} were written anew since (another size or time), such as "
@@ -199,7 +202,7 @@ def content(table: pa.Table) -> str:
 
 
 def names_given(config: Config) -> list[str] | None:
-    return None if config.classes is None else class_names(config.classes, None)
+    return None if config.classes is None else list(class_list(config.classes, None))
 
 
 def measured_on(config: Config) -> list[tuple[str, Source]]:
@@ -218,12 +221,13 @@ def listed_rows(campaign: Campaign, given: list[str] | None, again: bool = False
         UserError: A source has no images, or test or val none with a label; ids repeat.
     """
     config = campaign.config
-    listing = list_source(materialise(config.pool), "pool", given, campaign.say)
+    kept = campaign.place / "pool" / "tars"
+    listing = list_source(materialise(config.pool), "pool", given, campaign.say, kept)
     if not listing.rows.num_rows:
         raise UserError(f"pool: no image in {config.pool.path} (format {config.pool.format})")
     tables = [listing.rows]
     for split, source in measured_on(config):
-        more = list_source(source, split, given, campaign.say).rows
+        more = list_source(source, split, given, campaign.say, kept).rows
         if not again and (not more.num_rows or more["label"].null_count):
             raise UserError(
                 f"{split}: {source.path} has {more.num_rows} images, {more['label'].null_count} of them without a "
@@ -253,16 +257,20 @@ def drawn_rows(campaign: Campaign) -> tuple[pa.Table, list[str] | None]:
     return rows, listing.found_classes
 
 
-def classes_now(config: Config, found: list[str] | None) -> tuple[list[str], dict[str, str]]:
-    """The class list as it is called now, and what older names became.
+def classes_now(config: Config, found: list[str] | None) -> tuple[dict[str, ClassTexts], dict[str, str]]:
+    """The class list as it is called now, with texts, and what older names became.
 
-    Two that are called the same are one, at the first one's place.
+    Two that are called the same are one, at the first one's place; texts go with their class.
 
     Args:
         found: The classes that the pool's folders or labels suggest, where none are given.
     """
     renamed = resolve_renamed(config.labels.renamed)
-    return list(dict.fromkeys(renamed.get(name, name) for name in class_names(config.classes, found))), renamed
+    classes: dict[str, ClassTexts] = {}
+    for name, texts in class_list(config.classes, found).items():
+        now = renamed.get(name, name)
+        classes[now] = classes[now].joined(texts) if now in classes else texts
+    return classes, renamed
 
 
 # ---------------------------------------------------------------- checks

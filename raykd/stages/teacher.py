@@ -1,13 +1,14 @@
 """The teacher's opinion of every image: logits from the stored features, in seconds, without a look at any image.
 
-The rule today is zero-shot: the cosine of an image's features and of each class's prompts. New prompts, a new, renamed
-or merged class make a new opinion beside the older ones, for the rounds to come. Logits are always computed from the
-features as they are stored, so that a second computation gives the same.
+The rule today is zero-shot: the cosine of an image's features and of each class's prompts. New templates, other texts
+of a class, a new, renamed or merged class make a new opinion beside the older ones, for the rounds to come. Logits are
+always computed from the features as they are stored, so that a second computation gives the same.
 """
 
 from __future__ import annotations
 
 import io
+from collections.abc import Mapping
 from contextlib import ExitStack
 from typing import Any
 
@@ -18,7 +19,7 @@ import ray
 
 from raykd.algo.heads import probabilities
 from raykd.algo.metrics import Scores, scores
-from raykd.algo.prompts import prompts, templates
+from raykd.algo.prompts import ClassTexts, prompts, templates
 from raykd.errors import UserError
 from raykd.models.teacher import encode_texts
 from raykd.models.threads import limited_threads
@@ -40,10 +41,16 @@ def teach(campaign: Campaign, pool: Pool, encoded: Encoded) -> Teacher:
         UserError: The teacher cannot tell two classes apart, or its tokenizer does not belong to it.
     """
     classes = list(pool.classes)
-    rule = {"model": encoded.model, "classes": classes, "templates": templates(campaign.config.teacher.templates)}
+    rule: dict[str, Any] = {
+        "model": encoded.model,
+        "classes": classes,
+        "templates": templates(campaign.config.teacher.templates),
+    }
+    if pool.texts:
+        rule["texts"] = {name: pool.texts[name].plain() for name in classes if name in pool.texts}
     name = campaign.folder("teacher", version=VERSION, made_from=rule).fingerprint
     place = campaign.place / "teacher" / name
-    texts = embed_classes(campaign, rule, place / "classes", encoded.folder)
+    texts = embed_classes(campaign, rule, pool.texts, place / "classes", encoded.folder)
     folders = [
         campaign.folder(
             "teacher",
@@ -75,15 +82,16 @@ def measured(campaign: Campaign, place: Place, parts: tuple[Done, ...], name: st
     return found
 
 
-def embed_classes(campaign: Campaign, rule: dict[str, Any], place: Place, model: Place) -> Done:
+def embed_classes(
+    campaign: Campaign, rule: dict[str, Any], own: Mapping[str, ClassTexts], place: Place, model: Place
+) -> Done:
     """Class embeddings float32 [C, D] in ``classes.npy``, the model's scale and bias in the facts."""
     config = campaign.config.teacher
     folder = campaign.folder("teacher", version=VERSION, made_from=rule, at=place)
     if done := folder.done():
         return done
     with folder.writing() as out:
-        texts = prompts(rule["classes"], rule["templates"])
-        arguments = (model, config.open_clip_name, texts, len(rule["classes"]))
+        arguments = (model, config.open_clip_name, prompts(rule["classes"], rule["templates"], own))
         if campaign.session.is_local or not config.num_gpus:
             classes_CD, scale, bias = encode_texts(*arguments, "cpu")
         else:
@@ -105,8 +113,8 @@ def check_classes(classes: list[str], classes_CD: np.ndarray) -> None:
     if cosines_CC[first, second] > 1 - 1e-6:
         raise UserError(
             f"classes {classes[first]!r} and {classes[second]!r} are the same text to the teacher: its tokenizer does "
-            "not know what differs, or cuts it off. Give them other names (classes, labels.renamed), or take another "
-            "teacher: no image need be read again for that"
+            "not know what differs, or cuts it off. Give them other texts (classes: {name: [text, ...]}) or names "
+            "(labels.renamed): no image need be read again for that; or take another teacher"
         )
 
 

@@ -30,6 +30,7 @@ import pyarrow.dataset as pads
 
 from raykd.algo.heads import Mixture, probabilities
 from raykd.algo.metrics import Scores
+from raykd.algo.prompts import ClassTexts
 from raykd.store.place import Place
 from raykd.store.stage_folder import Done, fingerprint, read_done
 from raykd.store.tables import CARDS, MANIFEST, QUARANTINE, SPLITS, matrix, positions
@@ -51,11 +52,13 @@ class Pool:
         parts: What was listed, in the order listed; tables.MANIFEST each.
         classes: Class names, in the order of their indices.
         renamed: What older labels mean now: old class name to a name in ``classes``.
+        texts: What the teacher is asked of the classes for which it is not just their name.
     """
 
     parts: tuple[Done, ...]
     classes: tuple[str, ...]
     renamed: Mapping[str, str] = field(default_factory=dict)
+    texts: Mapping[str, ClassTexts] = field(default_factory=dict)
 
     @cached_property
     def listed(self) -> list[pa.Table]:

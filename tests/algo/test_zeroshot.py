@@ -7,7 +7,7 @@ import pytest
 import torch
 from open_clip.model import CLIP
 
-from raykd.algo.prompts import TEMPLATE_SETS, prompts, templates
+from raykd.algo.prompts import TEMPLATE_SETS, ClassTexts, check_apart, classes_of, prompts, templates
 from raykd.algo.zeroshot import class_embeddings, zero_shot_logits
 
 CLASSES = ["cat", "hot_dog", "old car", "tree", "a_b_c"]
@@ -53,7 +53,8 @@ def test_class_embeddings_equal_open_clips_own_zero_shot_classifier(clip, tokeni
     chosen = templates(chosen)
     names = [name.replace("_", " ") for name in CLASSES]
     want = open_clip.build_zero_shot_classifier(clip, tokenizer, names, [t.format for t in chosen], device="cpu")
-    got = class_embeddings(clip.encode_text(tokenizer(prompts(CLASSES, chosen))), len(CLASSES))
+    texts = [text for own in prompts(CLASSES, chosen) for text in own]
+    got = class_embeddings(clip.encode_text(tokenizer(texts)), [len(chosen)] * len(CLASSES))
     assert got.shape == (5, 24)
     torch.testing.assert_close(got, want.T, rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(got.norm(dim=1), torch.ones(5))
@@ -63,21 +64,22 @@ def test_class_embeddings_equal_open_clips_own_zero_shot_classifier(clip, tokeni
 def test_class_embeddings_do_not_see_the_length_of_a_prompts_embedding():
     features = torch.randn(6, 8, generator=torch.Generator().manual_seed(0))
     lengths = torch.tensor([0.1, 7.0, 30.0, 1.0, 2.0, 0.5])[:, None]
-    torch.testing.assert_close(class_embeddings(features * lengths, 2), class_embeddings(features, 2))
+    torch.testing.assert_close(class_embeddings(features * lengths, [2, 4]), class_embeddings(features, [2, 4]))
 
 
 def test_class_embeddings_average_each_classs_own_prompts_in_a_loop():
     features = torch.randn(6, 8, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
-    for c in range(2):
-        mean = sum(features[c * 3 + t] / features[c * 3 + t].norm() for t in range(3)) / 3
-        torch.testing.assert_close(class_embeddings(features, 2)[c], mean / mean.norm())
+    rows = [[0], [1, 2, 3], [4, 5]]
+    for found, own in zip(class_embeddings(features, [1, 3, 2]), rows, strict=True):
+        mean = sum(features[p] / features[p].norm() for p in own) / len(own)
+        torch.testing.assert_close(found, mean / mean.norm())
 
 
 @torch.inference_mode()
 def test_logits_equal_the_models_own_forward_pass(clip, tokenizer):
-    images, texts = torch.randn(3, 3, 16, 16), tokenizer(prompts(CLASSES, templates("simple")))
+    images, texts = torch.randn(3, 3, 16, 16), tokenizer([text for (text,) in prompts(CLASSES, templates("simple"))])
     want = clip.get_logits(images, texts)[0]
-    classes = class_embeddings(clip.encode_text(texts), 5)
+    classes = class_embeddings(clip.encode_text(texts), [1] * 5)
     scale = float(clip.logit_scale.exp())
     torch.testing.assert_close(zero_shot_logits(clip.encode_image(images), classes, scale), want, rtol=1e-4, atol=1e-4)
 
@@ -119,11 +121,14 @@ def test_imagenet_80_is_openais_ensemble():
 
 
 def test_prompts_go_class_by_class_and_underscores_become_spaces():
-    assert prompts(["hot_dog", "cat"], ["a {}.", "the {}"]) == ["a hot dog.", "the hot dog", "a cat.", "the cat"]
+    assert prompts(["hot_dog", "cat"], ["a {}.", "the {}"]) == [
+        ["a hot dog.", "the hot dog"],
+        ["a cat.", "the cat"],
+    ]
 
 
 def test_prompts_take_names_with_braces_and_templates_with_underscores_as_they_are():
-    assert prompts(["{}", "a{0}"], ["my_{} {x}"]) == ["my_{} {x}", "my_a{0} {x}"]
+    assert prompts(["{}", "a{0}"], ["my_{} {x}"]) == [["my_{} {x}"], ["my_a{0} {x}"]]
 
 
 def test_an_unknown_template_set_is_told_with_the_nearest_or_those_there_are():
@@ -144,3 +149,76 @@ def test_a_template_without_exactly_one_hole_is_refused(bad, count):
 def test_no_template_at_all_is_refused():
     with pytest.raises(ValueError, match="no prompt templates given"):
         templates([])
+
+
+def test_texts_of_a_classs_own_stand_in_for_its_name_and_descriptions_are_whole_prompts():
+    own = {"n02": ClassTexts(("tabby", "old_cat")), "dog": ClassTexts(descriptions=("it barks {}.",))}
+    assert prompts(["n02", "dog", "cow"], ["a {}.", "the {}"], own) == [
+        ["a tabby.", "the tabby", "a old cat.", "the old cat"],
+        ["a dog.", "the dog", "it barks {}."],
+        ["a cow.", "the cow"],
+    ]
+    assert prompts(["x"], ["a {}."], {"x": ClassTexts((), ("only this",))}) == [["only this"]]
+
+
+# ---------------------------------------------------------------- classes from plain data
+
+CAT = ClassTexts(("tabby", "tomcat"), ("it meows.",))
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        (["cat", "dog"], {"cat": ClassTexts(), "dog": ClassTexts()}),
+        ([" cat ", 7], {"cat": ClassTexts(), "7": ClassTexts()}),
+        ({"cat": ["tabby", "tomcat", "tabby"], "dog": []}, {"cat": ClassTexts(CAT.texts), "dog": ClassTexts()}),
+        ({"cat": "tabby", "dog": None, 3: []}, {"cat": ClassTexts(("tabby",)), "dog": ClassTexts(), "3": ClassTexts()}),
+        ({"cat": {"texts": CAT.texts, "descriptions": "it meows."}, "dog": {}}, {"cat": CAT, "dog": ClassTexts()}),
+        ([{"name": "cat", "synonyms": [*CAT.texts], "prompts": ["it meows."]}, "x"], {"cat": CAT, "x": ClassTexts()}),
+        ([{"cat": ["tabby"]}, {"dog": []}], {"cat": ClassTexts(("tabby",)), "dog": ClassTexts()}),
+        ({"10": "k", **{str(i): chr(97 + i) for i in range(10)}}, dict.fromkeys("abcdefghijk", ClassTexts())),
+        ({0: "cat", 1: "dog"}, {"cat": ClassTexts(), "dog": ClassTexts()}),
+        ({"0": ["zero"], "1": ["one"]}, {"0": ClassTexts(("zero",)), "1": ClassTexts(("one",))}),
+        ({"train": "i/train", "val": "v", "names": {0: "cat", 1: "x"}}, {"cat": ClassTexts(), "x": ClassTexts()}),
+        ({"cat": {"texts": [], "descriptions": ["it meows."]}}, {"cat": ClassTexts((), ("it meows.",))}),
+    ],
+)  # fmt: skip
+def test_classes_are_taken_from_any_plain_shape(given, expected):
+    assert classes_of(given) == expected
+    assert list(classes_of(given)) == list(expected)
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        (3, r"int \(3\); expected names"),
+        (["cat", None], "entry 1 is None; expected a name"),
+        (["cat", True], "entry 1 is True; .*YAML reads yes, no"),
+        (["cat", 1.5], "entry 1 is 1.5"),
+        (["cat", " "], "entry 1 is ' '"),
+        (["cat", ["dog"]], "entry 1 is .*'dog'"),
+        ([{"cat": [], "dog": []}], "entry 0 is"),
+        (["cat", "dog", "cat "], "'cat' is there more than once"),
+        ({"1": [], 1: []}, "'1' is there more than once"),
+        ({"cat": [1]}, r"'cat' has \[1\]; expected a text"),
+        ({"cat": [""]}, "none of them empty"),
+        ({"cat": {"text": ["a"]}}, "'cat' has the key 'text'; did you mean 'texts'?"),
+        ({"cat": {"texts": ["a"], "synonyms": ["b"]}}, "'cat' has the key 'synonyms'"),
+        ({"cat": {"texts": []}}, "'cat' has neither texts nor descriptions"),
+        ({"nc": 80, "names": 3}, "'nc' has 80"),
+    ],
+)
+def test_plain_data_that_names_no_classes_is_refused_by_entry(given, words):
+    with pytest.raises(ValueError, match=words):
+        classes_of(given)
+
+
+@pytest.mark.parametrize("other", ["Cat fish", "cat  fish", "cat_fish", "ＣＡＴ fish", "CAT_FISH"])  # noqa: RUF001
+def test_classes_that_differ_in_nothing_the_teacher_sees_are_refused_unless_their_texts_do(other):
+    classes = dict.fromkeys(["cat fish", "dog", other], ClassTexts())
+    with pytest.raises(ValueError, match=f"'cat fish' and '{other}' differ in nothing that the teacher sees"):
+        check_apart(classes)
+    check_apart(classes | {other: ClassTexts(("wels",))})
+    check_apart(classes | {other: ClassTexts(descriptions=("a fish with a beard.",))})
+    with pytest.raises(ValueError, match="differ in nothing"):
+        check_apart({"a": ClassTexts(("same",)), "b": ClassTexts(("Same",))})

@@ -42,7 +42,7 @@ def open_clip_logits(model_name: str, ids: list[str], folder: Path, classes, tem
 @pytest.fixture
 def no_image_is_read(monkeypatch):
     """Any attempt to read an image, here or in a worker of this process' making, is an error."""
-    from raykd.images.reading import ImageReader
+    from raykd.images.stored import ImageReader
     from raykd.stages import map_images
 
     def read(*_):
@@ -171,3 +171,30 @@ def test_classes_that_are_one_to_the_teacher_are_refused_by_name():
         check_classes(["boat", "crane", "dock", "Crane"], directions)
     check_classes(["boat", "crane", "dock"], directions[:3])
     check_classes(["boat"], directions[:1])
+
+
+def test_texts_and_descriptions_stand_in_for_a_classs_name_and_no_image_is_read(opinion, finished, no_image_is_read):
+    """As open_clip embeds them, a class at a time."""
+    import open_clip
+
+    own = {"red": ["crimson", "hot_lava"], "green": {"descriptions": ["leaves in May."]}, "blue": []}
+    found = opinion(f"classes={json.dumps(own)}", "labels.start=none")
+    assert list(found.classes) == ["red", "green", "blue"]
+    texts = [
+        ["a photo of a crimson.", "a photo of a hot lava."],
+        ["a photo of a green.", "leaves in May."],
+        ["a photo of a blue."],
+    ]
+    model, _, preprocess = open_clip.create_model_and_transforms(finished.settings["teacher"]["model"])
+    tokenizer = open_clip.get_tokenizer(finished.settings["teacher"]["model"])
+    ids, logits = readable_logits(found)
+    folder = Path(finished.settings["pool"]["path"])
+    with torch.no_grad():
+        means = [model.eval().encode_text(tokenizer(prompts), normalize=True).mean(dim=0) for prompts in texts]
+        classes = torch.nn.functional.normalize(torch.stack(means), dim=1)
+        images = torch.stack([preprocess(Image.open(folder / name)) for name in ids])
+        expected = model.logit_scale.exp() * model.encode_image(images, normalize=True) @ classes.T
+    np.testing.assert_allclose(logits, expected.numpy(), atol=0.05)
+    plain = opinion("classes=[red, green, blue]", "labels.start=none", name="plain")
+    assert plain.fingerprint != found.fingerprint
+    assert not np.allclose(readable_logits(plain)[1], logits, atol=0.05)

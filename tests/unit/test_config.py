@@ -109,11 +109,20 @@ def test_every_mistake_is_told_at_once_a_line_each():
         ({"test_share": 0.7, "val_share": 0.3}, ["test_share + val_share = 1.0", "nothing is left"]),
         ({"test_share": 0.1, "test": {"path": "t", "format": "images"}}, ["give test or test_share, not both"]),
         ({"val_share": 0.1, "val": {"path": "t", "format": "images"}}, ["give val or val_share, not both"]),
-        ({"pool__format": "parquet", "pool__uri_column": "u"}, ["exactly one of image_column and uri_column"]),
+        (
+            {"pool__format": "parquet", "pool__uri_column": "u", "pool__image_column": "i"},
+            ["exactly one of image_column and uri_column"],
+        ),
+        ({"pool__format": "parquet", "pool__image_column": None}, ["exactly one of image_column and uri_column"]),
+        ({"pool__format": "list", "pool__image_column": "i"}, ["image_column is for format parquet and webdataset;"]),
+        ({"pool__label_values": ["0", 0]}, ["label_values has '0' more than once"]),
         ({"pool__format": "coop_split"}, ["split_file is for format coop_split"]),
         ({"pool__split_file": "s.json"}, ["split_file is for format coop_split"]),
         ({"test": {"path": "t"}}, ["test.format: Field required"]),
-        ({"pool__label_column": "y"}, ["label_column is for format parquet; format class_folders would not look"]),
+        (
+            {"pool__label_column": "y"},
+            ["label_column is for format parquet and list and webdataset; format class_folders"],
+        ),
         ({"teacher": {"model": "local-dir:t", "pretrained": "openai"}}, ["/t' brings its own weights"]),
         ({"selection__duplicate_cosine": 0.9}, ["give max_duplicates"]),
         ({"student__crop_area": [0, 1]}, ["student.crop_area.0:", "greater than 0", "given: 0"]),
@@ -180,7 +189,7 @@ def test_what_is_no_value_alone_is_none_in_a_list_either(name, value):
             "labels: {renamed: {old: no}}",
             "labels.renamed.old: Input should be a valid string (given: False); put it into",
         ),
-        ("classes: [1, 2]", "classes.0: Input should be a valid string (given: 1); put it into quotes"),
+        ("classes: [cat, yes]", "a name like that needs quotes"),
         ("cache_path: 2026-01-02", "cache_path: Input should be a valid string"),
         ("no: 3", "config: the key False is no text to YAML; put it into quotes"),
         ("rounds: 010", "010 in line 1 is another number to YAML"),
@@ -255,7 +264,6 @@ def test_the_last_override_of_a_key_wins_and_null_makes_room_for_another():
         "student.crop_area=[1,",
         "pool.path.x=1",
         "rounds.x=1",
-        "classes.0=a",
     ],
 )
 def test_an_override_that_cannot_be_read_is_refused_by_name(override):
@@ -497,6 +505,29 @@ def test_a_change_is_one_line_in_the_parts_of_the_stages_that_depend_on_it(overr
     for stage in stages:
         (line,) = lines[stage]
         assert line.startswith(override.split("=")[0] + ": was ")
+
+
+def test_texts_of_classes_are_the_teachers_and_a_mapping_is_plain_data_whatever_its_keys_are():
+    given = {"cat": ["tabby"], 3: [], "St. Bernard": {"texts": [], "descriptions": ["a dog."]}}
+    before, now = load(settings(classes=["cat", "3", "St. Bernard"])), load(settings(classes=given))
+    changed = [stage for stage in COMPLETE if differences(before.part(stage), now.part(stage))]
+    assert changed == ["teacher"]
+    assert load(yaml.safe_load(yaml.safe_dump(now.model_dump(mode="json")))).part("teacher") == now.part("teacher")
+    assert load(settings(), ["classes.cat=[tabby]", "classes.dog=null"]).classes == {"cat": ["tabby"], "dog": None}
+    repeated = refusal(classes=["cat", "dog", "cat"])
+    assert repeated == "classes: 'cat' is there more than once (given: ['cat', 'dog', 'cat'])"
+    assert "classes: 'cat' has the key 'text'; did you mean 'texts'?" in refusal(classes={"cat": {"text": "x"}})
+    assert "labels.renamed: 'cat' is still among" in refusal(classes=given, labels__renamed={"cat": "3"})
+
+
+def test_the_usual_columns_of_parquet_are_there_unless_others_are_given():
+    def columns(**given):
+        pool = load(settings(pool={"path": "p", "format": "parquet", **given})).pool
+        return pool.id_column, pool.image_column, pool.uri_column
+
+    assert columns() == ("sample_id", "image", None)
+    assert columns(id_column=None, uri_column="where") == (None, None, "where")
+    assert columns(image_column="png") == ("sample_id", "png", None)
 
 
 def test_what_is_fixed_is_which_images_there_are_and_the_seed():

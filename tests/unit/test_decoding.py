@@ -11,7 +11,8 @@ from PIL import Image
 
 from raykd.images import decoding
 from raykd.images.decoding import UNREACHABLE, decode
-from raykd.images.reading import ImageReader, load_one
+from raykd.images.reading import load_one
+from raykd.images.stored import ImageReader
 
 
 def encode(image, format="PNG", **options):

@@ -25,8 +25,9 @@ from hostile import Bad, Refused, Rows
 from raykd.config import Source
 from raykd.errors import UserError
 from raykd.images.decoding import UNREACHABLE
-from raykd.images.reading import ImageReader, load_one
+from raykd.images.reading import load_one
 from raykd.images.sources import list_source
+from raykd.images.stored import ImageReader
 from raykd.images.transforms import CenterCrop, ClipPreprocess, RandomCrop, Thumbnail
 from raykd.store.tables import first_duplicates
 

@@ -4,16 +4,18 @@ import io
 import json
 import os
 import shutil
+import tarfile
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from fakes import new_campaign
+from fakes import load_all, new_campaign
 from PIL import Image
 
-from raykd.images.reading import ImageReader, load_many
+from raykd.algo.prompts import ClassTexts
+from raykd.images.stored import ImageReader
 
 CLASSES = ["red", "green", "blue"]
 
@@ -88,7 +90,7 @@ def write_parquet(folder: Path, count: int = 30, **columns) -> dict:
 
 
 def pixels_of(row: dict) -> np.ndarray:
-    (image,) = load_many(ImageReader(), [row["uri"]], lambda image: image)
+    (image,) = load_all(ImageReader(), [row["uri"]], lambda image: image)
     assert not isinstance(image, str), image
     return np.asarray(image)
 
@@ -346,7 +348,7 @@ def test_a_missing_column_lists_the_ones_there_are(refused, tmp_path):
 def test_unknown_words_in_a_split_column_are_refused(refused, tmp_path):
     source = write_parquet(tmp_path / "p", part=["train"] * 29 + ["holdout"])
     message = refused(pool=source | {"split_column": "part"}, test_share=0, val_share=0)
-    assert "column 'part' holds ['holdout']" in message
+    assert "b.parquet holds ['holdout']; expected pool, train, val" in message
 
 
 @pytest.mark.parametrize(
@@ -535,7 +537,7 @@ def test_other_labels_and_bytes_in_the_same_parquet_rows_are_said_and_the_first_
     assert list_pool(campaign).manifest.equals(first.manifest)
     said = campaign.progress.stream.getvalue()
     name = table["key"][3].as_py()
-    assert f"{len(old)} images in {tmp_path / 'p'} lie in Parquet files that were written anew since" in said
+    assert f"{len(old)} images in {tmp_path / 'p'} lie in files that were written anew since" in said
     assert (
         f"1 images have another label in the data than when they were listed, such as {name!r}: {old[3]!r}, now {new!r}"
         in said
@@ -675,3 +677,60 @@ def test_rows_that_moved_in_their_file_are_refused_as_others_would_be_read(setti
     pq.write_table(pa.concat_tables([table.slice(10), table.slice(0, 10)]), tmp_path / "p" / "a.parquet")
     with pytest.raises(ValueError, match=r"17 images lie elsewhere .*labels\.given"):
         list_pool(new_campaign(given))
+
+
+# ---------------------------------------------------------------- tars and texts
+
+
+def write_tar(path: Path, seeds) -> None:
+    with tarfile.open(path, "w") as tar:
+        for seed in seeds:
+            for name, data in ((f"{seed}.png", encoded(seed)), (f"{seed}.cls", str(seed % 3).encode())):
+                about = tarfile.TarInfo(name)
+                about.size = len(data)
+                tar.addfile(about, io.BytesIO(data))
+
+
+def test_a_pool_of_tars_is_split_and_grows_by_tars_and_each_is_indexed_once(build, settings, tmp_path, monkeypatch):
+    from raykd.images import webdataset
+    from raykd.stages.pool import list_pool
+
+    folder, indexed, read = tmp_path / "tars", [], webdataset.read_index
+    folder.mkdir()
+    monkeypatch.setattr(webdataset, "read_index", lambda tar, notes: (indexed.append(tar.name), read(tar, notes))[1])
+    write_tar(folder / "a.tar", range(30))
+    pool = {"path": str(folder), "format": "webdataset", "label_values": "index"}
+    campaign, first = build(pool=pool, classes=CLASSES)
+    rows = {row["sample_id"]: row for row in first.manifest.to_pylist()}
+    assert {name: row["label"] for name, row in rows.items()} == {f"a.tar/{i}": CLASSES[i % 3] for i in range(30)}
+    assert {row["split"] for row in rows.values()} == {"pool", "val", "test"}
+    assert np.array_equal(pixels_of(rows["a.tar/7"]), np.asarray(Image.open(io.BytesIO(encoded(7)))))
+    write_tar(folder / "b.tar", range(30, 36))
+    grown = list_pool(campaign)
+    assert [part.facts["pool"] for part in grown.parts][1:] == [6]
+    assert indexed == ["a.tar", "b.tar"]
+    write_tar(folder / "a.tar", range(29, -1, -1))
+    with pytest.raises(ValueError, match=r"30 images lie elsewhere in .*tars than when they were listed"):
+        list_pool(campaign)
+
+
+def test_texts_of_classes_go_with_the_class_when_it_is_renamed_or_merged(build, tmp_path):
+    given = {"red": ["crimson"], "green": {"descriptions": ["a green thing."]}, "blue": []}
+    pool = build(classes=given)[1]
+    assert pool.classes == ("red", "green", "blue")
+    assert pool.texts == {"red": ClassTexts(("crimson",)), "green": ClassTexts(None, ("a green thing.",))}
+    assert build(classes=list(given))[1].texts == {}
+    (tmp_path / "classes.json").write_text(json.dumps(given))
+    merged = build("labels.renamed={red: warm, green: warm}", classes=str(tmp_path / "classes.json"), labels={
+        "oracle": "simulated", "start": "none",
+    })[1]  # fmt: skip
+    assert merged.classes == ("warm", "blue")
+    assert merged.texts == {"warm": ClassTexts(("crimson",), ("a green thing.",))}
+
+
+def test_class_folders_whose_names_differ_only_by_case_are_refused_at_once(refused, image_folder, tmp_path):
+    folder = Path(shutil.copytree(image_folder, tmp_path / "mixed"))
+    shutil.copytree(folder / "red", folder / "Red")
+    assert "classes: 'Red' and 'red' differ in nothing that the teacher sees" in refused(
+        pool={"path": str(folder), "format": "class_folders"}
+    )

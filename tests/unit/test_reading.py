@@ -15,7 +15,8 @@ from PIL import Image
 from raykd.errors import StorageError
 from raykd.images import reading
 from raykd.images.decoding import UNREACHABLE, decode
-from raykd.images.reading import FETCHED_AHEAD, ImageReader, load_many, load_one
+from raykd.images.reading import FETCHED_AHEAD, load_many, load_one
+from raykd.images.stored import ImageReader
 from raykd.store.place import Place
 
 
@@ -245,7 +246,7 @@ def test_what_is_not_there_or_not_for_us_is_a_reason_of_its_own_kind_and_not_tri
         raise PermissionError(errno.EACCES, "no")
 
     monkeypatch.setattr(Place, "read_bytes", refuse)
-    assert load_one(reader, "/images/a.png", same) == "unreachable: permission denied"
+    assert load_one(reader, f"{tmp_path}/file", same) == "unreachable: permission denied"
 
 
 def test_an_object_that_is_not_in_the_bucket_is_not_found(bucket):

@@ -1,0 +1,66 @@
+"""Rows of a CSV or TSV file as spreadsheets and scripts write them."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Collection
+
+from raykd.errors import UserError
+from raykd.store.place import Place
+
+Line = tuple[int, dict[str, str]]  # its number in the file, and its cells by column
+
+
+def read_text(place: Place) -> str:
+    """A file of UTF-8, with or without BOM. Raises UserError that names it, when it is something else."""
+    try:
+        return place.read_bytes().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        hint = ", perhaps UTF-16" if error.object[:2] in (b"\xff\xfe", b"\xfe\xff") else ""
+        raise UserError(
+            f"{place} is not UTF-8 (byte {error.start}){hint}; save it as UTF-8 ('CSV UTF-8' in Excel)"
+        ) from error
+
+
+def read_delimited(place: Place, known: Collection[str]) -> tuple[list[str], list[Line]]:
+    """The column names of a table, and its lines; empty ones are passed over, cells that are not there are empty.
+
+    The delimiter is comma, semicolon or tab: that which finds the most of the ``known`` names in the header, then the
+    most columns. Any line ends, quoted cells, also over several lines.
+
+    Raises:
+        UserError: No header, a column twice, a line with more cells than columns, or no CSV; names file and line.
+    """
+    text = read_text(place)
+    if not text.strip():
+        raise UserError(f"{place} is empty; expected a header line with the names of the columns, and a line a row")
+    first = io.StringIO(text.lstrip("\r\n"), newline="").readline()
+    found = {mark: next(csv.reader([first], delimiter=mark), []) for mark in ",;\t"}
+    names = {name.lower() for name in known}
+    mark = max(found, key=lambda mark: (len({cell.strip().lower() for cell in found[mark]} & names), len(found[mark])))
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=mark, strict=True, skipinitialspace=mark != "\t")
+    header: list[str] = []
+    lines: list[Line] = []
+    number = 1
+    try:
+        for cells in reader:
+            if any(cell.strip() for cell in cells):
+                if not header:
+                    header = [cell.strip() for cell in cells]
+                    if repeated := [name for name in header if name and header.count(name) > 1]:
+                        raise UserError(f"{place} has {repeated[0]!r} more than once in its header; rename one")
+                elif any(cell.strip() for cell in cells[len(header) :]):
+                    raise UserError(
+                        f"{place}, line {number}: {len(cells)} cells under a header of {len(header)}; put quotes "
+                        f"around a cell that holds {mark!r}"
+                    )
+                else:
+                    lines.append((number, dict(zip(header, [*cells, *[""] * len(header)], strict=False))))
+            number = reader.line_num + 1
+    except csv.Error as error:
+        raise UserError(
+            f"{place}, line {number}: the row that begins here is not CSV ({error}); is a quote missing or never "
+            "closed?"
+        ) from error
+    return header, lines

@@ -1,0 +1,94 @@
+"""``format: list``: a CSV, TSV or JSONL file that says where images are, and what else is known of them."""
+
+from __future__ import annotations
+
+import json
+import os
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+
+from raykd.errors import UserError, did_you_mean
+from raykd.images.columns import Columns, value_as_text
+from raykd.images.delimited import read_delimited, read_text
+from raykd.images.manifest import Say, few, manifest_rows
+from raykd.store.place import Place
+
+if TYPE_CHECKING:
+    from raykd.config import Source
+
+URI_NAMES = (  # in any case
+    "uri", "url", "path", "file", "file_name", "filename", "file_path", "filepath", "image", "image_path", "image_uri",
+    "image_url", "img_path",
+)  # fmt: skip
+TABLE_SUFFIXES, JSON_SUFFIXES = (".csv", ".tsv"), (".jsonl", ".ndjson")
+
+
+def list_list(source: Source, place: Place, split: str, say: Say) -> pa.Table:
+    """A row for each line of a list. Nothing of the images is looked at, so neither size nor time is known.
+
+    Raises:
+        UserError: It is no list, a column is not there, or a line lacks what it must have.
+    """
+    ending = os.path.splitext(place.name)[1].lower()
+    if place.is_dir() or ending not in TABLE_SUFFIXES + JSON_SUFFIXES:
+        raise UserError(
+            f"{split}: {source.path!r} is no list by its name; expected a file that ends in "
+            f"{', '.join(TABLE_SUFFIXES + JSON_SUFFIXES)} (a Parquet list is format parquet with uri_column)"
+        )
+    header, lines = (read_jsonl if ending in JSON_SUFFIXES else read_table)(source, place)
+    column = source.uri_column or uri_column(header, place, split, say)
+    splits = source.split_column if split == "pool" else None
+    wanted = list(dict.fromkeys(name for name in (column, source.id_column, source.label_column, splits) if name))
+    if missing := [name for name in wanted if name not in header]:
+        raise UserError(
+            f"{split}: {place} has no column {missing[0]!r}; {did_you_mean(missing[0], header)} (see uri_column, "
+            "id_column, label_column, split_column of the source)"
+        )
+    if source.id_column is None and "sample_id" in header and split == "pool":
+        say(split, f"ids are the paths in {place}; its column sample_id is taken by id_column: sample_id")
+
+    def cell(name: str, number: int, cells: dict[str, Any]) -> str | None:
+        text = value_as_text(cells.get(name), f"{split}: {name} in line {number} of {place}")
+        return text.strip() if text and name in (source.label_column, splits) else text
+
+    texts = {name: pa.array([cell(name, *line) for line in lines], pa.string()) for name in wanted}
+    columns = Columns(pa.table(texts), source, split, place, say, lambda row: f"line {lines[row][0]}")
+    given, uris = columns.uris(column)
+    ids = columns.filled(source.id_column, "its own id") if source.id_column else given
+    return manifest_rows(split, ids, uris, labels=columns.labels(), splits=columns.splits())
+
+
+def uri_column(header: list[str], place: Place, split: str, say: Say) -> str:
+    """The column that says where images are, by its name."""
+    found = [name for name in header if name.lower() in URI_NAMES]
+    if len(found) != 1:
+        what = f"{few(found)} all look like paths" if found else f"no column called {', '.join(URI_NAMES[:5])}, ..."
+        raise UserError(
+            f"{split}: {place}: {what}; it has {', '.join(header)}. The first line must name the columns, and "
+            f"{split}.uri_column the one with the path or URI of each image"
+        )
+    say(split, f"paths are taken from column {found[0]!r} of {place}")
+    return found[0]
+
+
+def read_table(source: Source, place: Place) -> tuple[list[str], list[tuple[int, dict[str, Any]]]]:
+    named = (source.uri_column, source.id_column, source.label_column, source.split_column)
+    header, lines = read_delimited(place, [*URI_NAMES, *(name for name in named if name)])
+    return header, list(lines)
+
+
+def read_jsonl(source: Source, place: Place) -> tuple[list[str], list[tuple[int, dict[str, Any]]]]:
+    """Keys of all lines, and the lines."""
+    lines: list[tuple[int, dict[str, Any]]] = []
+    for number, text in enumerate(read_text(place).split("\n"), 1):
+        if not text.strip():
+            continue
+        try:
+            value = json.loads(text)
+        except ValueError as error:
+            raise UserError(f"{place}, line {number}: not JSON ({error}); expected an object a line") from error
+        if not isinstance(value, dict):
+            raise UserError(f'{place}, line {number}: {text.strip():.60}; expected an object, such as {{"path": ...}}')
+        lines.append((number, value))
+    return list(dict.fromkeys(key for _, value in lines for key in value)), lines
