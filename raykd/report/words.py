@@ -117,7 +117,7 @@ def gained(change: Change | None) -> str:
 def labels_spent(r: RoundFigures, more: str = "") -> str:
     """50 labels and 150 more for validation: apart, as all of them cost; ``more`` is said of the first."""
     others = [f"{count:,} more for {use}" for use, count in labels_apart(r).items()]
-    return " and ".join([counted(r["num_labeled"], "label") + more, *others])
+    return (", and " if more else " and ").join([counted(r["num_labeled"], "label") + more, *others])
 
 
 def labels_apart(r: RoundFigures) -> dict[str, int]:

@@ -74,11 +74,11 @@ def teach(campaign: Campaign, pool: Pool, encoded: Encoded) -> Teacher:
 def class_check(classes: list[str], texts: Done, parts: tuple[Done, ...]) -> ClassCheck:
     """What is wrong with a class list, from what was counted in each part."""
     seen_C = np.sum([part.facts["first_choices_C"] for part in parts], axis=0)
-    examples = sorted((example for part in parts for example in part.facts["examples"]), reverse=True)
+    examples = sorted((-margin, sample_id) for part in parts for margin, sample_id in part.facts["examples"])
     return {
         "num_images": int(seen_C.sum()),
         "never": [name for name, count in zip(classes, seen_C, strict=True) if not count],
-        "close": texts.facts["close"],
+        "close": [(first, second, share) for first, second, share in texts.facts["close"]],
         "num_like_none": sum(part.facts["num_like_none"] for part in parts),
         "examples": [sample_id for _, sample_id in examples[:EXAMPLES]],
     }

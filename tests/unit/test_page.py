@@ -446,7 +446,9 @@ def test_it_says_whether_the_last_labels_were_worth_it(report):
 
 def test_validation_labels_are_named_apart(report):
     report["rounds"][-1]["labels_spent"] = {"training": 30, "validation": 150}
-    assert "With 30 labels, 3.0% of the pool and 150 more for validation, the student" in Page(page.render(report)).text
+    assert (
+        "With 30 labels, 3.0% of the pool, and 150 more for validation, the student" in Page(page.render(report)).text
+    )
 
 
 # ---------------------------------------------------------------- room
