@@ -43,8 +43,9 @@ def run(config: Config) -> Sequence[Mapping[str, Any]]:
             trained = train(campaign, number, pool, encoded, teacher, labels)
             predictions = predict(campaign, number, pool, encoded, trained)
             deployed = mix(campaign, number, pool, trained, predictions)
-            before = Round(number, picks, labels, trained, predictions, deployed)
-            measure(campaign, pool, teacher, before)
+            done = Round(number, picks, labels, trained, predictions, deployed)
+            measure(campaign, pool, teacher, done, before)
+            before = done
         write_report(campaign, pool, encoded, teacher)
         return print_summary(campaign)
 

@@ -121,7 +121,7 @@ def uris_as_names(rows: pa.Table) -> list[str]:
     return [uri.partition("#")[0] for uri in rows["uri"].to_pylist()]
 
 
-def listed(pool: dict[str, Any], classes: list[str] | None, lines: list[str]) -> Listing:
+def listed_quietly(pool: dict[str, Any], classes: list[str] | None, lines: list[str]) -> Listing:
     from raykd.config import Source  # here: what reads images needs no pydantic
 
     return list_source(Source(**pool), "pool", classes, lambda _, line: lines.append(line))
@@ -140,7 +140,7 @@ def look_at_images(place: Place, names: Sequence[str], classes: list[str] | None
         return look_at_splits(place, names, classes, tops)
     if are_classes(names, classes):
         found.pool["format"] = "class_folders"
-    listing = listed(found.pool, None, found.lines)
+    listing = listed_quietly(found.pool, None, found.lines)
     if listing.found_classes and found.pool["format"] == "class_folders":
         found.classes = classes or listing.found_classes
         found.lines.append(
@@ -209,7 +209,7 @@ def look_at_parquet(place: Place, names: Sequence[str], classes: list[str] | Non
     for fields in tries:
         lines: list[str] = []
         try:
-            listing = listed(fields, classes or meaning, lines)
+            listing = listed_quietly(fields, classes or meaning, lines)
         except UserError as refused:
             problem = problem or refused
             continue

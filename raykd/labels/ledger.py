@@ -14,6 +14,7 @@ mean now (``renamed``) reads all of them as today's: a file that is imported aga
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -42,6 +43,36 @@ class Appended(NamedTuple):
     new: int
     known: int
     superseded: tuple[str, ...]  # a sentence for each repeat of an answer that another has replaced since
+
+
+class Asked(NamedTuple):
+    """How far people are with what they were asked for."""
+
+    asked: int
+    answered: int
+    needed: int  # answers that a round goes on with
+    named: bool  # some answer, to whatever image, names a class
+
+    @property
+    def enough(self) -> int:
+        """So many more would do; 0: none need be answered."""
+        return max(0, self.needed - self.answered)
+
+    @property
+    def waits(self) -> bool:
+        """Whether a round cannot go on: with no class named there is nothing to train on."""
+        return bool(self.enough) or not self.named
+
+
+def count_answers(ids: pa.ChunkedArray, current: pa.Table, min_answered: float) -> Asked:
+    """How many of the images have an answer (``current``: sample_id, outcome), and how many must.
+
+    Args:
+        min_answered: Share that a round goes on with, 0 to 1.
+    """
+    answered = int(pc.sum(pc.is_in(ids, value_set=current["sample_id"])).as_py() or 0)
+    named = bool(pc.any(pc.equal(current["outcome"], "label")).as_py())
+    return Asked(len(ids), answered, math.ceil(min_answered * len(ids)), named)
 
 
 @dataclass(frozen=True)

@@ -10,15 +10,34 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
-from typing import Any, Literal, TypedDict, TypeGuard
+from typing import Any, Literal, NamedTuple, TypedDict
 
 import jinja2
 
 from raykd.algo.metrics import Scores
-from raykd.store.outputs import RoundFigures
+from raykd.algo.statistics import wilson
+from raykd.report.words import (
+    UNKNOWN,
+    class_doubts,
+    counted,
+    duration,
+    finite,
+    gain_range,
+    head_and_tail,
+    interval,
+    known,
+    labels_spent,
+    number,
+    percent,
+    points,
+    whole,
+    words,
+    worth_of_last,
+)
+from raykd.store.outputs import ClassCheck, RoundFigures
 from raykd.store.stage_folder import flatten
 
-UNKNOWN = "\N{EN DASH}"
+SHOWN_DOUBTS = 20  # names in a sentence about the class list
 
 Guess = tuple[str, float]  # class, probability 0 to 1
 
@@ -44,6 +63,18 @@ class PickCard(TypedDict):
     label: str | None  # the class, when outcome is "label"
 
 
+class NextStep(TypedDict):
+    """What people are to do: where, and what to run then."""
+
+    asked: int
+    answered: int
+    enough: int  # so many more would do; 0: all are answered, but none names a class, so there is nothing to train on
+    tasks: str | None  # the file to fill in; None: nothing is asked
+    answers: str  # the folder for other files
+    command: str
+    folder: str | None  # where to run it; None: it is a submitted job's
+
+
 class ReportData(TypedDict):
     """All that the page shows."""
 
@@ -57,11 +88,12 @@ class ReportData(TypedDict):
     budget: int
     rounds_configured: int
     status: str  # "complete", or what the campaign waits for
-    next_step: str | None  # what people are to do: which file, what may be written, which command; None: nothing
+    next_step: NextStep | None  # None: nobody need do anything
     classes: list[str]
     samples: dict[str, int]  # pool, test, val, quarantined
     quarantine: list[dict[str, str]]  # the first ones: sample_id, uri, reason
     teacher: TeacherFigures
+    class_check: ClassCheck
     rounds: list[RoundFigures]
     setup_seconds: dict[str, float]
     picks: list[PickCard]
@@ -85,6 +117,7 @@ def render(report: ReportData) -> str:
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     environment.filters |= {"percent": percent, "number": number, "points": points, "duration": duration}
+    environment.filters |= {"ends": head_and_tail}
     template = environment.from_string(files("raykd.report").joinpath("page.html.j2").read_text("utf-8"))
     rounds = report["rounds"]
     page = template.render(
@@ -92,6 +125,8 @@ def render(report: ReportData) -> str:
         last=rounds[-1] if rounds else None,
         tested=is_tested(report),
         summary=summary(report),
+        worth=worth_of_last(rounds),
+        doubts=class_doubts(report["class_check"], SHOWN_DOUBTS) if report["status"] != "complete" else [],
         figures=headline(report),
         charts=charts(report),
         gallery=gallery(report["picks"]),
@@ -121,7 +156,7 @@ def summary(report: ReportData) -> str:
     if not rounds:
         return f"The pool of {pool:,} images is ready. No round has finished yet."
     last = rounds[-1]
-    share = f"{counted(last['num_labeled'], 'label')}, {labeled_share(report)} of the pool"
+    share = labels_spent(last, f", {labeled_share(report)} of the pool")
     student = score(last, "mixture")
     if student is None:
         return f"{share}, over {counted(len(rounds), 'round')}. Without a labeled test split, accuracy is unknown."
@@ -157,11 +192,10 @@ def headline(report: ReportData) -> list[tuple[str, str, str]]:
         first_radius = number(rounds[0]["coverage_radius"])
         radius = ("Coverage radius", number(last["coverage_radius"]), f"{first_radius} after the first round")
         return [radius, *labels, ("Classes with a label", f"{covered:,}", f"of {num_classes:,}")]
-    low, high = wilson(student, last["num_test"])
     gain = difference(student, teacher_accuracy(report, last))
     against = "" if gain is None else f"{points(gain)} points against the teacher; "
     return [
-        ("Student accuracy", percent(student), f"{against}95% interval {percent(low, 0)} to {percent(high, 0)}"),
+        ("Student accuracy", percent(student), f"{against}95% interval {interval(last)}"),
         *labels,
         ("Calibration error", percent(last["ece"]), f"ECE; teacher {percent(teacher['ece'])}"),
     ]
@@ -192,7 +226,14 @@ def difference(ours: float | None, theirs: float | None) -> float | None:
     return ours - theirs if known(ours) and known(theirs) else None
 
 
-def round_numbers(report: ReportData) -> tuple[list[str], list[list[str]]]:
+class Noted(NamedTuple):
+    """A cell with a remark below it."""
+
+    value: str
+    small: str
+
+
+def round_numbers(report: ReportData) -> tuple[list[str], list[list[str | Noted]]]:
     """Headings and rows of the table of all rounds; columns that would be empty are left out."""
     rounds = report["rounds"]
     outcomes = [o for o in names_in(r["outcomes"] for r in rounds) if any(r["outcomes"].get(o) for r in rounds)]
@@ -200,10 +241,16 @@ def round_numbers(report: ReportData) -> tuple[list[str], list[list[str]]]:
     named = {"mixture": "Student", "ce_head": "CE head", "kd_head": "KD head", "teacher": "Teacher"}
     heads = {who: name for who, name in named.items() if any(known(score(r, who)) for r in rounds)}
     headings = ["Round", "Labels"] + [{"label": "New labels"}.get(o, words(o)) for o in outcomes] + list(heads.values())
-    rows = []
+    headings += ["Change, points"] if tested else []
+    rows: list[list[str | Noted]] = []
     for r in rounds:
-        row = [str(r["round"]), whole(r["num_labeled"])] + [whole(r["outcomes"].get(o, 0)) for o in outcomes]
-        row += [percent(score(r, head)) for head in heads]
+        row: list[str | Noted] = [str(r["round"]), whole(r["num_labeled"])]
+        row += [whole(r["outcomes"].get(o, 0)) for o in outcomes]
+        shares = {head: percent(score(r, head)) for head in heads}
+        row += [Noted(share, interval(r)) if head == "mixture" else share for head, share in shares.items()]
+        if tested:
+            change = r.get("change")
+            row.append(Noted(points(change["gain"]), gain_range(change)) if change else UNKNOWN)
         row += [percent(r["macro_accuracy"]), percent(r["ece"])] if tested else []
         rows.append([*row, number(r["coverage_radius"])])
     return [*headings, *(["Macro", "ECE"] if tested else []), "Radius"], rows
@@ -394,64 +441,7 @@ def polyline(xy: Sequence[tuple[float, float]]) -> str:
     return " ".join(f"{x},{y}" for x, y in xy)
 
 
-# Numbers and words
-
-
-def known(value: float | None) -> TypeGuard[float]:
-    """Neither None nor NaN nor infinite."""
-    return value is not None and math.isfinite(value)
-
-
-def finite(value: float | None) -> float | None:
-    return value if known(value) else None
-
-
-def percent(value: float | None, digits: int = 1) -> str:
-    return f"{value:.{digits}%}" if known(value) else UNKNOWN
-
-
-def number(value: float | None, digits: int = 3) -> str:
-    return f"{value:.{digits}f}" if known(value) else UNKNOWN
-
-
-def whole(value: float, digits: int = 0) -> str:
-    return f"{value:,.{digits}f}"
-
-
-def points(value: float | None) -> str:
-    """A difference of shares in percentage points, with its sign."""
-    return f"{100 * value:+.1f}".replace("-", "\N{MINUS SIGN}") if known(value) else UNKNOWN
-
-
-def duration(seconds: float | None) -> str:
-    """0.4 s, 12 s, 3 min 05 s, 2 h 10 min."""
-    if not known(seconds):
-        return UNKNOWN
-    if seconds < 9.95:
-        return f"{seconds:.1f} s"
-    whole_s = round(seconds)
-    if whole_s < 60:
-        return f"{whole_s} s"
-    if whole_s < 3600:
-        return f"{whole_s // 60} min {whole_s % 60:02} s"
-    return f"{whole_s // 3600} h {whole_s % 3600 // 60:02} min"
-
-
-def words(name: str) -> str:
-    """Cannot label, for "cannot_label"."""
-    return name.replace("_", " ").capitalize()
-
-
-def counted(count: int, noun: str) -> str:
-    return f"{count:,} {noun}" + ("" if count == 1 else "s")
-
-
-def wilson(share: float, count: int, z: float = 1.96) -> tuple[float, float]:
-    """Wilson's 95% interval of a share observed on ``count`` test images."""
-    count = max(count, 1)
-    center = share + z * z / (2 * count)
-    half = z * math.sqrt(share * (1 - share) / count + z * z / (4 * count * count))
-    return (center - half) / (1 + z * z / count), (center + half) / (1 + z * z / count)
+# Numbers
 
 
 def evenness(labels_C: Sequence[int]) -> float | None:

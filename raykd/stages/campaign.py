@@ -159,6 +159,12 @@ def round_place(place: Place, number: int) -> Place:
     return place / f"round_{number:03d}"
 
 
+def answers_folder(campaign: Campaign) -> Place:
+    """Where people put files with their answers."""
+    given = campaign.config.labels.answers
+    return Place.of(given) if given else campaign.place / "answers"
+
+
 def count_done(place: Place, number: int = 0) -> int:
     """How many rounds of a campaign are evaluated, of which so many are known to be."""
     while read_done(round_place(place, number) / "evaluate"):

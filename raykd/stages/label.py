@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from typing import Any
 
@@ -16,8 +15,8 @@ from raykd.images.reading import load_many
 from raykd.images.stored import ImageReader
 from raykd.images.transforms import Thumbnail
 from raykd.labels.files import TASKS_FILE, import_folder, labels_from, read_answers, write_tasks
-from raykd.labels.ledger import OUTCOMES, Ledger, current_labels
-from raykd.stages.campaign import Campaign
+from raykd.labels.ledger import OUTCOMES, Ledger, count_answers, current_labels
+from raykd.stages.campaign import Campaign, answers_folder
 from raykd.store.outputs import CARDS_FILE, LABELS_FILE, Labels, Picks, Pool, Round, Teacher
 from raykd.store.place import Place
 from raykd.store.stage_folder import StageFolder, fingerprint
@@ -180,29 +179,23 @@ def import_answers(campaign: Campaign, number: int, pool: Pool, ledger: Ledger) 
         campaign.say(f"round {number} label", str(summary))
 
 
-def answers_folder(campaign: Campaign) -> Place:
-    given = campaign.config.labels.answers
-    return Place.of(given) if given else campaign.place / "answers"
-
-
 def wait_for_people(campaign: Campaign, number: int, picks: Picks, current: pa.Table) -> None:
-    asked = len(picks.ids)
-    answered = int(pc.sum(pc.is_in(picks.ids, value_set=current["sample_id"])).as_py() or 0)
-    needed = math.ceil(campaign.config.labels.min_answered * asked)
+    found = count_answers(picks.ids, current, campaign.config.labels.min_answered)
     tasks, answers = campaign.round_place(number) / TASKS_FILE, answers_folder(campaign)
     where = {"tasks": str(tasks), "answers": str(answers)}
-    if answered >= needed:
-        if "label" in current["outcome"].to_pylist():
-            return
+    if not found.waits:
+        return
+    if not found.enough:
         raise WaitingForLabels(
             f"no answer names a class yet, so there is nothing to train on: put a CSV, JSONL or Parquet file with "
             f"sample_id and label of some images of the pool into {answers} and run the same command again",
-            {"count": 1, "enough": 1, "of": asked, "where": where},
+            {"count": 1, "enough": 1, "of": found.asked, "where": where},
         )
-    enough = "" if needed == asked else f" ({needed - answered} more would do, by labels.min_answered)"
+    missing = found.asked - found.answered
+    enough = "" if found.enough == missing else f" ({found.enough} more would do, by labels.min_answered)"
     raise WaitingForLabels(
-        f"{asked - answered} of {asked} images of round {number} wait for a label{enough}: fill the label column of "
+        f"{missing} of {found.asked} images of round {number} wait for a label{enough}: fill the label column of "
         f"{tasks} (or put CSV, JSONL or Parquet files with sample_id and label into {answers}) and run the same command"
         " again",
-        {"count": asked - answered, "enough": needed - answered, "of": asked, "where": where},
+        {"count": missing, "enough": found.enough, "of": found.asked, "where": where},
     )

@@ -38,15 +38,18 @@ def mix(campaign: Campaign, number: int, pool: Pool, trained: Trained, predictio
         return Deployed(done)
     with folder.writing() as out:
         logits, labels_N = predictions.split("val", pool)
+        chosen, num_validation = default, 0
         if len(predictions.columns) < 2:
-            chosen, reason = default, "one head: nothing to mix"
+            reason = "one head: nothing to mix"
         elif config.search and len(labels_N):
+            num_validation = len(labels_N)
             chosen, reason = search(campaign, number, logits, labels_N, default)
         else:
             why = "mixture.search is off" if len(labels_N) else "there is no validation split to search on"
-            chosen, reason = default, f"fixed: {why}"
+            reason = f"fixed: {why}"
         deploy(trained.place, out.place, chosen)
         out.facts |= {"ce_weight": chosen.ce_weight, "temperature": chosen.temperature, "reason": reason}
+        out.facts["num_validation"] = num_validation
     deployed = Deployed(out.complete)
     mixture = deployed.mixture
     campaign.say(

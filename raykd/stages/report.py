@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import os
+import shlex
+import sys
 import time
 from typing import Any
 
+import pyarrow as pa
+
 import raykd
 from raykd.labels.files import TASKS_FILE
+from raykd.labels.ledger import count_answers
 from raykd.report import page
-from raykd.stages.campaign import Campaign, commit, versions
-from raykd.store.outputs import Encoded, Pool, RoundFigures, Teacher, read_cards
+from raykd.report.words import counted, gained, interval, labels_apart, number, percent, plain
+from raykd.stages.campaign import Campaign, answers_folder, commit, versions
+from raykd.store.outputs import Encoded, Pool, RoundFigures, Teacher, read_cards, read_labels, read_picks
 from raykd.store.place import Place
 
 SHOWN_PICKS = 60  # of a round
@@ -19,10 +26,11 @@ SHOWN_QUARANTINE = 50
 def write_report(campaign: Campaign, pool: Pool, encoded: Encoded, teacher: Teacher) -> None:
     """Write the page anew from what is done; it is a view, so an older one is replaced. No image is read."""
     classes, rounds, config = list(pool.classes), campaign.figures(), campaign.config
-    answers = {row["sample_id"]: row for row in campaign.ledger(pool.renamed).current().to_pylist()}
+    current = campaign.ledger(pool.renamed).current()
+    answers = {row["sample_id"]: row for row in current.to_pylist()}
     picks = [pick for number in campaign.rounds for pick in cards_of(campaign, number, answers)]
-    unanswered = sum(pick["outcome"] is None for pick in picks)
-    under_way = f"waiting for {page.counted(unanswered, 'label')}" if unanswered else f"round {len(rounds)} under way"
+    step = next_step(campaign, len(rounds), current)
+    under_way = f"round {len(rounds)} under way" if step is None else waiting_for(step)
     bad = encoded.quarantine
     report: page.ReportData = {
         "title": campaign.place.name,
@@ -35,11 +43,12 @@ def write_report(campaign: Campaign, pool: Pool, encoded: Encoded, teacher: Teac
         "budget": config.selection.budget or len(classes),
         "rounds_configured": len(campaign.rounds),
         "status": "complete" if len(rounds) == len(campaign.rounds) else under_way,
-        "next_step": next_step(campaign, len(rounds), unanswered),
+        "next_step": step,
         "classes": classes,
         "samples": {**pool.counts, "quarantined": bad.num_rows},
         "quarantine": bad.slice(0, SHOWN_QUARANTINE).to_pylist(),
         "teacher": {"model": teacher_name(campaign), **teacher.scores},
+        "class_check": teacher.check,
         "rounds": rounds,
         "setup_seconds": {"pool": pool.seconds, "encode": encoded.seconds, "teacher": teacher.seconds},
         "picks": picks,
@@ -49,33 +58,59 @@ def write_report(campaign: Campaign, pool: Pool, encoded: Encoded, teacher: Teac
     (campaign.place / "report.html").write_bytes(page.render(report).encode())
 
 
-def next_step(campaign: Campaign, number: int, unanswered: int) -> str | None:
-    """What people are to do next; None when the job goes on by itself."""
-    if not unanswered or campaign.config.labels.oracle != "people":
+def next_step(campaign: Campaign, number: int, current: pa.Table) -> page.NextStep | None:
+    """What people are to do before a round goes on; None when the job goes on by itself.
+
+    Args:
+        current: The ledger's answers; whatever people have sent must be in it by now.
+    """
+    picks = read_picks(campaign.round_place(number))
+    if campaign.config.labels.oracle != "people" or picks is None or read_labels(campaign.round_place(number)):
         return None
-    tasks = campaign.round_place(number) / TASKS_FILE
-    return (
-        f"Fill the label column of {tasks} with class names, or unsure, cannot label, none of the classes; save it in "
-        "place and run the same command again."
-    )
+    found = count_answers(picks.ids, current, campaign.config.labels.min_answered)
+    if not found.waits:
+        return None
+    submitted = "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
+    return {
+        "asked": found.asked,
+        "answered": found.answered,
+        "enough": found.enough,
+        "tasks": str(campaign.round_place(number) / TASKS_FILE) if found.asked else None,
+        "answers": str(answers_folder(campaign)),
+        "command": shlex.join(sys.orig_argv),
+        "folder": None if submitted else os.getcwd(),
+    }
+
+
+def waiting_for(step: page.NextStep) -> str:
+    missing, enough = step["asked"] - step["answered"], step["enough"]
+    if not enough:
+        return "waiting for an answer that names a class"
+    return f"waiting for {counted(missing, 'label')}" + ("" if enough == missing else f", {enough:,} of them would do")
 
 
 def print_summary(campaign: Campaign) -> list[RoundFigures]:
     """Print the learning curve and where the report is; the figures of all rounds."""
-    rows: list[tuple[str, ...]] = [("round", "labels", "student", "CE head", "KD head", "teacher", "coverage radius")]
-    for values in campaign.figures():
-        accuracy = values["accuracy"] or {}
-        shares = (accuracy.get(name) for name in ("mixture", "ce_head", "kd_head", "teacher"))
+    figures = campaign.figures()
+    apart = list(dict.fromkeys(use for r in figures for use in labels_apart(r)))
+    heads = {"ce_head": "CE head", "kd_head": "KD head", "teacher": "teacher"}
+    rows = [
+        ("round", "labels", *apart, "student", "95% interval", "change, points", *heads.values(), "coverage radius")
+    ]
+    for r in figures:
+        accuracy = r["accuracy"] or {}
+        counts = (r["num_labeled"], *(labels_apart(r).get(use, 0) for use in apart))
+        shares = (percent(accuracy.get(name)) for name in heads)
         rows.append(
-            (str(values["round"]), str(values["num_labeled"]), *("-" if s is None else f"{s:.1%}" for s in shares),
-             f"{values['coverage_radius']:.3f}")
+            (str(r["round"]), *map(str, counts), percent(accuracy.get("mixture")), interval(r), gained(r.get("change")),
+             *shares, number(r["coverage_radius"]))
         )  # fmt: skip
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     print()
     for row in rows:
-        print("  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)))
+        print(plain("  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True))))
     print(f"\nreport: {campaign.place / 'report.html'}", flush=True)
-    return campaign.figures()
+    return figures
 
 
 def teacher_name(campaign: Campaign) -> str:

@@ -31,6 +31,7 @@ import pyarrow.dataset as pads
 from raykd.algo.heads import Mixture, probabilities
 from raykd.algo.metrics import Scores
 from raykd.algo.prompts import ClassTexts
+from raykd.algo.statistics import Change
 from raykd.store.place import Place
 from raykd.store.stage_folder import Done, fingerprint, read_done
 from raykd.store.tables import CARDS, MANIFEST, QUARANTINE, SPLITS, matrix, positions
@@ -176,6 +177,16 @@ class Encoded(InParts):
         return rows.filter(pc.invert(pc.is_in(rows["sample_id"], value_set=self.quarantine["sample_id"])))
 
 
+class ClassCheck(TypedDict):
+    """What the teacher's opinion of the pool says against the class list (``algo/class_list.py``)."""
+
+    num_images: int  # of the pool, that can be read
+    never: list[str]  # classes that are the likeliest of none of them
+    close: list[tuple[str, str, float]]  # pairs whose prompts nearly coincide, and their share of the usual distance
+    num_like_none: int  # images that look like none of the classes
+    examples: list[str]  # the ids of a few, the plainest first
+
+
 @dataclass(frozen=True)
 class Teacher(InParts):
     """The teacher's opinion of every image, by parts: tables.TEACHER.
@@ -185,11 +196,13 @@ class Teacher(InParts):
         fingerprint: Names model, prompts and rule.
         classes: In the order of the logits.
         scores: How good it is on the labeled test images (``algo.metrics.Scores``).
+        check: What it says against the class list.
     """
 
     fingerprint: str
     classes: tuple[str, ...]
     scores: Scores
+    check: ClassCheck
 
     def probabilities(self, ids: pa.ChunkedArray) -> np.ndarray:
         """float32 [n, C], in the order of ``ids``."""
@@ -325,6 +338,12 @@ class Deployed(InFolder):
         return Mixture(self.done.facts["ce_weight"], self.done.facts["temperature"])
 
     @property
+    def num_validation(self) -> int:
+        """Validation images whose labels chose it."""
+        number: int = self.done.facts["num_validation"]
+        return number
+
+    @property
     def reason(self) -> str:
         """Why this mixture."""
         reason: str = self.done.facts["reason"]
@@ -373,12 +392,16 @@ def rows_of(parts: Iterable[Done], ids: pa.ChunkedArray, columns: Sequence[str])
     return {column: matrix(table[column], column) for column in columns}
 
 
+def readable_of(split: str) -> pads.Expression:
+    """For :func:`read_parts`: the rows of a split whose images could be read."""
+    return (pads.field("split") == split) & pads.field("error").is_null()
+
+
 def labeled_split(
     parts: Iterable[Done], name: str, pool: Pool, columns: Sequence[str], classes: Sequence[str]
 ) -> tuple[dict[str, np.ndarray], np.ndarray]:
     """Each column's logits [n, C] and labels int64 [n] of the readable, labeled images of a split, by sample_id."""
-    where = (pads.field("split") == name) & pads.field("error").is_null()
-    table, labels_N = pool.with_labels(read_parts(parts, ["sample_id", *columns], where), classes)
+    table, labels_N = pool.with_labels(read_parts(parts, ["sample_id", *columns], readable_of(name)), classes)
     return {column: matrix(table[column], column) for column in columns}, labels_N
 
 
@@ -387,6 +410,7 @@ class RoundFigures(TypedDict):
 
     round: int
     num_labeled: int  # after this round's labels
+    labels_spent: dict[str, int]  # by what they are for: training, and validation where the mixture is chosen by it
     num_unlabeled: int
     num_test: int
     outcomes: dict[str, int]  # label, unsure, cannot_label, none_of_the_classes: this round's answers
@@ -398,6 +422,8 @@ class RoundFigures(TypedDict):
     seconds: dict[str, float]  # by stage
     teacher: Scores
     accuracy: dict[str, float | None] | None  # mixture, ce_head, kd_head, teacher; None: no labeled test images
+    interval: tuple[float, float] | None  # 95 %, of the mixture's accuracy
+    change: Change | None  # of it since the round before, on the test images of both; None: there are none, or no round
     macro_accuracy: float | None
     ece: float | None
     recall_C: list[float | None] | None  # None in it: no test image of that class
@@ -414,6 +440,12 @@ def read_labels(place: Place) -> Labels | None:
     """The labels of a round's folder; None when they are not settled yet."""
     done = read_done(place / "label")
     return Labels(done) if done else None
+
+
+def read_picks(place: Place) -> Picks | None:
+    """The picks of a round's folder; None when it has not picked yet."""
+    done = read_done(place / "select")
+    return Picks(done) if done else None
 
 
 def read_cards(place: Place) -> pa.Table:

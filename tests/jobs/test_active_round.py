@@ -1,8 +1,10 @@
 """The main job: what it leaves behind, and that stopping it anywhere and running it again changes nothing of it."""
 
 import csv
+import html
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -133,6 +135,15 @@ def test_metrics_has_a_line_a_round_with_what_was_learned(finished):
         assert 0 <= line["ece"] <= 1
         assert 0 < line["coverage_radius"] < 1.5
         assert len(line["recall_C"]) == 3
+        assert line["labels_spent"] == {"training": line["num_labeled"], "validation": 10}
+        low, high = line["interval"]
+        assert 0 <= low <= line["accuracy"]["mixture"] <= high <= 1
+    assert lines[0]["change"] is None
+    change, accuracies = lines[1]["change"], [line["accuracy"]["mixture"] for line in lines]
+    assert change["gain"] == pytest.approx(accuracies[1] - accuracies[0])
+    assert change["won"] - change["lost"] == round(10 * change["gain"])
+    assert change["low"] <= change["gain"] <= change["high"]
+    assert change["num_test"] == 10
     assert lines[0]["accuracy"]["teacher"] == lines[1]["accuracy"]["teacher"]
 
 
@@ -157,8 +168,8 @@ def test_the_report_is_one_page_with_both_rounds(finished):
 
 def test_it_ends_with_a_small_table_and_the_reports_path(finished):
     lines = finished.ended.out.strip().splitlines()
-    assert lines[0].split()[:3] == ["round", "labels", "student"]
-    assert [line.split()[:2] for line in lines[1:3]] == [["0", "3"], ["1", "6"]]
+    assert lines[0].split()[:4] == ["round", "labels", "validation", "student"]
+    assert [line.split()[:3] for line in lines[1:3]] == [["0", "3", "10"], ["1", "6", "10"]]
     assert lines[-1] == f"report: {finished.place / 'report.html'}"
 
 
@@ -439,7 +450,9 @@ def test_with_people_it_writes_tasks_and_ends_well_with_one_line_that_says_what_
     }  # fmt: skip
     assert all(row[f"guess_{n}"].split(" (")[0] in ("red", "green", "blue") for row in rows for n in (1, 2, 3))
     assert not (place / "round_000" / "label").exists()
-    assert "Waiting for 3 labels" in (place / "report.html").read_text("utf-8")
+    page = html.unescape((place / "report.html").read_text("utf-8"))
+    for words in ("Waiting for 3 labels<", str(tasks), str(place / "answers"), shlex.join(sys.orig_argv)):
+        assert words in page
 
 
 def test_answers_given_in_part_are_kept_and_it_still_waits_for_the_rest(waiting, run_job, up_to_training):
@@ -453,10 +466,22 @@ def test_answers_given_in_part_are_kept_and_it_still_waits_for_the_rest(waiting,
         assert ended.out.startswith("1 of 3 images of round 0 wait for a label")
         assert tasks.read_bytes() == filled
         assert len(Ledger(Place.of(place) / "ledger").read()) == 2
-    assert "Waiting for 1 label<" in (place / "report.html").read_text("utf-8")
+        page = (place / "report.html").read_text("utf-8")  # of that same run: it has what was answered by then
+        assert "Waiting for 1 label<" in page
+        assert "2 of 3 have an answer." in page
     with pytest.raises(Reached):
         run_job(settings, "labels.min_answered=0.6")
     assert labels_of(place) == {picks[0]: ("label", "red"), picks[1]: ("label", "green")}
+
+
+def test_job_and_report_say_how_many_more_would_do(waiting, run_job):
+    settings, place, picks, _ = waiting
+    fill(place / "round_000" / "tasks.csv", {picks[0]: "red"})
+    ended = run_job(settings, "labels.min_answered=0.6")
+    assert ended.out.startswith("2 of 3 images of round 0 wait for a label (1 more would do, by labels.min_answered)")
+    page = (place / "report.html").read_text("utf-8")
+    assert "Waiting for 2 labels, 1 of them would do<" in page
+    assert "1 of 3 have an answer; 1 more would do." in page
 
 
 def test_when_no_answer_names_a_class_it_waits_for_one_that_does(waiting, run_job, up_to_training):
@@ -465,6 +490,7 @@ def test_when_no_answer_names_a_class_it_waits_for_one_that_does(waiting, run_jo
     ended = run_job(settings)
     assert ended.code == 0
     assert ended.out.startswith("no answer names a class yet")
+    assert "Waiting for an answer that names a class<" in (place / "report.html").read_text("utf-8")
     (place / "answers").mkdir()
     pool = manifest_of(place).filter(pc.field("split") == "pool")
     name = next(each for each in pool["sample_id"].to_pylist() if each not in picks)
@@ -472,6 +498,9 @@ def test_when_no_answer_names_a_class_it_waits_for_one_that_does(waiting, run_jo
     with pytest.raises(Reached):
         run_job(settings)
     assert labels_of(place)[name] == ("label", "red")
+    page = (place / "report.html").read_text("utf-8")
+    assert "Round 0 under way<" in page
+    assert "What to do now" not in page
 
 
 def test_answered_in_any_kind_of_file_it_goes_on_to_the_training(waiting, run_job, up_to_training):
@@ -646,7 +675,7 @@ def test_a_student_that_can_no_longer_read_an_image_is_told_and_the_others_are_s
     assert np.isnan(rows["green/004.png"]["ce_logits"]).all()
     assert len(predictions.ids) == 47
     done = replace(finished.rounds[0], predictions=predictions)
-    assert np.isfinite(evaluate.figures(campaign, pool, finished.teacher, done)["coverage_radius"])
+    assert np.isfinite(evaluate.figures(campaign, pool, finished.teacher, done, None)["coverage_radius"])
     for split in ("val", "test"):
         logits, _ = predictions.split(split, pool)
         assert all(np.isfinite(part).all() for part in logits.values())
@@ -669,3 +698,45 @@ def test_a_split_that_went_away_after_the_teacher_stops_the_predictions(finished
     with pytest.raises(ValueError, match=r"round 0 predict: 4 of \d+ val images cannot be read now"):
         predict.predict(campaign, 0, pool, finished.encoded, finished.rounds[0].trained)
     assert not list((Path(campaign.place.path) / "round_000" / "predict").iterdir())
+
+
+def test_the_change_since_a_round_is_paired_by_image_and_by_name_whatever_became_of_either(finished):
+    """The same students, with classes in another order, renamed, merged, one gone, and images that can't be read."""
+    from dataclasses import replace
+
+    from raykd.stages.evaluate import change_since, right_on_test
+
+    first, second = finished.rounds
+    ids, right_N = right_on_test(second, finished.pool)
+    labels = dict(zip(*(finished.pool.split("test")[name].to_pylist() for name in ("sample_id", "label")), strict=True))
+    assert sorted(ids) == sorted(labels)
+    assert right_N.mean() == pytest.approx(lines_of(finished.place)[1]["accuracy"]["mixture"])
+    same = change_since(second, second, finished.pool)
+    assert (same["gain"], same["won"], same["num_test"]) == (0, 0, 10)
+
+    turned = replace(first.predictions, classes=("green", "red", "blue"))  # as if these had been its names
+    swapped = replace(first, predictions=turned)
+    change = change_since(swapped, second, finished.pool)
+    ids_before, before_N = right_on_test(swapped, finished.pool)
+    was = dict(zip(ids_before, before_N, strict=True))
+    assert change["won"] == sum(now and not was[name] for name, now in zip(ids, right_N, strict=True))
+
+    renamed = replace(finished.pool, renamed={"red": "warm", "green": "warm"})
+    guesses = {}
+    for part in first.predictions.parts:
+        for row in part.place.read_table().to_pylist():
+            logits = {name: np.array([row[name]]) for name in first.predictions.columns}
+            guesses[row["sample_id"]] = first.predictions.classes[
+                probabilities(logits, first.deployed.mixture).argmax()
+            ]
+    merged = {"red": "warm", "green": "warm", "blue": "blue"}
+    ids_before, before_N = right_on_test(first, renamed)
+    assert list(before_N) == [merged[guesses[name]] == merged[labels[name]] for name in ids_before]
+
+    fewer = replace(first, predictions=replace(first.predictions, classes=("blue", "green", "other")))
+    known = sum(label != "red" for label in labels.values())
+    assert change_since(fewer, second, finished.pool)["num_test"] == known
+    assert (
+        change_since(replace(first, predictions=replace(turned, classes=("a", "b", "c"))), second, finished.pool)
+        is None
+    )

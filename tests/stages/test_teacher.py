@@ -198,3 +198,91 @@ def test_texts_and_descriptions_stand_in_for_a_classs_name_and_no_image_is_read(
     plain = opinion("classes=[red, green, blue]", "labels.start=none", name="plain")
     assert plain.fingerprint != found.fingerprint
     assert not np.allclose(readable_logits(plain)[1], logits, atol=0.05)
+
+
+# ---------------------------------------------------------------- what it says against the class list
+
+
+def test_its_check_counts_the_pool_images_that_can_be_read(finished):
+    ids, logits = readable_logits(finished.teacher)
+    in_pool = np.isin(ids, finished.pool.split("pool")["sample_id"].to_pylist())
+    check, classes = finished.teacher.check, list(finished.pool.classes)
+    assert check["num_images"] == in_pool.sum() == 28
+    first = logits[in_pool].argmax(axis=1)
+    assert check["never"] == [name for c, name in enumerate(classes) if not (first == c).any()]
+
+    place = Path(finished.teacher.parts[0].place.uri).parent / "classes"
+    marker = json.loads((place / "_DONE.json").read_text())
+    table = table_of(finished.teacher)
+    features = np.array(table.filter(table["error"].is_null())["features"].to_pylist(), np.float32)
+    features /= np.linalg.norm(features, axis=1, keepdims=True)
+    margins = (marker["facts"]["scale"] * features @ np.load(place / "neutral.npy") - logits.max(axis=1))[in_pool]
+    assert np.abs(margins).min() > 1e-4  # so rounding decides none
+    assert check["num_like_none"] == (margins > 0).sum()
+    plainest = np.array(ids)[in_pool][np.argsort(-margins)][: min(5, check["num_like_none"])]
+    assert check["examples"] == list(plainest)
+
+
+def test_the_neutral_text_is_one_more_class_to_the_teacher(finished):
+    ids, _ = readable_logits(finished.teacher)
+    folder, model = Path(finished.settings["pool"]["path"]), finished.settings["teacher"]["model"]
+    expected = open_clip_logits(model, ids, folder, ["something"], ["a photo of a {}."])[:, 0]
+    place = Path(finished.teacher.parts[0].place.uri).parent / "classes"
+    table = table_of(finished.teacher)
+    features = np.array(table.filter(table["error"].is_null())["features"].to_pylist(), np.float32)
+    scale = json.loads((place / "_DONE.json").read_text())["facts"]["scale"]
+    np.testing.assert_allclose(scale * features @ np.load(place / "neutral.npy"), expected, atol=0.05)
+
+
+def test_counts_of_parts_add_up_and_the_plainest_examples_of_all_are_shown():
+    from raykd.stages.teacher import class_check
+    from raykd.store.place import Place
+    from raykd.store.stage_folder import Done
+
+    def done(**facts):
+        return Done(Place("/nowhere"), "f", facts)
+
+    texts = done(close=[["cat", "tomcat", 0.1]])
+    many = [[0.5, "b"], [0.3, "c"], [0.2, "d"], [0.1, "e"]]
+    parts = (
+        done(first_choices_C=[2, 0, 1], num_like_none=40, examples=many),
+        done(first_choices_C=[0, 0, 97], num_like_none=2, examples=[[0.9, "a"], [0.25, "f"]]),
+    )
+    assert class_check(["cat", "tomcat", "owl"], texts, parts) == {
+        "num_images": 100, "never": ["tomcat"], "close": [("cat", "tomcat", 0.1)], "num_like_none": 42,
+        "examples": ["a", "b", "c", "f", "d"],
+    }  # fmt: skip
+
+
+def test_a_class_list_that_is_wrong_is_told_in_three_lines_at_most_and_once(
+    seeded, no_image_is_read, finished, monkeypatch
+):
+    """Names that the tokenizer reads almost alike, in templates that say much besides: known from their cosines."""
+    from raykd.stages import teacher
+    from raykd.stages.encode import encode
+    from raykd.stages.pool import list_pool
+
+    def alike(folder, model, texts, device):
+        rows = np.eye(16, dtype=np.float32)[[0, 1, 2, 3]]
+        rows[1] = (rows[0] + 0.1 * rows[1]) / np.sqrt(1.01)  # green is red, nearly
+        rows[2] = -features.mean(axis=0) / np.linalg.norm(features.mean(axis=0))  # blue is what no image is
+        rows[3] = -rows[2]  # and "something" what every image is
+        return rows, 100.0, 0.0
+
+    features = np.concatenate([np.array(part.place.read_table()["features"].to_pylist(), np.float32) for part in
+                               finished.encoded.parts])  # fmt: skip
+    features = features[np.isfinite(features).all(axis=1)]
+    monkeypatch.setattr(teacher, "encode_texts", alike)
+    _, campaign = seeded("classes=[red, green, blue]", 'teacher.templates=["{}!"]', "labels.start=none")
+    pool = list_pool(campaign)
+    encoded = encode(campaign, pool)
+    check = teacher.teach(campaign, pool, encoded).check
+    assert "blue" in check["never"]
+    assert [pair[:2] for pair in check["close"]] == [("red", "green")]
+    assert check["num_like_none"] == check["num_images"] == 28
+    lines = [line for line in campaign.progress.stream.getvalue().splitlines() if line.startswith("teacher ")]
+    assert len(lines) == 3
+    assert "'red' and 'green'" in lines[1]
+    assert "100.0% of the pool looks like none of the classes" in lines[2]
+    assert teacher.teach(campaign, pool, encoded).check == check
+    assert campaign.progress.stream.getvalue().count("looks like none of") == 1

@@ -72,7 +72,7 @@ def inputs(tmp_path_factory, image_folder) -> Inputs:
     return Inputs(
         Pool((Done(Place.of(folder / "pool"), "p"),), CLASSES),
         Encoded((Done(Place.of(folder / "pool"), "e", {"rows": 48, "unreadable": 0}),), "m", Place.of(folder)),
-        Teacher(tuple(parts), "t", CLASSES, {"accuracy": None, "macro_accuracy": None, "ece": None, "recall_C": None}),
+        Teacher(tuple(parts), "t", CLASSES, scores=None, check=None),
         labels_of(folder / "labels", answers),
     )
 

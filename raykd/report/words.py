@@ -1,0 +1,162 @@
+"""Numbers as people read them, and the sentences that the log, the table at a job's end and the page share."""
+
+from __future__ import annotations
+
+import math
+import unicodedata
+from collections.abc import Sequence
+from typing import TypeGuard
+
+from raykd.algo.class_list import CLOSE, NEUTRAL
+from raykd.algo.statistics import Change, is_noise, wilson
+from raykd.store.outputs import ClassCheck, RoundFigures
+
+UNKNOWN = "\N{EN DASH}"
+LIKE_NONE = 0.05  # of the pool, from which on it is said
+
+
+def known(value: float | None) -> TypeGuard[float]:
+    """Neither None nor NaN nor infinite."""
+    return value is not None and math.isfinite(value)
+
+
+def finite(value: float | None) -> float | None:
+    return value if known(value) else None
+
+
+def percent(value: float | None, digits: int = 1) -> str:
+    return f"{value:.{digits}%}" if known(value) else UNKNOWN
+
+
+def number(value: float | None, digits: int = 3) -> str:
+    return f"{value:.{digits}f}" if known(value) else UNKNOWN
+
+
+def whole(value: float, digits: int = 0) -> str:
+    return f"{value:,.{digits}f}"
+
+
+def points(value: float | None) -> str:
+    """A difference of shares in percentage points, with its sign."""
+    return f"{100 * value:+.1f}".replace("-", "\N{MINUS SIGN}") if known(value) else UNKNOWN
+
+
+def plain(text: str) -> str:
+    """For a log or a terminal, which may know no other letters: a hyphen for a minus."""
+    return text.replace("\N{MINUS SIGN}", "-").replace(UNKNOWN, "-")
+
+
+def duration(seconds: float | None) -> str:
+    """0.4 s, 12 s, 3 min 05 s, 2 h 10 min."""
+    if not known(seconds):
+        return UNKNOWN
+    if seconds < 9.95:
+        return f"{seconds:.1f} s"
+    whole_s = round(seconds)
+    if whole_s < 60:
+        return f"{whole_s} s"
+    if whole_s < 3600:
+        return f"{whole_s // 60} min {whole_s % 60:02} s"
+    return f"{whole_s // 3600} h {whole_s % 3600 // 60:02} min"
+
+
+def words(name: str) -> str:
+    """Cannot label, for "cannot_label"."""
+    return name.replace("_", " ").capitalize()
+
+
+def counted(count: int, noun: str) -> str:
+    return f"{count:,} {noun}" + ("" if count == 1 else "s")
+
+
+def listed(names: Sequence[str], most: int, total: int | None = None) -> str:
+    """The first names, and how many more there are: 'a', 'b' and 3 more."""
+    more = (len(names) if total is None else total) - len(names[:most])
+    return ", ".join(names[:most]) + (f" and {more:,} more" if more else "")
+
+
+def head_and_tail(text: str, tail: int) -> tuple[str, str]:
+    """A name cut in two, so that what it ends with can stay in sight when there is no room for all of it.
+
+    No cut falls between a letter and what combines with it.
+
+    Args:
+        tail: Columns of the second part; wide letters take two.
+    """
+    cut = len(text)
+    while cut and tail > 0:
+        cut -= 1
+        tail -= 2 if unicodedata.east_asian_width(text[cut]) in "WF" else 1
+    while 0 < cut < len(text) and (unicodedata.combining(text[cut]) or "\u200d" in text[cut - 1 : cut + 1]):
+        cut -= 1
+    return text[:cut], text[cut:]
+
+
+# ---------------------------------------------------------------- how good a round is
+
+
+def interval(r: RoundFigures) -> str:
+    """92.1 to 96.5%; a dash where there is no test image."""
+    share = (r["accuracy"] or {}).get("mixture")
+    if not known(share):
+        return UNKNOWN
+    low, high = wilson(share, r["num_test"])
+    return f"{100 * low:.1f} to {percent(high)}"
+
+
+def gain_range(change: Change) -> str:
+    """-0.4 to +2.2, in percentage points."""
+    return f"{points(change['low'])} to {points(change['high'])}"
+
+
+def gained(change: Change | None) -> str:
+    """+0.9 (-0.4 to +2.2), in percentage points."""
+    return f"{points(change['gain'])} ({gain_range(change)})" if change else UNKNOWN
+
+
+def labels_spent(r: RoundFigures, more: str = "") -> str:
+    """50 labels and 150 more for validation: apart, as all of them cost; ``more`` is said of the first."""
+    others = [f"{count:,} more for {use}" for use, count in labels_apart(r).items()]
+    return (", and " if more else " and ").join([counted(r["num_labeled"], "label") + more, *others])
+
+
+def labels_apart(r: RoundFigures) -> dict[str, int]:
+    """Labels that are no training labels, by what they are for; older campaigns have not counted them."""
+    return {use: count for use, count in r.get("labels_spent", {}).items() if count and use != "training"}
+
+
+def worth_of_last(rounds: Sequence[RoundFigures]) -> str | None:
+    """What the last round's labels brought: whether to go on. None where no two rounds can be compared."""
+    if len(rounds) < 2 or (change := rounds[-1].get("change")) is None:
+        return None
+    new = rounds[-1]["num_labeled"] - rounds[-2]["num_labeled"]
+    text = f"The last {counted(new, 'label')} brought {points(change['gain'])} points"
+    text = f"{text} (95% interval {gain_range(change)})"
+    count = change["num_test"]
+    images = counted(count, "test image") + ("" if count == rounds[-1]["num_test"] else " of both rounds")
+    return f"{text}: within noise, as {images} cannot tell it from no change." if is_noise(change) else f"{text}."
+
+
+# ---------------------------------------------------------------- what is wrong with the class list
+
+
+def class_doubts(check: ClassCheck, most: int = 3) -> list[str]:
+    """A line for each thing that looks wrong with class list or prompts, none for what does not."""
+    lines = []
+    if check["num_images"] and (never := check["never"]):
+        are = "class is" if len(never) == 1 else "classes are"
+        names = listed([repr(name) for name in never], most)
+        lines.append(f"{len(never):,} {are} the likeliest for none of {check['num_images']:,} pool images: {names}")
+    if close := check["close"]:
+        names = listed([f"{first!r} and {second!r} ({share:.2f})" for first, second, share in close], most)
+        lines.append(
+            f"{counted(len(close), 'pair')} of classes with prompts that nearly coincide, closer than {CLOSE} of the "
+            f"usual distance: {names}"
+        )
+    if (count := check["num_like_none"]) > LIKE_NONE * check["num_images"]:
+        share, names = percent(count / check["num_images"]), listed(check["examples"], most, count)
+        lines.append(
+            f"{share} of the pool looks like none of the classes, as the prompts fit it better with {NEUTRAL!r} for "
+            f"the name, such as {names}"
+        )
+    return lines

@@ -1,0 +1,88 @@
+"""Intervals of shares and of paired changes against published numbers, brute force, and what they promise."""
+
+import itertools
+import math
+
+import numpy as np
+import pytest
+
+from raykd.algo.statistics import Z95, is_noise, paired_change, tango, wilson
+
+
+def answers(won: int, lost: int, both: int, neither: int) -> tuple[np.ndarray, np.ndarray]:
+    """Two models' hits with these counts, in a mixed order."""
+    before = np.array([False] * won + [True] * lost + [True] * both + [False] * neither)
+    now = np.array([True] * won + [False] * lost + [True] * both + [False] * neither)
+    order = np.random.default_rng(0).permutation(len(before))
+    return before[order], now[order]
+
+
+def test_wilson_is_where_the_score_test_stops_to_refuse():
+    for right, count in [(0, 10), (1, 10), (7, 10), (10, 10), (320, 400)]:
+        low, high = wilson(right / count, count)
+        for end in (low, high):
+            if 1e-9 < end < 1 - 1e-9:
+                assert abs(right / count - end) == pytest.approx(Z95 * math.sqrt(end * (1 - end) / count))
+        assert 0 <= low <= right / count <= high <= 1
+    assert wilson(0.0, 0) == (0.0, 1.0)
+
+
+def test_the_paired_interval_is_the_published_one():
+    """Bentur et al. 2009, as in Fagerland, Lydersen and Laake 2014, table VII: 1 and 7 of 21 pairs differ."""
+    change = paired_change(*answers(won=1, lost=7, both=1, neither=12))
+    assert (change["low"], change["high"]) == (pytest.approx(-0.517, abs=5e-4), pytest.approx(-0.026, abs=5e-4))
+    assert change["gain"] == pytest.approx(-6 / 21)
+    assert (change["won"], change["lost"], change["num_test"]) == (1, 7, 21)
+
+
+def test_with_no_image_that_differs_the_interval_has_a_closed_form():
+    for count in (1, 50, 4000):
+        end = Z95**2 / (count + Z95**2)
+        assert tango(0, 0, count) == (pytest.approx(-end), pytest.approx(end))
+
+
+def test_it_says_noise_exactly_where_mcnemars_test_does():
+    for count in (4, 13, 40):
+        for won, lost in itertools.product(range(count + 1), repeat=2):
+            if won + lost <= count:
+                change = paired_change(*answers(won, lost, count - won - lost, 0))
+                refused = (won - lost) ** 2 > Z95**2 * (won + lost)
+                assert is_noise(change) is not refused, (won, lost, count)
+                assert -1 <= change["low"] <= change["gain"] <= change["high"] <= 1
+
+
+def test_its_ends_are_where_the_likelihood_by_brute_force_puts_them():
+    """The score statistic, with the share of lost images found on a fine grid instead of by its formula."""
+    grid = np.linspace(0, 1, 200_001)
+
+    def statistic(won, lost, count, gain):
+        both = np.stack([grid + gain, grid, 1 - gain - 2 * grid])
+        with np.errstate(divide="ignore", invalid="ignore"):
+            terms = np.array([[won], [lost], [count - won - lost]]) * np.log(both)
+        loglik = np.where((both > 0).all(axis=0), terms.sum(axis=0), -np.inf)
+        share = grid[loglik.argmax()]
+        return (won - lost - count * gain) / math.sqrt(count * (2 * share + gain - gain**2))
+
+    for won, lost, count in [(3, 1, 10), (12, 5, 60), (2, 9, 15)]:
+        low, high = tango(won, lost, count)
+        assert statistic(won, lost, count, low) == pytest.approx(Z95, abs=2e-3)
+        assert statistic(won, lost, count, high) == pytest.approx(-Z95, abs=2e-3)
+
+
+def test_swapping_the_two_models_mirrors_the_interval():
+    for won, lost, count in [(3, 1, 10), (30, 12, 400), (0, 5, 9)]:
+        low, high = tango(won, lost, count)
+        assert tango(lost, won, count) == (pytest.approx(-high), pytest.approx(-low))
+
+
+@pytest.mark.parametrize(("count", "p_won", "p_lost"), [(20, 0.2, 0.1), (30, 0.1, 0.1), (30, 0.3, 0.05)])
+def test_it_holds_the_truth_about_as_often_as_it_says_even_of_few_images(count, p_won, p_lost):
+    """Every outcome of a small test set, each with its exact probability."""
+    covered = 0.0
+    for won in range(count + 1):
+        for lost in range(count + 1 - won):
+            ways = math.comb(count, won) * math.comb(count - won, lost)
+            chance = ways * p_won**won * p_lost**lost * (1 - p_won - p_lost) ** (count - won - lost)
+            low, high = tango(won, lost, count)
+            covered += chance * (low <= p_won - p_lost <= high)
+    assert 0.93 < covered < 0.98

@@ -1,0 +1,70 @@
+"""Sentences that the log, the table and the page share."""
+
+import pytest
+
+from raykd.report import words
+from raykd.stages.evaluate import in_words
+
+SOUND = {"num_images": 1000, "never": [], "close": [], "num_like_none": 50, "examples": ["a"]}
+
+
+@pytest.fixture
+def figures() -> dict:
+    return {
+        "round": 2, "num_labeled": 50, "labels_spent": {"training": 50, "validation": 150}, "num_test": 400,
+        "accuracy": {"mixture": 0.8, "ce_head": 0.78, "kd_head": 0.75, "teacher": 0.7}, "coverage_radius": 0.5,
+        "change": {"gain": 0.009, "low": -0.004, "high": 0.022, "won": 12, "lost": 8, "num_test": 400},
+    }  # fmt: skip
+
+
+def test_a_rounds_line_says_how_good_it_is_what_changed_and_what_it_cost(figures):
+    assert in_words(figures) == (
+        "80.0% of 400 test images (95% interval 75.8 to 83.6%), +0.9 (-0.4 to +2.2) points since round 1, "
+        "within noise; 50 labels and 150 more for validation; CE head 78.0%, KD head 75.0%, teacher 70.0%; "
+        "coverage radius 0.500"
+    )
+    figures["change"] |= {"low": 0.004}
+    assert "points since round 1; 50 labels" in in_words(figures)
+    figures |= {"change": None, "labels_spent": {"training": 50, "validation": 0}}
+    assert "(95% interval 75.8 to 83.6%); 50 labels; CE head" in in_words(figures)
+
+
+def test_it_says_when_a_head_is_far_behind_as_the_mixture_hides_that(figures):
+    assert "far behind" not in in_words(figures)
+    figures["accuracy"] |= {"ce_head": 0.48}
+    assert in_words(figures).endswith("; far behind is the CE head: few or lopsided labels")
+    figures["accuracy"] |= {"ce_head": None}
+    assert "far behind" not in in_words(figures)
+
+
+def test_without_test_images_it_says_what_it_can(figures):
+    figures |= {"accuracy": None, "change": None, "num_test": 0}
+    assert in_words(figures) == (
+        "50 labels and 150 more for validation, coverage radius 0.500; no test images to measure on"
+    )
+
+
+def test_the_worth_of_the_last_labels_is_said_of_the_images_that_it_was_measured_on(figures):
+    before = figures | {"num_labeled": 49}
+    assert words.worth_of_last([figures]) is None
+    assert words.worth_of_last([before, figures]).startswith("The last 1 label brought +0.9 points")
+    figures["change"] |= {"num_test": 350}
+    assert words.worth_of_last([before, figures]).endswith(
+        "as 350 test images of both rounds cannot tell it from no change."
+    )
+    assert words.worth_of_last([before, {name: value for name, value in figures.items() if name != "change"}]) is None
+
+
+def test_of_a_sound_class_list_nothing_is_said():
+    assert words.class_doubts(SOUND) == []
+    assert words.class_doubts(SOUND | {"num_images": 0, "never": ["cat"], "num_like_none": 0, "examples": []}) == []
+
+
+def test_each_doubt_is_one_line_with_the_first_names_and_how_many_there_are():
+    check = SOUND | {"never": ["a", "b", "c", "d", "e"], "close": [("a", "b", 0.04)], "num_like_none": 51}
+    never, close, none = words.class_doubts(check)
+    assert never == "5 classes are the likeliest for none of 1,000 pool images: 'a', 'b', 'c' and 2 more"
+    assert close.endswith("coincide, closer than 0.3 of the usual distance: 'a' and 'b' (0.04)")
+    assert none.startswith("5.1% of the pool looks like none of the classes")
+    assert none.endswith("such as a and 50 more")
+    assert words.class_doubts(SOUND | {"never": ["a"]})[0].startswith("1 class is the likeliest for none of")
