@@ -30,9 +30,9 @@ from raykd.labels.files import labels_from
 from raykd.labels.ledger import resolve_renamed
 from raykd.stages.budget import check_budgets
 from raykd.stages.campaign import Campaign
-from raykd.store.outputs import CLASSES_FILE, MANIFEST_FILE, Pool, with_renamed
+from raykd.store.outputs import CLASSES_FILE, MANIFEST_FILE, Pool, manifest_content, with_renamed
 from raykd.store.place import Place
-from raykd.store.stage_folder import Done, StageFolder, fingerprint
+from raykd.store.stage_folder import Done, StageFolder
 from raykd.store.tables import MANIFEST, SPLITS, checked, count_splits, first_duplicates, too_much_of_a_split
 
 VERSION = 1
@@ -188,14 +188,7 @@ def by_source(config: Config, rows: pa.Table) -> list[tuple[Source, pa.Table]]:
 def write_part(out: Any, table: pa.Table) -> None:
     (out.place / MANIFEST_FILE).write_table(checked(table, MANIFEST))
     out.facts |= count_splits(table)
-    out.facts["content"] = content(table)
-
-
-def content(table: pa.Table) -> str:
-    """Names what a manifest says, in any row order."""
-    texts = [table[name].fill_null("") for name in ("sample_id", "uri", "label", "split")]
-    rows = hash_ids(pc.binary_join_element_wise(*texts, "\n").to_pylist())
-    return fingerprint([len(rows), int(np.bitwise_xor.reduce(rows)), int(rows.sum(dtype=np.uint64))])
+    out.facts["content"] = manifest_content(table)
 
 
 # ---------------------------------------------------------------- from sources to rows

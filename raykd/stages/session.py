@@ -105,6 +105,8 @@ class Session:
         else:
             starting, self._starting = self._starting, None
             starting.result()
+        for name in ("ray", "ray.data", "ray.train", "ray.tune"):
+            logging.getLogger(name).setLevel(logging.ERROR)
         if callable(handler) and threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, handler)  # Ray has put its own there, and its C++ another, that prints frames
 
@@ -121,8 +123,6 @@ class Session:
                 raise UserError(f"Ray does not {where}: {one_line(error)}") from error
         self._started = True
         worker.print_to_stdstream = raylet_lines  # type: ignore[assignment]
-        for name in ("ray", "ray.data", "ray.train", "ray.tune"):
-            logging.getLogger(name).setLevel(logging.ERROR)
         if "ray.data" in sys.modules:
             sys.modules["ray.data"].DataContext.get_current().execution_no_progress_timeout_s = self.stall_s
         else:  # it takes a second to import, and not every job needs it

@@ -25,19 +25,24 @@ def weights_folder(work: Work, name: str, folder: str, made_from: dict[str, Any]
     return work.stage_folder(at, name, version=VERSION, made_from=made_from).under(at)
 
 
-def fetched_as(work: Work, asked: dict[str, Any]) -> Done | None:
+def fetched_as(work: Work, config: TeacherConfig) -> Done | None:
     """The teacher that was fetched under these names, if there is one."""
+    asked = names_of_teacher(config)
     place = work.place / "teacher_model"
     folders = place.fs.get_file_info(pafs.FileSelector(place.path, allow_not_found=True))
     found = (read_done(place / info.base_name) for info in folders if not info.base_name.startswith("."))
     return next((done for done in found if done and done.settings == asked), None)
 
 
+def names_of_teacher(config: TeacherConfig) -> dict[str, Any]:
+    return {"model": config.model, "pretrained": config.pretrained}
+
+
 def fetch_teacher(work: Work, config: TeacherConfig) -> Done:
     """The teacher's weights and config. Raises UserError when they cannot be had."""
-    asked = {"model": config.model, "pretrained": config.pretrained}
+    asked = names_of_teacher(config)
     files = own_files(config)
-    if not files and (before := fetched_as(work, asked)):
+    if not files and (before := fetched_as(work, config)):
         return before  # the folder that it came from is gone, and not needed any more
     own = {os.path.basename(path): Place.of(path).sha256() for path in files}
     # by its content where the files are the user's own, so that they may be moved

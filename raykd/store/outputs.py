@@ -29,6 +29,7 @@ import pyarrow.compute as pc
 import pyarrow.dataset as pads
 
 from raykd.algo.heads import Mixture, probabilities
+from raykd.algo.keyed import hash_ids
 from raykd.algo.metrics import Scores
 from raykd.algo.prompts import ClassTexts
 from raykd.algo.statistics import Change
@@ -109,6 +110,13 @@ class Pool:
         )
         kept = pc.is_valid(indices)
         return table.filter(kept), indices.filter(kept).to_numpy().astype(np.int64)
+
+
+def manifest_content(table: pa.Table) -> str:
+    """Names what tables.MANIFEST says, in any row order."""
+    texts = [table[name].fill_null("") for name in ("sample_id", "uri", "label", "split")]
+    rows = hash_ids(pc.binary_join_element_wise(*texts, "\n").to_pylist())
+    return fingerprint([len(rows), int(np.bitwise_xor.reduce(rows)), int(rows.sum(dtype=np.uint64))])
 
 
 def renamed_labels(labels: pa.ChunkedArray, renamed: Mapping[str, str]) -> pa.ChunkedArray:

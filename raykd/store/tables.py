@@ -9,6 +9,7 @@ MANIFEST   sample_id, uri, size_bytes, mtime_ns, label (class name or null), spl
 ENCODED    sample_id, error (null, or why it could not be read: then NaN), features f16[D]: the teacher's
 QUARANTINE sample_id, uri, reason
 TEACHER    sample_id, split, error, features f16[D] (as encoded: a cold start may pick by them), logits f32[C]
+SCORES     sample_id, uri, label (null: none), features f16[D], probs f32[C]: what jobs/score.py gives
 PICKS      sample_id, rank (0-based, in the order picked), distance (NaN where it means nothing)
 CARDS      sample_id, rank, distance, uri, thumbnail (JPEG or PNG), teacher, student (the likeliest classes)
 LABELS     sample_id, label (class name), outcome: the answers that a round trains on
@@ -40,6 +41,9 @@ MANIFEST = pa.schema([_ID, *_FILE, ("label", pa.string()), _SPLIT])
 ENCODED = pa.schema([_ID, _ERROR, ("features", _VECTOR_F16)])
 QUARANTINE = pa.schema([_ID, ("uri", pa.string()), ("reason", pa.string())])
 TEACHER = pa.schema([_ID, _SPLIT, _ERROR, ("features", _VECTOR_F16), ("logits", _VECTOR_F32)])
+SCORES = pa.schema(
+    [_ID, ("uri", pa.string()), ("label", pa.string()), ("features", _VECTOR_F16), ("probs", _VECTOR_F32)]
+)
 PICKS = pa.schema([_ID, ("rank", pa.int32()), ("distance", pa.float64())])
 CARDS = pa.schema(
     [*PICKS, ("uri", pa.string()), ("thumbnail", pa.binary()), ("teacher", _GUESSES), ("student", _GUESSES)]

@@ -129,9 +129,9 @@ def test_a_change_of_mind_reads_no_image_and_leaves_the_old_opinion(
 
 
 def test_the_same_mind_computes_nothing(opinion, finished, no_image_is_read, monkeypatch):
-    from raykd.stages import teacher
+    from raykd.stages import teacher, zero_shot
 
-    monkeypatch.setattr(teacher, "encode_texts", None)
+    monkeypatch.setattr(zero_shot, "encode_texts", None)
     monkeypatch.setattr(teacher, "write_parts", None)
     assert opinion().scores == finished.teacher.scores
 
@@ -164,7 +164,7 @@ def test_a_siglip_like_model_from_config_and_checkpoint_files_gets_its_bias(opin
 
 
 def test_classes_that_are_one_to_the_teacher_are_refused_by_name():
-    from raykd.stages.teacher import check_classes
+    from raykd.stages.zero_shot import check_classes
 
     directions = np.eye(4, dtype=np.float32)[[0, 1, 2, 1]]
     with pytest.raises(ValueError, match="classes 'crane' and 'Crane' are the same text to the teacher"):
@@ -235,7 +235,7 @@ def test_the_neutral_text_is_one_more_class_to_the_teacher(finished):
 
 
 def test_counts_of_parts_add_up_and_the_plainest_examples_of_all_are_shown():
-    from raykd.stages.teacher import class_check
+    from raykd.stages.zero_shot import class_check
     from raykd.store.place import Place
     from raykd.store.stage_folder import Done
 
@@ -245,8 +245,8 @@ def test_counts_of_parts_add_up_and_the_plainest_examples_of_all_are_shown():
     texts = done(close=[["cat", "tomcat", 0.1]])
     many = [[0.5, "b"], [0.3, "c"], [0.2, "d"], [0.1, "e"]]
     parts = (
-        done(first_choices_C=[2, 0, 1], num_like_none=40, examples=many),
-        done(first_choices_C=[0, 0, 97], num_like_none=2, examples=[[0.9, "a"], [0.25, "f"]]),
+        {"first_choices_C": [2, 0, 1], "num_like_none": 40, "examples": many},
+        {"first_choices_C": [0, 0, 97], "num_like_none": 2, "examples": [[0.9, "a"], [0.25, "f"]]},
     )
     assert class_check(["cat", "tomcat", "owl"], texts, parts) == {
         "num_images": 100, "never": ["tomcat"], "close": [("cat", "tomcat", 0.1)], "num_like_none": 42,
@@ -258,7 +258,7 @@ def test_a_class_list_that_is_wrong_is_told_in_three_lines_at_most_and_once(
     seeded, no_image_is_read, finished, monkeypatch
 ):
     """Names that the tokenizer reads almost alike, in templates that say much besides: known from their cosines."""
-    from raykd.stages import teacher
+    from raykd.stages import teacher, zero_shot
     from raykd.stages.encode import encode
     from raykd.stages.pool import list_pool
 
@@ -272,7 +272,7 @@ def test_a_class_list_that_is_wrong_is_told_in_three_lines_at_most_and_once(
     features = np.concatenate([np.array(part.place.read_table()["features"].to_pylist(), np.float32) for part in
                                finished.encoded.parts])  # fmt: skip
     features = features[np.isfinite(features).all(axis=1)]
-    monkeypatch.setattr(teacher, "encode_texts", alike)
+    monkeypatch.setattr(zero_shot, "encode_texts", alike)
     _, campaign = seeded("classes=[red, green, blue]", 'teacher.templates=["{}!"]', "labels.start=none")
     pool = list_pool(campaign)
     encoded = encode(campaign, pool)

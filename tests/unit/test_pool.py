@@ -242,14 +242,14 @@ def test_a_draw_hangs_on_the_id_and_not_on_order_or_neighbours(rows, tmp_path):
 
 
 def test_the_content_of_a_manifest_has_one_name_in_any_row_order(build, tmp_path):
-    from raykd.stages.pool import content
+    from raykd.store.outputs import manifest_content
 
     table = build(pool=write_parquet(tmp_path / "p"))[1].manifest
-    name = content(table)
-    assert content(table.take(np.random.default_rng(1).permutation(30))) == name
-    assert content(table.slice(1)) != name
+    name = manifest_content(table)
+    assert manifest_content(table.take(np.random.default_rng(1).permutation(30))) == name
+    assert manifest_content(table.slice(1)) != name
     relabeled = table.set_column(table.schema.get_field_index("label"), "label", pa.array(["red"] * 30))
-    assert content(relabeled) != name
+    assert manifest_content(relabeled) != name
 
 
 def test_a_limit_takes_a_random_subset_of_the_pool_and_all_of_test_and_val(rows, tmp_path):

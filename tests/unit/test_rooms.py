@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-VERBS = {"pool", "encode", "teacher", "select", "label", "train", "predict", "mix", "evaluate", "report"}
+VERBS = {"pool", "encode", "teacher", "score", "select", "label", "train", "predict", "mix", "evaluate", "report"}
 
 
 def module_of(file: Path) -> str:
