@@ -56,7 +56,7 @@ class Options(TeacherConfig):
 def run(options: Options) -> Done:
     """Score, and write the table."""
     from raykd.stages.progress import Progress
-    from raykd.stages.score import Request, score
+    from raykd.stages.score import ScoreRequest, score_pool
     from raykd.stages.session import Session
     from raykd.stages.work import Work
     from raykd.store.lock import only_job
@@ -69,7 +69,7 @@ def run(options: Options) -> Done:
     if classes is not None and "," in classes and not Place.of(classes).exists():
         classes = [name.strip() for name in classes.split(",") if name.strip()]
     progress = Progress()
-    request = Request(
+    request = ScoreRequest(
         source=source_of(options, classes, progress),
         classes=classes,
         teacher=TeacherConfig(**{name: getattr(options, name) for name in TeacherConfig.model_fields}),
@@ -77,7 +77,7 @@ def run(options: Options) -> Done:
         out=out,
     )
     with Session(options.local_cpus, options.stall_s, progress) as session, only_job(cache) as still_ours:
-        done = score(Work(place=cache, progress=progress, session=session, still_ours=still_ours), request)
+        done = score_pool(Work(place=cache, progress=progress, session=session, still_ours=still_ours), request)
     facts = done.facts
     print(f"{facts['rows']:,} images, {len(facts['classes'])} classes, {time.perf_counter() - started:.1f} s; {out}")
     if facts["labeled"]:

@@ -408,8 +408,8 @@ class Config(Section):
     val_share: Share = Field(0.0, description="Share of a labeled pool set aside as val")
     decode: Literal["reduced", "exact"] = Field(
         "reduced",
-        description="reduced: a JPEG that will be shrunk 4 times or more is decoded at a half to an eighth of its "
-        "size, several times as fast; exact: never",
+        description="reduced: what will be shrunk is first brought to a half, a quarter or an eighth of its size, "
+        "JPEGs while they are decoded, several times as fast; exact: never",
         json_schema_extra=until("encode", "train", "predict"),
     )
     max_bad_share: Share = Field(0.05, description="Unreadable images the campaign bears", json_schema_extra=FREE)

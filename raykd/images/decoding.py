@@ -8,9 +8,8 @@ What an image goes through, and what is counted of it (:data:`CHANGES`), so that
   not black. Of 32 bits only what fits into 16 is read, as nothing says what their range is; nor is floating point.
 - CMYK and Lab become RGB by Pillow's plain rule; colour profiles are not applied.
 - Of several frames or pages the first is read.
-- A JPEG that will be shrunk may be decoded at a half, a quarter or an eighth of its size (``shrinks``), as long as
-  twice the detail that will be seen is left: several times as fast, in a fraction of the memory. README.md says what
-  that changes.
+- A JPEG that will be shrunk may be decoded at a half, a quarter or an eighth of its size (``shrinks``), never at less
+  than will be seen: several times as fast, in a fraction of the memory. README.md says what that changes.
 
 What cannot be read gets a reason (:func:`reason_of`) that names the kind of what is wrong and nothing of the one image,
 so that reasons can be counted. ``python -m raykd.images`` prints all of this.
@@ -66,7 +65,6 @@ LARGE_BYTES = 384 * 2**20
 MOST_BYTES = 4 * 2**30
 DEFLATE_RATIO = 1032  # no zlib stream is longer than so many times what it is packed into
 PLANAR_TAG, BITS_TAG, PHOTOMETRIC_TAG, ORIENTATION_TAG = 284, 258, 262, 274  # of TIFF
-DETAIL = 2  # times what will be seen is decoded at least
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 ORIENTATION_NOTES = (b"XML:com.adobe.xmp\0", b"Raw profile type exif\0", b"Raw profile type APP1\0")
 LITTLE = sys.byteorder == "little"
@@ -183,9 +181,9 @@ def check_whole(encoded: bytes) -> None:
 
 
 def reduce(image: Image.Image, shrinks: Shrinks) -> None:
-    """Let an open JPEG be decoded at a half, a quarter or an eighth of its size, if :data:`DETAIL` is left."""
+    """Let an open JPEG be decoded at a half, a quarter or an eighth of its size, if that has all pixels to be seen."""
     width, height = image.size
-    least = min(shrinks(width, height), shrinks(height, width)) / DETAIL  # it may yet be turned
+    least = min(shrinks(width, height), shrinks(height, width))  # it may yet be turned
     if (times := next((times for times in (8, 4, 2) if least >= times), 1)) > 1:
         image.draft(None, (width // times, height // times))
 

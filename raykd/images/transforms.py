@@ -26,6 +26,7 @@ RESAMPLING = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling
 SUPPORT = 2  # source pixels on either side that a bicubic filter looks at, when it does not shrink
 RESIZE_MODES = ("shortest", "longest", "squash")
 MOST_DISCARDED = 16  # times what is kept: above it, the image is cropped before it is resized
+GAP = 2.0  # times the size that is wanted: down to that pixels are merely averaged, when it need not be exact
 
 CROP_ASPECT = (3 / 4, 4 / 3)  # width / height of random crops, as in torchvision
 CROP_ATTEMPTS = 10
@@ -40,10 +41,12 @@ class CenterCrop:
     Args:
         size: Side of the result, pixels.
         interpolation: ``bilinear`` or ``bicubic``; both average over what they shrink.
+        exact: torchvision's pixels; else only what the crop sees is resized, large images in two steps (:data:`GAP`).
     """
 
     size: int
     interpolation: str = "bilinear"
+    exact: bool = True
 
     def __post_init__(self) -> None:
         check("interpolation", self.interpolation, RESAMPLING)
@@ -53,7 +56,7 @@ class CenterCrop:
 
     def __call__(self, image: Image.Image) -> Image.Image:
         resized = short_side_to(image, self.size)
-        return middle_of_resized(image, resized, (self.size, self.size), RESAMPLING[self.interpolation])
+        return middle_of_resized(image, resized, (self.size, self.size), RESAMPLING[self.interpolation], self.exact)
 
 
 @dataclass(frozen=True)
@@ -64,12 +67,14 @@ class ClipPreprocess:
         config: open_clip's ``preprocess_cfg``: ``size`` (pixels, or [height, width]), ``resize_mode`` (shortest,
             longest, squash), ``interpolation`` (bicubic, bilinear, random), ``fill_color`` (0 to 255, or one a channel;
             around what ``longest`` leaves free). Mean and deviation are the model's business.
+        exact: open_clip's pixels; else only what the crop sees is resized, large images in two steps (:data:`GAP`).
 
     Raises:
         UserError: No size, or a word that open_clip does not know.
     """
 
     config: Mapping[str, Any]
+    exact: bool = True
 
     def __post_init__(self) -> None:
         if not self.config.get("size"):
@@ -95,18 +100,20 @@ class ClipPreprocess:
     def __call__(self, image: Image.Image) -> Image.Image:
         height, width = self.size
         resample = RESAMPLING.get(self.config.get("interpolation") or "", Image.Resampling.BICUBIC)
+        gap = None if self.exact else GAP
         if self._mode == "squash":
-            return image.resize((width, height), resample)
+            return image.resize((width, height), resample, reducing_gap=gap)
         ratios = image.height / height, image.width / width
         if self._mode == "longest":
             fill = self.config.get("fill_color") or 0
             color = (fill,) * 3 if isinstance(fill, int) else tuple(fill)
             resized = divided(image, max(ratios))
-            return middle(image.resize(resized, resample), self.size, color)
+            return middle(image.resize(resized, resample, reducing_gap=gap), self.size, color)
         if height == width:
-            return middle_of_resized(image, short_side_to(image, height), self.size, resample)
+            return middle_of_resized(image, short_side_to(image, height), self.size, resample, self.exact)
         # open_clip resizes to what is not square by bicubic filters, whatever the config says
-        return middle_of_resized(image, divided(image, min(ratios)), self.size, Image.Resampling.BICUBIC)
+        resample = Image.Resampling.BICUBIC
+        return middle_of_resized(image, divided(image, min(ratios)), self.size, resample, self.exact)
 
 
 @dataclass(frozen=True)
@@ -212,15 +219,16 @@ def middle(image: Image.Image, crop: tuple[int, int], color: tuple[int, ...] = (
 
 
 def middle_of_resized(
-    image: Image.Image, resized: tuple[int, int], crop: tuple[int, int], resample: Image.Resampling
+    image: Image.Image, resized: tuple[int, int], crop: tuple[int, int], resample: Image.Resampling, exact: bool = True
 ) -> Image.Image:
     """:func:`middle` of the image resized to ``resized``, which covers the crop.
 
-    Where that is much larger than the crop, only what the crop sees is resized: memory and time of the crop. Pillow
-    rounds to 8 bits between its two passes, and which is first hangs on the sizes; so the pixels are nearly the same.
+    Where that is much larger than the crop, or it need not be exact, only what the crop sees is resized: memory and
+    time of the crop. Pillow rounds to 8 bits between its two passes, and which is first hangs on the sizes; so the
+    pixels are nearly the same.
     """
     (height, width), (left, top) = crop, offsets(resized, crop)
-    if math.prod(resized) <= MOST_DISCARDED * height * width:
+    if exact and math.prod(resized) <= MOST_DISCARDED * height * width:
         return middle(image.resize(resized, resample), crop)
     spans = []
     for side, new_side, start, length in zip(image.size, resized, (left, top), (width, height), strict=True):
@@ -231,7 +239,7 @@ def middle_of_resized(
     (x0, x1, seen_left, seen_right), (y0, y1, seen_top, seen_bottom) = spans
     seen = image.crop((seen_left, seen_top, seen_right, seen_bottom))
     box = (x0 - seen_left, y0 - seen_top, x1 - seen_left, y1 - seen_top)
-    return seen.resize((width, height), resample, box)
+    return seen.resize((width, height), resample, box, reducing_gap=None if exact else GAP)
 
 
 def offsets(size: tuple[int, int], crop: tuple[int, int]) -> tuple[int, int]:

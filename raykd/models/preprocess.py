@@ -25,9 +25,9 @@ class Preprocess:
     std: tuple[float, ...]
     interpolation: str = "bilinear"
 
-    def clean(self) -> CenterCrop:
+    def clean(self, exact: bool = True) -> CenterCrop:
         """Short side to ``image_size``, centre crop: for predicting (PAPERS.md 1.4)."""
-        return CenterCrop(self.image_size, self.interpolation)
+        return CenterCrop(self.image_size, self.interpolation, exact)
 
     def augmented(self, area: tuple[float, float], flip: bool) -> RandomCrop:
         """A random resized crop, and a flip in half the cases; called with image and seed: for training.

@@ -193,6 +193,8 @@ def open_campaign(config: Config) -> Iterator[Campaign]:
         shards = stack.enter_context(ExitStack())
         campaign = Campaign(config=config, place=place, progress=progress, session=session, open_shards=shards)
         if not finished:
+            if read_done(round_place(place, 0) / "select") is None:
+                session.begin()  # images will be read, and imports take as long as a Ray's start
             from raykd.stages.checks import check_everything_cheap  # here: a finished campaign needs no torch
 
             check_everything_cheap(campaign)

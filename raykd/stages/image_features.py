@@ -59,8 +59,9 @@ def encode_images(
     def check(bad: pa.Table) -> None:
         check_splits("encode", pa.concat_tables(tables), bad, max_bad_share)
 
-    preprocess = ClipPreprocess(read_clip_preprocess(model.place))
-    fetch = Fetch(preprocess, preprocess.size, config.batch_size, exact=decode == "exact")
+    exact = decode == "exact"
+    preprocess = ClipPreprocess(read_clip_preprocess(model.place), exact)
+    fetch = Fetch(preprocess, preprocess.size, config.batch_size, exact)
     here = work.session.is_local and config.replicas == 1
     if missing := num_missing(parts):
         work.session.ensure()

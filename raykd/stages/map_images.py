@@ -11,6 +11,7 @@ process, which has its libraries already.
 from __future__ import annotations
 
 import math
+import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -23,7 +24,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import ray
 import ray.data
-from ray.data import ActorPoolStrategy, DataContext, Dataset
+from ray.data import ActorPoolStrategy, DataContext, Dataset, TaskPoolStrategy
 
 from raykd.errors import StorageError, UserError
 from raykd.images.decoding import UNREACHABLE
@@ -268,8 +269,14 @@ def run(
     blocks = even_blocks(runs, fetch.batch_size, high)
     write = WriteBlock(places, model.schema)
     with data_context(), workers_words():
-        fetched = ray.data.from_arrow(blocks).map_batches(
-            fetch, batch_size=None, batch_format="pyarrow", num_cpus=1, memory=fetch.memory_bytes
+        fetched = ray.data.from_blocks(blocks).map_batches(  # from_arrow would start a task for each
+            fetch,
+            batch_size=None,
+            batch_format="pyarrow",
+            num_cpus=1,
+            memory=fetch.memory_bytes,
+            # cores, not logical CPUs; one more, as a task that ends leaves a gap
+            compute=TaskPoolStrategy(len(os.sched_getaffinity(0)) + 1 if here else None),
         )
         if here:
             yield from run_here(fetched, fetch, model, write, ticker)

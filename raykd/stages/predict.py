@@ -52,7 +52,8 @@ def predict(campaign: Campaign, number: int, pool: Pool, encoded: Encoded, train
             )
 
     size = (preprocess.image_size, preprocess.image_size)
-    fetch = Fetch(preprocess.clean(), size, config.predict_batch_size, exact=campaign.config.decode == "exact")
+    exact = campaign.config.decode == "exact"
+    fetch = Fetch(preprocess.clean(exact), size, config.predict_batch_size, exact)
     here = campaign.session.is_local and config.predict_replicas == 1
     if missing := num_missing(parts):
         campaign.session.ensure()

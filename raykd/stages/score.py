@@ -31,7 +31,7 @@ READ_ROWS = 8192  # of a row group
 
 
 @dataclass(frozen=True, kw_only=True)
-class Request:
+class ScoreRequest:
     """What to score by what.
 
     Args:
@@ -49,7 +49,7 @@ class Request:
     out: Place
 
 
-def score(work: Work, request: Request) -> Done:
+def score_pool(work: Work, request: ScoreRequest) -> Done:
     """The table (tables.SCORES), a file a part; images that cannot be read are listed in the cache.
 
     Cost: one pass over the images, once; N x D x C products. A finished table is only looked at.
@@ -64,7 +64,7 @@ def score(work: Work, request: Request) -> Done:
     """
     listing, classes = listed_pool(work, request)
     rows, config = listing.rows, request.teacher
-    begun_from = {"rows": manifest_content(rows), "decode": request.decode, "asked": asked_for(request, classes)}
+    begun_from = {"rows": manifest_content(rows), "decode": request.decode, "asked": what_is_asked(request, classes)}
     folder = work.stage_folder(request.out, "scores", version=VERSION, made_from=begun_from)
     try:
         done = folder.done()
@@ -113,7 +113,7 @@ def score(work: Work, request: Request) -> Done:
     return out.complete
 
 
-def listed_pool(work: Work, request: Request) -> tuple[Listing, dict[str, ClassTexts]]:
+def listed_pool(work: Work, request: ScoreRequest) -> tuple[Listing, dict[str, ClassTexts]]:
     """The images and the classes. Raises UserError: there are none, ids repeat, a label is no class."""
     given = None if request.classes is None else list(class_list(request.classes, None))
     listing = list_source(request.source, "pool", given, work.say, work.place / "tars")
@@ -127,7 +127,7 @@ def listed_pool(work: Work, request: Request) -> tuple[Listing, dict[str, ClassT
     return listing, classes
 
 
-def asked_for(request: Request, classes: dict[str, ClassTexts]) -> dict[str, Any]:
+def what_is_asked(request: ScoreRequest, classes: dict[str, ClassTexts]) -> dict[str, Any]:
     """What the table depends on besides the images, as plain data."""
     config = request.teacher
     texts = {name: own.plain() if own else None for name, own in classes.items()}

@@ -105,6 +105,10 @@ class Session:
         else:
             starting, self._starting = self._starting, None
             starting.result()
+        if "ray.data" in sys.modules:
+            sys.modules["ray.data"].DataContext.get_current().execution_no_progress_timeout_s = self.stall_s
+        else:  # it takes a second to import, and not every job needs it
+            os.environ["RAY_DATA_EXECUTION_NO_PROGRESS_TIMEOUT_S"] = str(math.ceil(self.stall_s))
         for name in ("ray", "ray.data", "ray.train", "ray.tune"):
             logging.getLogger(name).setLevel(logging.ERROR)
         if callable(handler) and threading.current_thread() is threading.main_thread():
@@ -123,10 +127,6 @@ class Session:
                 raise UserError(f"Ray does not {where}: {one_line(error)}") from error
         self._started = True
         worker.print_to_stdstream = raylet_lines  # type: ignore[assignment]
-        if "ray.data" in sys.modules:
-            sys.modules["ray.data"].DataContext.get_current().execution_no_progress_timeout_s = self.stall_s
-        else:  # it takes a second to import, and not every job needs it
-            os.environ["RAY_DATA_EXECUTION_NO_PROGRESS_TIMEOUT_S"] = str(math.ceil(self.stall_s))
 
     def _arguments(self) -> dict[str, Any]:
         if not self.is_local:

@@ -90,7 +90,7 @@ def test_a_line_of_pixels_is_never_enlarged_as_a_whole(sides, monkeypatch):
     asked = []
     resize = Image.Image.resize
     monkeypatch.setattr(
-        Image.Image, "resize", lambda self, size, *rest: asked.append(size) or resize(self, size, *rest)
+        Image.Image, "resize", lambda self, size, *rest, **more: asked.append(size) or resize(self, size, *rest, **more)
     )
     clip = {"size": 224, "resize_mode": "shortest"}
     for transform in (CenterCrop(224), ClipPreprocess(clip), ClipPreprocess({**clip, "size": (224, 112)})):
