@@ -16,6 +16,7 @@ from raykd.images.pixel_batches import Fetch, PixelBatch
 from raykd.images.transforms import ClipPreprocess
 from raykd.models.teacher import ImageTower, read_clip_preprocess
 from raykd.stages.map_images import Model, check_splits, find_parts, map_parts, model_memory, num_missing
+from raykd.stages.resources import check_memory
 from raykd.stages.work import Work
 from raykd.store.outputs import Encoded
 from raykd.store.place import Place
@@ -65,6 +66,7 @@ def encode_images(
     here = work.session.is_local and config.replicas == 1
     if missing := num_missing(parts):
         work.session.ensure()
+        check_memory(work, "encode", max(fetch.memory_bytes, 0 if here else encoder.memory_bytes))
     with work.progress.stage("encode", missing, "images", here=here) as ticker:
         done = map_parts(parts, fetch, encoder, ticker, here=here, check=check)
     encoded = Encoded(tuple(done), model.place.name, model.place)

@@ -10,6 +10,7 @@ from raykd.images.pixel_batches import Fetch, PixelBatch
 from raykd.models.preprocess import read_preprocess
 from raykd.stages.campaign import Campaign
 from raykd.stages.map_images import Model, check_splits, find_parts, map_parts, model_memory, num_missing
+from raykd.stages.resources import check_memory
 from raykd.store.outputs import Encoded, Pool, Predictions, Trained
 from raykd.store.place import Place
 from raykd.store.tables import predicted, vectors
@@ -57,6 +58,7 @@ def predict(campaign: Campaign, number: int, pool: Pool, encoded: Encoded, train
     here = campaign.session.is_local and config.predict_replicas == 1
     if missing := num_missing(parts):
         campaign.session.ensure()
+        check_memory(campaign, f"round {number} predict", max(fetch.memory_bytes, 0 if here else model.memory_bytes))
     with campaign.progress.stage(f"round {number} predict", missing, "images", here=here) as ticker:
         done = map_parts(parts, fetch, model, ticker, here=here, check=check)
     return Predictions(tuple(done), trained.columns, tuple(trained.classes), trained.fingerprint)

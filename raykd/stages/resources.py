@@ -8,6 +8,7 @@ from collections.abc import Callable
 from raykd.config import Config
 from raykd.errors import UserError
 from raykd.stages.session import Session
+from raykd.stages.work import Work
 
 
 def check_resources(config: Config, session: Session, say: Callable[[str, str], None]) -> None:
@@ -57,6 +58,24 @@ def check_resources(config: Config, session: Session, say: Callable[[str, str], 
                 f"{stage} asks for {count * cpus + beside:g} CPUs, the local Ray has {have_cpus:g}; raise local_cpus "
                 "(logical CPUs, may exceed the cores) or lower its num_cpus, replicas, workers or shards"
             )
+
+
+def check_memory(work: Work, stage: str, asked_bytes: int) -> None:
+    """Whether some node has the memory that one process of a stage declares: else it would wait for ever.
+
+    On a Ray of this machine that is an error, by UserError; a cluster may grow, so there it is a line. Ray must be up.
+    """
+    import ray
+
+    most = max((node["Resources"].get("memory", 0.0) for node in ray.nodes() if node["Alive"]), default=0.0)
+    if most >= asked_bytes:
+        return
+    words = (
+        f"{stage} asks for {asked_bytes / 2**30:.1f} GiB for a process, and no node has more than {most / 2**30:.1f}"
+    )
+    if work.session.is_local:
+        raise UserError(f"{words}: end other programs, or take a smaller batch size or model")
+    work.say("cluster", f"{words}; it waits until such a node joins")
 
 
 def least(replicas: int | tuple[int, int]) -> int:

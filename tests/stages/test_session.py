@@ -381,3 +381,18 @@ def test_rays_own_lines_are_lines_of_ours_and_retries_are_no_news(ray_cluster):
         lines = ["Task ask failed. There are infinite retries remaining, so the task", "1 worker was killed\n by OOM"]
         raylet_lines({"lines": lines, "pid": "raylet"}, ignore_prefix=False)
     assert stream.getvalue() == "session            1 worker was killed by OOM\n"
+
+
+def test_a_process_that_needs_more_memory_than_any_node_has_is_told_instead_of_waited_for(ray_cluster, tmp_path):
+    import ray
+
+    from raykd.stages.progress import Progress
+    from raykd.stages.resources import check_memory
+    from raykd.stages.work import Work
+    from raykd.store.place import Place
+
+    work = Work(place=Place.of(tmp_path), progress=Progress("lines", io.StringIO()), session=Session())
+    most = int(max(node["Resources"]["memory"] for node in ray.nodes()))
+    check_memory(work, "encode", most)
+    with pytest.raises(UserError, match=r"encode asks for .* GiB for a process, and no node has more than"):
+        check_memory(work, "encode", most + 2**20)
