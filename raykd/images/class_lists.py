@@ -21,6 +21,7 @@ from raykd.algo.prompts import ClassTexts, check_apart, classes_of
 from raykd.errors import UserError, did_you_mean
 from raykd.images.delimited import read_delimited, read_text
 from raykd.images.manifest import few
+from raykd.images.walk import is_utf8
 from raykd.store.place import Place
 
 NAME_COLUMNS = ("name", "class", "class_name", "classname", "label")  # in any case
@@ -83,6 +84,8 @@ def class_file(path: str) -> dict[str, ClassTexts]:
                 if ending == ".json":
                     raise UserError(f"{path!r} is not JSON ({error}); expected {EXPECTED}") from error
             else:
+                if not is_utf8(json.dumps(data, ensure_ascii=False)):
+                    raise UserError(f"{path!r} holds a letter that is not whole (\\ud800 to \\udfff); write it out")
                 return named(data, path)
         if ending in (".csv", ".tsv") and any(mark in text for mark in ",;\t"):
             return classes_of_table(place)

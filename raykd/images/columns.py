@@ -13,7 +13,8 @@ import pyarrow.compute as pc
 
 from raykd.errors import UserError, one_line
 from raykd.images.manifest import SPLIT_NAMES, Say
-from raykd.images.stored import beside
+from raykd.images.stored import SCHEMES, beside, not_read
+from raykd.images.walk import is_utf8
 from raykd.store.place import Place
 
 if TYPE_CHECKING:
@@ -60,6 +61,12 @@ class Columns:
     def uris(self, column: str) -> tuple[pa.ChunkedArray, pa.Array | pa.ChunkedArray]:
         """Paths or URIs as they stand there, and absolute: paths are relative to the folder of the file."""
         given = self.filled(column, "the path or URI of its file")
+        schemes = pc.struct_field(pc.extract_regex(given, r"^(?P<scheme>[A-Za-z][A-Za-z0-9+.-]*)://"), "scheme")
+        unread = pc.invert(pc.is_in(pc.utf8_lower(schemes), value_set=pa.array([*SCHEMES, None], pa.string())))
+        if len(given) and pc.all(unread).as_py():
+            raise UserError(
+                f"{self.what(column)} holds URIs such as {given[0].as_py()!r:.80}: {not_read(schemes[0].as_py())}"
+            )
         if "://" in self.file.uri:
             return given, pa.array([beside(self.file, uri).uri for uri in given.to_pylist()], pa.string())
         stays = pc.or_(pc.starts_with(given, "/"), pc.match_substring(given, "://"))
@@ -134,7 +141,7 @@ def plain_type(kind: pa.DataType) -> pa.DataType:
 
 def value_as_text(value: Any, what: str) -> str | None:
     """A single value of JSON as text; ``what`` begins the error."""
-    if value is None or isinstance(value, str):
+    if value is None or (isinstance(value, str) and is_utf8(value)):
         return value
     if isinstance(value, bool):
         return str(value).lower()
@@ -142,4 +149,5 @@ def value_as_text(value: Any, what: str) -> str | None:
         return None if np.isnan(value) else str(int(value)) if value.is_integer() else repr(value)
     if isinstance(value, int):
         return str(value)
-    raise UserError(f"{what} is {value!r:.60}; expected text or a number")
+    half = ", of which a letter is not whole (\\ud800 to \\udfff)" if isinstance(value, str) else ""
+    raise UserError(f"{what} is {value!r:.60}{half}; expected text or a number")

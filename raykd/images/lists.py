@@ -37,6 +37,8 @@ def list_list(source: Source, place: Place, split: str, say: Say) -> pa.Table:
             f"{', '.join(TABLE_SUFFIXES + JSON_SUFFIXES)} (a Parquet list is format parquet with uri_column)"
         )
     header, lines = (read_jsonl if ending in JSON_SUFFIXES else read_table)(source, place)
+    if not lines:
+        raise UserError(f"{split}: {place} has no row; expected a line for each image")
     column = source.uri_column or uri_column(header, place, split, say)
     splits = source.split_column if split == "pool" else None
     wanted = list(dict.fromkeys(name for name in (column, source.id_column, source.label_column, splits) if name))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import pyarrow as pa
@@ -46,7 +46,7 @@ def in_order(values: Iterable[str]) -> list[str]:
     return sorted(values)
 
 
-def few(names: list[str], most: int = 5) -> str:
+def few(names: Sequence[str], most: int = 5) -> str:
     return ", ".join(map(repr, names[:most])) + (", ..." if len(names) > most else "")
 
 

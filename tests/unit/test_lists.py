@@ -112,5 +112,6 @@ def test_a_list_of_another_kind_is_refused_with_the_kinds_there_are(name, listin
         listing("path\na.png\n", name)
 
 
-def test_a_list_with_a_header_only_has_no_rows(listing):
-    assert listing("path,label\n", label_column="label")[0].rows.num_rows == 0
+def test_a_list_with_a_header_only_is_refused(listing):
+    with pytest.raises(UserError, match=r"list\.csv has no row"):
+        listing("path,label\n", label_column="label")

@@ -298,7 +298,8 @@ def test_a_file_without_rows_or_row_groups_adds_none(fields, tmp_path):
     with pq.ParquetWriter(tmp_path / "b.parquet", schema):
         pass
     columns = {"format": "parquet", "label_column": "y", **fields}
-    assert listed(tmp_path, **columns)[0].rows.num_rows == 0
+    with pytest.raises(UserError, match=r"no row in the 2 Parquet files of .*, such as 'a.parquet'"):
+        listed(tmp_path, **columns)
     parquet(tmp_path, "c.parquet", y=["cat"], where=["c.png"])
     assert listed(tmp_path, **columns)[0].rows["label"].to_pylist() == ["cat"]
 

@@ -353,7 +353,13 @@ def test_unknown_words_in_a_split_column_are_refused(refused, tmp_path):
 
 @pytest.mark.parametrize(
     ("text", "words"),
-    [(None, "nothing at"), ('{"train": []}', "has not the lists"), ("[]", "has not the lists")],
+    [
+        (None, "nothing at"),
+        ('{"train": []}', "'val' is not there"),
+        ('{"train": {"a.png": "red"}, "val": [], "test": []}', "'train' is {'a.png': 'red'}"),
+        ('{"train": [], "val": [], "test": []}', "no row"),
+        ("[]", "no object with the lists 'train', 'val', 'test'"),
+    ],
 )
 def test_a_coop_split_file_that_is_none_is_refused(refused, image_folder, tmp_path, text, words):
     if text is not None:
