@@ -17,6 +17,7 @@ from raykd.store.tables import MANIFEST
 Say = Callable[[str, str], None]  # a topic, which is the split, and a line for people
 
 SPLIT_NAMES = {"pool": "pool", "train": "pool", "val": "val", "valid": "val", "validation": "val", "test": "test"}
+LIST_SUFFIXES = (".csv", ".tsv", ".jsonl", ".ndjson")
 WHOLE_NUMBER = re.compile(r"-?\d+")
 
 
@@ -52,7 +53,7 @@ def few(names: Sequence[str], most: int = 5) -> str:
 
 def other_format(names: list[str]) -> str:
     """Which format reads most of such files, as the end of an error; nothing when none does."""
-    known = {"parquet": PARQUET_SUFFIXES, "webdataset": (".tar",), "list": (".csv", ".tsv", ".jsonl", ".ndjson")}
+    known = {"parquet": PARQUET_SUFFIXES, "webdataset": (".tar",), "list": LIST_SUFFIXES}
     counts = Counter(word for name in names for word, suffixes in known.items() if name.lower().endswith(suffixes))
     return "".join(f"; format {word} reads {' and '.join(known[word])}" for word, _ in counts.most_common(1))
 
