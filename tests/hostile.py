@@ -20,6 +20,7 @@ import sys
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from decimal import Decimal
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -1014,6 +1015,7 @@ def struct_of(kind: pa.DataType) -> pa.Array:
 
 
 RIGHT = Rows(CATS)
+LETTERS = tuple("abcdefghijkl")  # the names that are given, where labels have values of their own
 FILE = "t.parquet"
 
 
@@ -1081,6 +1083,19 @@ TABLES = [
     Table("labels of small floats", labels(pa.array([1, 2, 1], pa.float16())), Rows(("1", "2", "1"))),
     Table("labels without end", labels([1.0, float("inf"), 2.0]), refused(FILE, "'label'")),
     Table("labels of huge numbers", labels([1e300, 2.0, 2.0]), refused(FILE, "'label'")),
+    Table(
+        "labels of decimals in the order of classes",
+        one_file(
+            LABELED | {"label_values": "sorted"},
+            **columns(12, label=pa.array(map(Decimal, range(12)), pa.decimal128(9, 2))),
+        ),
+        Rows(LETTERS),
+    ),
+    Table(
+        "labels of halves in the order of classes",
+        one_file(LABELED | {"label_values": "sorted"}, **columns(12, label=[i + 0.5 for i in range(12)])),
+        Rows(LETTERS),
+    ),
     Table("labels yes and no", labels([True, False, True]), Rows(("true", "false", "true"))),
     Table(
         "labels of dates", labels(pa.array([0, 1, 0], pa.date32())), Rows(("1970-01-01", "1970-01-02", "1970-01-01"))
@@ -1145,6 +1160,11 @@ TABLES = [
     Table("some empty", some_empty, RIGHT),
     # split files
     Table("a split", coop([["cat.png", 0, "cat"]]), Rows(("cat",))),
+    Table(
+        "a split file that is a folder",
+        lambda folder: {"format": "coop_split", "split_file": str(folder)},
+        refused("is a folder; expected a file"),
+    ),
     Table("a split that is null", coop(None), refused("split.json", "'train'")),
     Table("a split that is empty", coop([]), refused("split.json", "no row")),
     Table("a split of another form", coop({"cat.png": "cat"}), refused("split.json", "'train'")),

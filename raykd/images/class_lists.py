@@ -101,9 +101,14 @@ def _no_key_twice(path: str, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def classes_of_lines(text: str, path: str) -> dict[str, ClassTexts]:
-    """Names a line; what is left of a pasted list (commas at the ends, quotes around all) does not count."""
+    """Names a line; what is left of a pasted list (commas at the ends, quotes around all, bullets) does not count."""
     lines = [line.strip().rstrip(",;").strip() for line in re.split(r"\r\n|\r|\n", text)]
     lines = [line for line in lines if line]
+    for bullet in ("- ", "* ", "\N{BULLET} "):
+        if all(line.startswith(bullet) for line in lines):
+            lines = [line.removeprefix(bullet).strip() for line in lines]
+    if lines and lines[0].startswith("#") and not all(line.startswith("#") for line in lines):
+        raise UserError(f"{path!r} begins with {lines[0]!r:.60}: every line is a name, so comments must go")
     for quote in "\"'":
         if lines and all(len(line) > 2 and line[0] == line[-1] == quote for line in lines):
             lines = [line[1:-1] for line in lines]

@@ -99,11 +99,10 @@ class Columns:
         """pool, val or test of each row."""
         if (column := self.source.split_column) is None or self.split != "pool":
             return None
-        values = as_text(self.table[column], self.what(column))
+        values = pc.utf8_lower(as_text(self.table[column], self.what(column)))
         if unknown := [value for value in values.unique().to_pylist() if value not in SPLIT_NAMES]:
-            raise UserError(
-                f"{self.what(column)} holds {sorted(map(str, unknown))[:5]}; expected {', '.join(SPLIT_NAMES)}"
-            )
+            shown = ["an empty cell" if value is None else repr(value) for value in unknown[:5]]
+            raise UserError(f"{self.what(column)} holds {', '.join(shown)}; expected {', '.join(SPLIT_NAMES)}")
         known, meanings = (pa.array(words, pa.string()) for words in (SPLIT_NAMES.keys(), SPLIT_NAMES.values()))
         return pc.take(meanings, pc.index_in(values, value_set=known))
 
@@ -125,6 +124,12 @@ def as_text(column: pa.ChunkedArray, what: str) -> pa.ChunkedArray:
     """
     try:
         column = pc.cast(column, plain_type(column.type))
+        if pa.types.is_nested(column.type):
+            raise UserError(f"{what} is {column.type}; expected a single value a row, such as text or a number")
+        if pa.types.is_decimal(column.type):
+            text = pc.cast(column, pa.string())
+            whole = pc.replace_substring_regex(text, r"\.0+$", "")
+            return text if pc.any(pc.match_substring(whole, ".")).as_py() else whole
         if pa.types.is_floating(column.type):
             column = pc.cast(column, pa.float64())
             column = pc.if_else(pc.is_nan(column), pa.scalar(None, pa.float64()), column)

@@ -15,6 +15,8 @@ Line = tuple[int, dict[str, str]]  # its number in the file, and its cells by co
 
 def read_text(place: Place) -> str:
     """A file of UTF-8, with or without BOM. Raises UserError that names it, when it is something else."""
+    if place.is_dir():
+        raise UserError(f"{place} is a folder; expected a file")
     data = place.read_bytes()
     what = instead(data[:1024]) or ""
     if "pointer" in what or "zero bytes" in what or ("HTML" in what and data.lstrip().startswith(b"<")):

@@ -6,6 +6,7 @@ import os
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
+from decimal import Decimal
 from typing import Any
 
 import pyarrow as pa
@@ -16,9 +17,12 @@ from raykd.store.tables import MANIFEST
 
 Say = Callable[[str, str], None]  # a topic, which is the split, and a line for people
 
-SPLIT_NAMES = {"pool": "pool", "train": "pool", "val": "val", "valid": "val", "validation": "val", "test": "test"}
+SPLIT_NAMES = {  # in any case
+    "pool": "pool", "train": "pool", "training": "pool", "val": "val", "valid": "val", "validation": "val",
+    "dev": "val", "test": "test", "testing": "test",
+}  # fmt: skip
 LIST_SUFFIXES = (".csv", ".tsv", ".jsonl", ".ndjson")
-WHOLE_NUMBER = re.compile(r"-?\d+")
+NUMBER = re.compile(r"-?\d+(\.\d+)?([eE][-+]?\d+)?")
 
 
 def manifest_rows(
@@ -40,10 +44,10 @@ def manifest_rows(
 
 
 def in_order(values: Iterable[str]) -> list[str]:
-    """Sorted: by number when all are whole numbers (2 before 10), else by letter."""
+    """Sorted: by number when all are numbers (2 before 10, 0.5 before 0.25e1), else by letter."""
     values = list(values)
-    if all(map(WHOLE_NUMBER.fullmatch, values)):
-        return sorted(values, key=lambda value: (int(value), value))
+    if all(map(NUMBER.fullmatch, values)):
+        return sorted(values, key=lambda value: (Decimal(value), value))
     return sorted(values)
 
 

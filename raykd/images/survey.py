@@ -22,12 +22,12 @@ from raykd.errors import UserError
 from raykd.images.columns import names_of_numbers, plain_type
 from raykd.images.decoding import SUFFIXES
 from raykd.images.lists import URI_NAMES, read_list
-from raykd.images.manifest import LIST_SUFFIXES, SPLIT_NAMES, WHOLE_NUMBER, endings, few, in_order
+from raykd.images.manifest import LIST_SUFFIXES, NUMBER, SPLIT_NAMES, endings, few, in_order
 from raykd.images.parquet import is_bytes, is_passed_over, is_text, not_parquet
 from raykd.images.reading import load_many
 from raykd.images.sources import Listing, list_source
 from raykd.images.stored import PARQUET_SUFFIXES, ImageReader
-from raykd.images.walk import files_below
+from raykd.images.walk import files_below, is_utf8
 from raykd.images.webdataset import BRACES, COMPRESSED
 from raykd.store.place import Place
 from raykd.store.tables import first_duplicates
@@ -79,6 +79,8 @@ def survey(path: str, classes: list[str] | None = None) -> Survey:
         UserError: Nothing is there, nothing of it is read, or it could be read in no way.
     """
     place = Place.of(path)
+    if not is_utf8(place.uri):
+        raise UserError(f"{place.uri!r} is not UTF-8, so no config can hold it; rename the folder")
     if not place.exists():
         if BRACES.search(path):
             return look_at_tars(place, [], classes)
@@ -152,7 +154,7 @@ def look_at_images(place: Place, names: Sequence[str], classes: list[str] | None
         raise UserError(f"{place} is a single image; give the folder of the images")
     found = Survey({"path": place.uri, "format": "images"}, classes=classes)
     tops = {name.partition("/")[0] for name in names if "/" in name}
-    if tops and tops <= SPLIT_NAMES.keys() and all("/" in name for name in names):
+    if tops and all(top.lower() in SPLIT_NAMES for top in tops) and all("/" in name for name in names):
         return look_at_splits(place, names, classes, tops)
     if are_classes(names, classes):
         found.pool["format"] = "class_folders"
@@ -178,7 +180,7 @@ def are_classes(names: Sequence[str], classes: list[str] | None) -> bool:
 
 def look_at_splits(place: Place, names: Sequence[str], classes: list[str] | None, tops: set[str]) -> Survey:
     """Folders that are called train, val, test: the pool, and what is measured on, where it has labels."""
-    by_split = {SPLIT_NAMES[top]: top for top in sorted(tops)}
+    by_split = {SPLIT_NAMES[top.lower()]: top for top in sorted(tops)}
     top = by_split.pop("pool", None)
     if top is None:
         raise UserError(f"{place} holds {few(in_order(tops))} but no train folder; give the folder to pick from")
@@ -323,11 +325,7 @@ def first_that_fits(
             problem = problem or refused
             continue
         labels = set(listing.rows["label"].drop_null().unique().to_pylist())
-        fit = (
-            labels <= set(classes)
-            if classes
-            else are_names or not labels or not all(map(WHOLE_NUMBER.fullmatch, labels))
-        )
+        fit = labels <= set(classes) if classes else are_names or not labels or not all(map(NUMBER.fullmatch, labels))
         if not fit or first_duplicates(listing.rows["sample_id"]):
             continue
         found = Survey(fields, lines=lines, classes=classes or listing.found_classes)

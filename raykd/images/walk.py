@@ -11,6 +11,8 @@ from raykd.errors import StorageError, why
 from raykd.images.manifest import Say
 from raykd.store.place import Place
 
+OF_SYSTEMS = {"__MACOSX", "@eaDir", "lost+found", "$RECYCLE.BIN", "System Volume Information"}  # not the user's own
+
 
 @dataclass
 class Files:
@@ -44,7 +46,7 @@ def files_below(place: Place, split: str, say: Say) -> Files:
 
 
 def hidden(name: str) -> bool:
-    return name.startswith(".") or name == "__MACOSX"
+    return name.startswith(".") or name in OF_SYSTEMS
 
 
 def stored_files(place: Place, split: str) -> Files:

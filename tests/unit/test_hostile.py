@@ -175,7 +175,8 @@ def listed(folder: Path, fields: dict[str, Any]) -> tuple[pa.Table, list[str]]:
     """What the pool's stage takes of a source."""
     said: list[str] = []
     source = Source(**{**fields, "path": f"{folder}/{fields.get('path', '')}".rstrip("/")})
-    rows = list_source(source, "pool", None, lambda _, line: said.append(line)).rows
+    classes = list(hostile.LETTERS) if source.label_values else None
+    rows = list_source(source, "pool", classes, lambda _, line: said.append(line)).rows
     check_ids_differ(rows)
     return rows, said
 

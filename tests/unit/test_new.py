@@ -90,6 +90,8 @@ def test_train_val_and_test_are_the_pool_and_what_is_measured_on(tmp_path):
         "test": {"path": str(tmp_path / "test"), "format": "class_folders"},
         "val": {"path": str(tmp_path / "valid"), "format": "class_folders"},
     }
+    (tmp_path / "train").rename(tmp_path / "Train")
+    assert survey(str(tmp_path)).pool["path"] == str(tmp_path / "Train")
     given, _ = new(tmp_path, tmp_path / "c.yaml")
     assert (given.test.path, given.val.path, given.test_share) == (found.others["test"]["path"], f"{tmp_path}/valid", 0)
 
