@@ -3,8 +3,9 @@
     python jobs/new.py /data/birds --classes birds.txt
     python jobs/new.py /data/birds --classes birds.txt --teacher local-dir:/models/clip --out birds.yaml
 
-FOLDER holds images, a folder a class, or Parquet files. Class names come from the folders or labels, else from
---classes; without, they are asked for on a terminal. Nothing is overwritten.
+FOLDER holds images, a folder a class, Parquet files or tars (WebDataset); or it is such a file, or a list (CSV, TSV,
+JSONL) of where images are. Class names come from the folders or labels, else from --classes; without, they are asked
+for on a terminal. Nothing is overwritten.
 """
 
 from __future__ import annotations
@@ -19,7 +20,9 @@ from raykd import cli
 
 def main(argv: Sequence[str] | None = None) -> Path:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", metavar="FOLDER", help="of the images, local or s3://...; or a Parquet file")
+    parser.add_argument(
+        "folder", metavar="FOLDER", help="of the images, local or s3://...; or a Parquet file, tar or list"
+    )
     parser.add_argument("--classes", metavar="FILE", help="class names, one a line")
     parser.add_argument(
         "--teacher", metavar="MODEL", help="local-dir:FOLDER, hf-hub:ORG/REPO or open_clip's NAME/WEIGHTS"

@@ -20,6 +20,7 @@ import sys
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from decimal import Decimal
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -56,7 +57,7 @@ REASONS = {  # kind: what its words must match
     "kind not read": "not read|of unknown range",  # an image, of a kind that is not: its words say which
     "not found": "^unreachable: not found",
     "no file": "^unreachable: ",
-    "no filesystem": "^(unreachable|cannot reach)",
+    "no filesystem": "^(https?|gopher|a URI of no known kind) is not read; fetch the images",
     "no bytes": "(no|expected) image bytes|no such (row|column)",
 }
 
@@ -1014,6 +1015,7 @@ def struct_of(kind: pa.DataType) -> pa.Array:
 
 
 RIGHT = Rows(CATS)
+LETTERS = tuple("abcdefghijkl")  # the names that are given, where labels have values of their own
 FILE = "t.parquet"
 
 
@@ -1081,6 +1083,19 @@ TABLES = [
     Table("labels of small floats", labels(pa.array([1, 2, 1], pa.float16())), Rows(("1", "2", "1"))),
     Table("labels without end", labels([1.0, float("inf"), 2.0]), refused(FILE, "'label'")),
     Table("labels of huge numbers", labels([1e300, 2.0, 2.0]), refused(FILE, "'label'")),
+    Table(
+        "labels of decimals in the order of classes",
+        one_file(
+            LABELED | {"label_values": "sorted"},
+            **columns(12, label=pa.array(map(Decimal, range(12)), pa.decimal128(9, 2))),
+        ),
+        Rows(LETTERS),
+    ),
+    Table(
+        "labels of halves in the order of classes",
+        one_file(LABELED | {"label_values": "sorted"}, **columns(12, label=[i + 0.5 for i in range(12)])),
+        Rows(LETTERS),
+    ),
     Table("labels yes and no", labels([True, False, True]), Rows(("true", "false", "true"))),
     Table(
         "labels of dates", labels(pa.array([0, 1, 0], pa.date32())), Rows(("1970-01-01", "1970-01-02", "1970-01-01"))
@@ -1120,6 +1135,10 @@ TABLES = [
         by_uri("t.parquet#uri/0", "t.parquet#no/0", "t.parquet#uri/99"),
         Rows(CATS, ("no bytes", "no bytes", "no bytes")),
     ),
+    Table(
+        "only uris of the web", by_uri("http://localhost/a.png", "HTTP://x/b.png"), refused(FILE, "http is not read")
+    ),
+    Table("uri of a device", by_uri("file:///dev/zero", "/dev/zero"), Rows(("cat", "dog"), ("no file",) * 2)),
     Table("null uri", by_uri("dots/0.png", None, "dots/2.png"), refused(FILE, "uri", "row 1")),
     Table("uris of bytes", one_file(BY_URI, image=None, uri=[b"a", b"b", b"c"]), refused(FILE, "'uri'", "binary")),
     # columns
@@ -1141,7 +1160,13 @@ TABLES = [
     Table("some empty", some_empty, RIGHT),
     # split files
     Table("a split", coop([["cat.png", 0, "cat"]]), Rows(("cat",))),
+    Table(
+        "a split file that is a folder",
+        lambda folder: {"format": "coop_split", "split_file": str(folder)},
+        refused("is a folder; expected a file"),
+    ),
     Table("a split that is null", coop(None), refused("split.json", "'train'")),
+    Table("a split that is empty", coop([]), refused("split.json", "no row")),
     Table("a split of another form", coop({"cat.png": "cat"}), refused("split.json", "'train'")),
     Table("a split with half a letter", coop([["\ud800.png", 0, "cat"]]), refused("split.json", "'train'")),
     # files
@@ -1157,6 +1182,12 @@ TABLES = [
     Table("of macOS", beside("._a.parquet", b"\0\5\x16\7"), RIGHT),
     Table("of Spark", beside("_SUCCESS", b""), RIGHT),
     Table("of Spark, unfinished", beside("_temporary/0/part-0.parquet"), RIGHT),
+    Table(
+        "only what Spark passes over",
+        named("_temporary/0/t.parquet"),
+        refused("_temporary/0/t.parquet", "begins with _"),
+    ),
+    Table("a partition with a line before its name", named("_day=1/t.parquet"), RIGHT),
     Table("of Delta", beside("_delta_log/00010.checkpoint.parquet", parquet_bytes({"add": [1]})), RIGHT),
     Table("of Hugging Face", beside(".cache/huggingface/x.parquet", b""), RIGHT),
     Table("metadata", beside("_metadata", parquet_bytes()), RIGHT),
@@ -1195,7 +1226,7 @@ PLAIN = "uri,label\ndots/0.png,cat\ndots/1.png,dog\ndots/2.png,cat\n"
 BY_NAME = ("dots/0.png", "dots/1.png", "dots/2.png")
 CSV = "list.csv"
 
-CSV_TABLES = [  # what their format is called is not said here
+CSV_TABLES = [
     Table("plain", csv(PLAIN), Rows(CATS, ids=BY_NAME)),
     Table("with a BOM", csv(PLAIN, "utf-8-sig"), Rows(CATS, ids=BY_NAME)),
     Table("of Excel", csv(PLAIN.replace(",", ";").replace("\n", "\r\n"), "utf-8-sig"), Rows(CATS, ids=BY_NAME)),
@@ -1210,8 +1241,17 @@ CSV_TABLES = [  # what their format is called is not said here
     Table("no header", csv(PLAIN.partition("\n")[2]), refused(CSV, "uri")),
     Table("no rows", csv("uri,label\n"), refused(CSV, "no row")),
     Table("nothing", csv(""), refused(CSV, "empty")),
+    Table("a pointer", csv(POINTER.decode()), refused(CSV, "Git LFS")),
+    Table("a web page", csv("<html><body>404"), refused(CSV, "HTML")),
+    Table("zeros", csv("\0" * 500), refused(CSV, "zero bytes")),
+    Table(
+        "half a letter",
+        csv('{"uri": "\\ud800.png", "label": "cat"}', name="list.jsonl"),
+        refused("list.jsonl", "line 1"),
+    ),
+    Table("only uris of the web", csv("uri,label\nhttps://a/b.png,cat\n"), refused(CSV, "https is not read")),
     Table("a field too many", csv(PLAIN + "dots/0.png,cat,again\n"), refused(CSV, "5")),
-    Table("a field too few", csv(PLAIN + "dots/0.png\n"), refused(CSV, "5")),
+    Table("a field too few", csv(PLAIN + '"dots/1, 2.png"\n'), Rows((*CATS, None), (0, 1, 2, 1))),  # Excel drops them
     Table("an empty uri", csv("uri,label\n,cat\n"), refused(CSV, "uri", "2")),
     Table("an empty label", csv("uri,label\ndots/0.png,\ndots/1.png,dog\n"), Rows((None, "dog"))),
     Table("numbers with zeros", csv("uri,label\ndots/0.png,007\ndots/1.png,7\n"), Rows(("007", "7"))),

@@ -21,6 +21,7 @@ from raykd.algo.prompts import ClassTexts, check_apart, classes_of
 from raykd.errors import UserError, did_you_mean
 from raykd.images.delimited import read_delimited, read_text
 from raykd.images.manifest import few
+from raykd.images.walk import is_utf8
 from raykd.store.place import Place
 
 NAME_COLUMNS = ("name", "class", "class_name", "classname", "label")  # in any case
@@ -83,6 +84,8 @@ def class_file(path: str) -> dict[str, ClassTexts]:
                 if ending == ".json":
                     raise UserError(f"{path!r} is not JSON ({error}); expected {EXPECTED}") from error
             else:
+                if not is_utf8(json.dumps(data, ensure_ascii=False)):
+                    raise UserError(f"{path!r} holds a letter that is not whole (\\ud800 to \\udfff); write it out")
                 return named(data, path)
         if ending in (".csv", ".tsv") and any(mark in text for mark in ",;\t"):
             return classes_of_table(place)
@@ -98,9 +101,14 @@ def _no_key_twice(path: str, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def classes_of_lines(text: str, path: str) -> dict[str, ClassTexts]:
-    """Names a line; what is left of a pasted list (commas at the ends, quotes around all) does not count."""
+    """Names a line; what is left of a pasted list (commas at the ends, quotes around all, bullets) does not count."""
     lines = [line.strip().rstrip(",;").strip() for line in re.split(r"\r\n|\r|\n", text)]
     lines = [line for line in lines if line]
+    for bullet in ("- ", "* ", "\N{BULLET} "):
+        if all(line.startswith(bullet) for line in lines):
+            lines = [line.removeprefix(bullet).strip() for line in lines]
+    if lines and lines[0].startswith("#") and not all(line.startswith("#") for line in lines):
+        raise UserError(f"{path!r} begins with {lines[0]!r:.60}: every line is a name, so comments must go")
     for quote in "\"'":
         if lines and all(len(line) > 2 and line[0] == line[-1] == quote for line in lines):
             lines = [line[1:-1] for line in lines]

@@ -13,7 +13,8 @@ import pyarrow.compute as pc
 
 from raykd.errors import UserError, one_line
 from raykd.images.manifest import SPLIT_NAMES, Say
-from raykd.images.stored import beside
+from raykd.images.stored import SCHEMES, beside, not_read
+from raykd.images.walk import is_utf8
 from raykd.store.place import Place
 
 if TYPE_CHECKING:
@@ -60,6 +61,12 @@ class Columns:
     def uris(self, column: str) -> tuple[pa.ChunkedArray, pa.Array | pa.ChunkedArray]:
         """Paths or URIs as they stand there, and absolute: paths are relative to the folder of the file."""
         given = self.filled(column, "the path or URI of its file")
+        schemes = pc.struct_field(pc.extract_regex(given, r"^(?P<scheme>[A-Za-z][A-Za-z0-9+.-]*)://"), "scheme")
+        unread = pc.invert(pc.is_in(pc.utf8_lower(schemes), value_set=pa.array([*SCHEMES, None], pa.string())))
+        if len(given) and pc.all(unread).as_py():
+            raise UserError(
+                f"{self.what(column)} holds URIs such as {given[0].as_py()!r:.80}: {not_read(schemes[0].as_py())}"
+            )
         if "://" in self.file.uri:
             return given, pa.array([beside(self.file, uri).uri for uri in given.to_pylist()], pa.string())
         stays = pc.or_(pc.starts_with(given, "/"), pc.match_substring(given, "://"))
@@ -92,11 +99,10 @@ class Columns:
         """pool, val or test of each row."""
         if (column := self.source.split_column) is None or self.split != "pool":
             return None
-        values = as_text(self.table[column], self.what(column))
+        values = pc.utf8_lower(as_text(self.table[column], self.what(column)))
         if unknown := [value for value in values.unique().to_pylist() if value not in SPLIT_NAMES]:
-            raise UserError(
-                f"{self.what(column)} holds {sorted(map(str, unknown))[:5]}; expected {', '.join(SPLIT_NAMES)}"
-            )
+            shown = ["an empty cell" if value is None else repr(value) for value in unknown[:5]]
+            raise UserError(f"{self.what(column)} holds {', '.join(shown)}; expected {', '.join(SPLIT_NAMES)}")
         known, meanings = (pa.array(words, pa.string()) for words in (SPLIT_NAMES.keys(), SPLIT_NAMES.values()))
         return pc.take(meanings, pc.index_in(values, value_set=known))
 
@@ -118,6 +124,12 @@ def as_text(column: pa.ChunkedArray, what: str) -> pa.ChunkedArray:
     """
     try:
         column = pc.cast(column, plain_type(column.type))
+        if pa.types.is_nested(column.type):
+            raise UserError(f"{what} is {column.type}; expected a single value a row, such as text or a number")
+        if pa.types.is_decimal(column.type):
+            text = pc.cast(column, pa.string())
+            whole = pc.replace_substring_regex(text, r"\.0+$", "")
+            return text if pc.any(pc.match_substring(whole, ".")).as_py() else whole
         if pa.types.is_floating(column.type):
             column = pc.cast(column, pa.float64())
             column = pc.if_else(pc.is_nan(column), pa.scalar(None, pa.float64()), column)
@@ -134,7 +146,7 @@ def plain_type(kind: pa.DataType) -> pa.DataType:
 
 def value_as_text(value: Any, what: str) -> str | None:
     """A single value of JSON as text; ``what`` begins the error."""
-    if value is None or isinstance(value, str):
+    if value is None or (isinstance(value, str) and is_utf8(value)):
         return value
     if isinstance(value, bool):
         return str(value).lower()
@@ -142,4 +154,5 @@ def value_as_text(value: Any, what: str) -> str | None:
         return None if np.isnan(value) else str(int(value)) if value.is_integer() else repr(value)
     if isinstance(value, int):
         return str(value)
-    raise UserError(f"{what} is {value!r:.60}; expected text or a number")
+    half = ", of which a letter is not whole (\\ud800 to \\udfff)" if isinstance(value, str) else ""
+    raise UserError(f"{what} is {value!r:.60}{half}; expected text or a number")

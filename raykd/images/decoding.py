@@ -425,6 +425,19 @@ def kind_of(data: bytes) -> str:
     return UNKNOWN_FORMAT
 
 
+def instead(start: bytes) -> str | None:
+    """What a file is that begins so, and was to be something else than an image; None when it is not known.
+
+    Example:
+        >>> instead(b"<!DOCTYPE html><html>")
+        'it is a web page (HTML)'
+    """
+    words = kind_of(start).removeprefix("not an image: ")
+    if words in (EMPTY, UNKNOWN_FORMAT):
+        return "it is empty" if words == EMPTY else None
+    return f"it {words.partition(': ')[2]}" if words.startswith("broken") else f"it is {words}"
+
+
 def reason_of(error: Exception) -> str:
     """One short line on a file that Pillow cannot decode, the same for all that are broken in the same way."""
     if isinstance(error, UserError):

@@ -7,6 +7,7 @@ import io
 from collections.abc import Collection
 
 from raykd.errors import UserError
+from raykd.images.decoding import instead
 from raykd.store.place import Place
 
 Line = tuple[int, dict[str, str]]  # its number in the file, and its cells by column
@@ -14,10 +15,16 @@ Line = tuple[int, dict[str, str]]  # its number in the file, and its cells by co
 
 def read_text(place: Place) -> str:
     """A file of UTF-8, with or without BOM. Raises UserError that names it, when it is something else."""
+    if place.is_dir():
+        raise UserError(f"{place} is a folder; expected a file")
+    data = place.read_bytes()
+    what = instead(data[:1024]) or ""
+    if "pointer" in what or "zero bytes" in what or ("HTML" in what and data.lstrip().startswith(b"<")):
+        raise UserError(f"{place} cannot be read: {what}")
     try:
-        return place.read_bytes().decode("utf-8-sig")
+        return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        hint = ", perhaps UTF-16" if error.object[:2] in (b"\xff\xfe", b"\xfe\xff") else ""
+        hint = ", perhaps UTF-16" if data[:2] in (b"\xff\xfe", b"\xfe\xff") else f"; {what}" if what else ""
         raise UserError(
             f"{place} is not UTF-8 (byte {error.start}){hint}; save it as UTF-8 ('CSV UTF-8' in Excel)"
         ) from error

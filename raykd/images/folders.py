@@ -55,11 +55,12 @@ def class_folders(
     if loose := [name for name in names if "/" not in name]:
         raise UserError(f"{split}: {len(loose)} images, such as {loose[0]!r}, lie in no class folder of {source.path}")
     used = set(labels)
-    if used <= SPLIT_NAMES.keys():
-        own = next((name for name in SPLIT_NAMES if name in used and SPLIT_NAMES[name] == split), min(used))
+    splits = {name: SPLIT_NAMES[name.lower()] for name in sorted(used) if name.lower() in SPLIT_NAMES}
+    if used == splits.keys() or len(set(splits.values())) > 1:  # a class may be called train, but hardly another test
+        own = next((name for name, meaning in splits.items() if meaning == split), min(splits))
         raise UserError(
-            f"{split}: the folders of {source.path} are splits ({', '.join(sorted(used))}), not classes; expected a "
-            f"folder a class. Give {split}.path: {source.path}/{own}, and each of the others as pool, val or test"
+            f"{split}: the folders of {source.path} are splits ({', '.join(splits)}), not classes; expected a folder a "
+            f"class. Give {split}.path: {source.path}/{own}, and each of the others as pool, val or test"
         )
     classes = {folder for folder in folders if "/" not in folder} | used
     if empty := in_order(classes - used):

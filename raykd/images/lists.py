@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
@@ -11,7 +10,7 @@ import pyarrow as pa
 from raykd.errors import UserError, did_you_mean
 from raykd.images.columns import Columns, value_as_text
 from raykd.images.delimited import read_delimited, read_text
-from raykd.images.manifest import Say, few, manifest_rows
+from raykd.images.manifest import LIST_SUFFIXES, Say, few, manifest_rows
 from raykd.store.place import Place
 
 if TYPE_CHECKING:
@@ -21,7 +20,7 @@ URI_NAMES = (  # in any case
     "uri", "url", "path", "file", "file_name", "filename", "file_path", "filepath", "image", "image_path", "image_uri",
     "image_url", "img_path",
 )  # fmt: skip
-TABLE_SUFFIXES, JSON_SUFFIXES = (".csv", ".tsv"), (".jsonl", ".ndjson")
+JSON_SUFFIXES = (".jsonl", ".ndjson")
 
 
 def list_list(source: Source, place: Place, split: str, say: Say) -> pa.Table:
@@ -30,13 +29,14 @@ def list_list(source: Source, place: Place, split: str, say: Say) -> pa.Table:
     Raises:
         UserError: It is no list, a column is not there, or a line lacks what it must have.
     """
-    ending = os.path.splitext(place.name)[1].lower()
-    if place.is_dir() or ending not in TABLE_SUFFIXES + JSON_SUFFIXES:
+    if place.is_dir() or not place.name.lower().endswith(LIST_SUFFIXES):
         raise UserError(
-            f"{split}: {source.path!r} is no list by its name; expected a file that ends in "
-            f"{', '.join(TABLE_SUFFIXES + JSON_SUFFIXES)} (a Parquet list is format parquet with uri_column)"
+            f"{split}: {source.path!r} is no list by its name; expected a file that ends in {', '.join(LIST_SUFFIXES)} "
+            "(a Parquet list is format parquet with uri_column)"
         )
-    header, lines = (read_jsonl if ending in JSON_SUFFIXES else read_table)(source, place)
+    header, lines = read_list(source, place)
+    if not lines:
+        raise UserError(f"{split}: {place} has no row; expected a line for each image")
     column = source.uri_column or uri_column(header, place, split, say)
     splits = source.split_column if split == "pool" else None
     wanted = list(dict.fromkeys(name for name in (column, source.id_column, source.label_column, splits) if name))
@@ -72,13 +72,16 @@ def uri_column(header: list[str], place: Place, split: str, say: Say) -> str:
     return found[0]
 
 
-def read_table(source: Source, place: Place) -> tuple[list[str], list[tuple[int, dict[str, Any]]]]:
+def read_list(source: Source, place: Place) -> tuple[list[str], list[tuple[int, dict[str, Any]]]]:
+    """The columns, and the lines with their numbers."""
+    if place.name.lower().endswith(JSON_SUFFIXES):
+        return read_jsonl(place)
     named = (source.uri_column, source.id_column, source.label_column, source.split_column)
     header, lines = read_delimited(place, [*URI_NAMES, *(name for name in named if name)])
     return header, list(lines)
 
 
-def read_jsonl(source: Source, place: Place) -> tuple[list[str], list[tuple[int, dict[str, Any]]]]:
+def read_jsonl(place: Place) -> tuple[list[str], list[tuple[int, dict[str, Any]]]]:
     """Keys of all lines, and the lines."""
     lines: list[tuple[int, dict[str, Any]]] = []
     for number, text in enumerate(read_text(place).split("\n"), 1):

@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from decimal import Decimal
 from typing import Any
 
 import pyarrow as pa
@@ -16,8 +17,12 @@ from raykd.store.tables import MANIFEST
 
 Say = Callable[[str, str], None]  # a topic, which is the split, and a line for people
 
-SPLIT_NAMES = {"pool": "pool", "train": "pool", "val": "val", "valid": "val", "validation": "val", "test": "test"}
-WHOLE_NUMBER = re.compile(r"-?\d+")
+SPLIT_NAMES = {  # in any case
+    "pool": "pool", "train": "pool", "training": "pool", "val": "val", "valid": "val", "validation": "val",
+    "dev": "val", "test": "test", "testing": "test",
+}  # fmt: skip
+LIST_SUFFIXES = (".csv", ".tsv", ".jsonl", ".ndjson")
+NUMBER = re.compile(r"-?\d+(\.\d+)?([eE][-+]?\d+)?")
 
 
 def manifest_rows(
@@ -39,20 +44,20 @@ def manifest_rows(
 
 
 def in_order(values: Iterable[str]) -> list[str]:
-    """Sorted: by number when all are whole numbers (2 before 10), else by letter."""
+    """Sorted: by number when all are numbers (2 before 10, 0.5 before 0.25e1), else by letter."""
     values = list(values)
-    if all(map(WHOLE_NUMBER.fullmatch, values)):
-        return sorted(values, key=lambda value: (int(value), value))
+    if all(map(NUMBER.fullmatch, values)):
+        return sorted(values, key=lambda value: (Decimal(value), value))
     return sorted(values)
 
 
-def few(names: list[str], most: int = 5) -> str:
+def few(names: Sequence[str], most: int = 5) -> str:
     return ", ".join(map(repr, names[:most])) + (", ..." if len(names) > most else "")
 
 
 def other_format(names: list[str]) -> str:
     """Which format reads most of such files, as the end of an error; nothing when none does."""
-    known = {"parquet": PARQUET_SUFFIXES, "webdataset": (".tar",), "list": (".csv", ".tsv", ".jsonl", ".ndjson")}
+    known = {"parquet": PARQUET_SUFFIXES, "webdataset": (".tar",), "list": LIST_SUFFIXES}
     counts = Counter(word for name in names for word, suffixes in known.items() if name.lower().endswith(suffixes))
     return "".join(f"; format {word} reads {' and '.join(known[word])}" for word, _ in counts.most_common(1))
 

@@ -15,7 +15,8 @@ import pyarrow.parquet as pq
 
 from raykd.errors import UserError, one_line
 from raykd.images.columns import Columns, names_of_numbers, plain_type
-from raykd.images.manifest import Say, endings, few, manifest_rows
+from raykd.images.decoding import instead
+from raykd.images.manifest import Say, endings, few, manifest_rows, other_format
 from raykd.images.stored import PARQUET_SUFFIXES
 from raykd.images.walk import files_below
 from raykd.store.place import Place
@@ -28,41 +29,65 @@ def list_parquet(source: Source, place: Place, split: str, say: Say) -> tuple[pa
     """Rows of Parquet files, and the classes that they name. The bytes stay there, the uri says in which row."""
     if source.image_column and re.search("[/#]", source.image_column):
         raise UserError(f"{split}.image_column: {source.image_column!r} holds / or #; rename the column")
-    tables, named = [], {}
+    tables: list[pa.Table] = []
+    named: dict[str, list[str] | None] = {}  # of each file
     for name, file in parquet_files(source, place, split, say):
         columns = read_columns(source, split, file, say)
         tables.append(rows_of_parquet(columns, name))
-        if source.label_column and not source.label_values:
-            named[name] = names_of_numbers(columns.table.schema, source.label_column)
-    first, classes = next(iter(named.items()), ("", None))
+        label = None if source.label_values else source.label_column
+        named[name] = names_of_numbers(columns.table.schema, label) if label else None
+    first, classes = next(iter(named.items()))
     if other := next((name for name, names in named.items() if names != classes), None):
         raise UserError(
             f"{split}: {first} and {other} in {source.path} name the numbers in {source.label_column!r} differently "
             f"({few(classes or [])} and {few(named[other] or [])}); give label_values, which count instead"
         )
+    rows = pa.concat_tables(tables)
+    if not rows.num_rows:
+        several = f"{len(named):,} Parquet files" if len(named) > 1 else "Parquet file"
+        raise UserError(f"{split}: no row in the {several} of {source.path}, such as {first!r}")
     if classes:
         pairs = ", ".join(f"{number} = {name}" for number, name in enumerate(classes[:5]))
         say(split, f"labels: {pairs}{', ...' if len(classes) > 5 else ''}, as the file itself says (ClassLabel)")
-    return pa.concat_tables(tables), classes
+    return rows, classes
 
 
 def parquet_files(source: Source, place: Place, split: str, say: Say) -> Iterator[tuple[str, Place]]:
     """Name and place of each Parquet file, sorted."""
     if place.is_dir():
         files = files_below(place, split, say)
-        names = [name for name in files.names if name.lower().endswith(PARQUET_SUFFIXES)]
+        found = [name for name in files.names if name.lower().endswith(PARQUET_SUFFIXES)]
+        names = [name for name in found if not is_passed_over(name)]
+        passed_over = (
+            f"{len(found) - len(names):,} Parquet files in {source.path} are passed over, as Spark and Arrow do, for a "
+            f"name or folder that begins with _, such as {next(filter(is_passed_over, found), '')!r}"
+        )
         if not names:
+            what = passed_over if found else f"it holds {endings(files.names) or 'no file'}"
             raise UserError(
-                f"{split}: no Parquet file ({', '.join(PARQUET_SUFFIXES)}) in {source.path}: it holds "
-                f"{endings(files.names) or 'no file'}"
+                f"{split}: no Parquet file ({', '.join(PARQUET_SUFFIXES)}) in {source.path}: {what}"
+                + ("" if found else other_format(files.names))
             )
+        if len(names) < len(found):
+            say(split, passed_over)
         yield from ((name, place / name) for name in names)
     elif place.name.lower().endswith(PARQUET_SUFFIXES):
         yield place.name, place
     else:
         raise UserError(
             f"{split}: {source.path} is no Parquet file by its name; expected {', '.join(PARQUET_SUFFIXES)}"
+            f"{other_format([place.name])}"
         )
+
+
+def is_passed_over(name: str) -> bool:
+    """Whether readers of data sets pass over a file, by its path: what Spark has not finished, logs of Delta.
+
+    Example:
+        >>> [is_passed_over(name) for name in ("_temporary/0/a.parquet", "_year=2024/a.parquet", "a_b.parquet")]
+        [True, False, False]
+    """
+    return any(part.startswith("_") and "=" not in part for part in name.split("/"))
 
 
 def read_columns(source: Source, split: str, file: Place, say: Say) -> Columns:
@@ -77,8 +102,19 @@ def read_columns(source: Source, split: str, file: Place, say: Say) -> Columns:
             if not columns:  # then it would have no rows either
                 table = pa.table({"": pa.nulls(parquet.metadata.num_rows)})
     except (pa.ArrowInvalid, OSError) as error:
-        raise UserError(f"{split}: {file} cannot be read as Parquet: {one_line(error)}") from error
+        raise not_parquet(error, split, file) from error
     return Columns(table, source, split, file, say)
+
+
+def not_parquet(error: Exception, split: str, file: Place) -> UserError:
+    """Why a file cannot be read as Parquet: what it is instead, where that can be told."""
+    try:
+        with file.fs.open_input_file(file.path) as stream:
+            start = stream.read(1024)
+    except OSError:
+        start = b"\x9c"
+    what = one_line(error) if start.startswith(b"PAR1") else instead(start) or one_line(error)
+    return UserError(f"{split}: {file} cannot be read as Parquet: {what}")
 
 
 def rows_of_parquet(columns: Columns, name: str) -> pa.Table:

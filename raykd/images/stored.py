@@ -25,6 +25,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from raykd.errors import StorageError, UserError, one_line
+from raykd.images.decoding import UNREACHABLE
 from raykd.store.place import Place
 
 PARQUET_SUFFIXES = (".parquet", ".parq", ".pq")  # in any case
@@ -33,6 +34,8 @@ INSIDE_PARQUET = re.compile(
     re.DOTALL,
 )
 INSIDE_TAR = re.compile(r"(?P<file>.+(?i:\.tar)(\?[^#]*)?)#(?P<offset>\d{12,})\+(?P<size>\d+)/[^#]*", re.DOTALL)
+SCHEMES = ("file", "s3", "gs", "gcs", "hdfs", "viewfs", "abfs", "abfss")  # of URIs that pyarrow reads
+SCHEME = re.compile(r"[a-z][a-z0-9+.-]{0,15}")
 NOT_FOUND = (errno.ENOENT, errno.ENOTDIR)
 ABOUT_ONE_FILE = (*NOT_FOUND, errno.EACCES, errno.EPERM, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG)
 AHEAD_BYTES = 2**23  # read at once from a remote tar whose members are asked for one after the other
@@ -97,13 +100,11 @@ class ImageReader:
         if inside := INSIDE_TAR.fullmatch(uri):
             return self._member(inside["file"], int(inside["offset"]), int(inside["size"]))
         if not (inside := INSIDE_PARQUET.fullmatch(uri)):
-            if "://" not in uri:
-                check_regular(uri)
-            return Place(uri).read_bytes()
+            return read_file(uri)
         value = self._row(inside["file"], inside["column"], int(inside["row"]))
         if isinstance(value, dict):  # Hugging Face: the bytes, or where they are
             if not value.get("bytes") and value.get("path"):
-                return beside(Place(inside["file"]), value["path"]).read_bytes()
+                return read_file(beside(Place(inside["file"]), value["path"]).uri)
             value = value.get("bytes")
         if not value:
             raise UserError("no image bytes in this row")
@@ -113,7 +114,7 @@ class ImageReader:
 
     def _member(self, uri: str, offset: int, size: int) -> bytes:
         if "://" in uri:
-            data = self._tars.read(Place(uri), offset, size)
+            data = self._tars.read(place_of(uri), offset, size)
         else:
             with open(uri, "rb") as stream:
                 stream.seek(offset)
@@ -124,11 +125,15 @@ class ImageReader:
 
     def _row(self, uri: str, column: str, row: int) -> Any:
         if uri not in self._files:
-            place = Place(uri)
+            place = place_of(uri)
             file = pq.ParquetFile(place.path, filesystem=place.fs)
             sizes = [file.metadata.row_group(i).num_rows for i in range(file.metadata.num_row_groups)]
             self._files[uri] = file, np.cumsum([0, *sizes])
         file, starts = self._files[uri]
+        if row >= starts[-1]:
+            raise UserError("no such row in the Parquet file: was it written anew since it was listed?")
+        if column not in file.schema_arrow.names:
+            raise UserError("no such column in the Parquet file: was it written anew since it was listed?")
         group = int(np.searchsorted(starts, row, side="right")) - 1
         key = (uri, column, group)
         if key not in self._groups:
@@ -193,6 +198,34 @@ def beside(file: Place, path: str) -> Place:
     return file.sibling(file.path.rpartition("/")[0]) / path
 
 
+def read_file(uri: str) -> bytes:
+    """All bytes of a file that is an image."""
+    place = place_of(uri)
+    if place.is_local:
+        check_regular(place.path)
+    return place.read_bytes()
+
+
+def place_of(uri: str) -> Place:
+    """Where an image lies. Raises UserError, a reason that can be counted, when no filesystem is meant by the URI."""
+    place, scheme = Place(uri), uri.partition("://")[0].lower()
+    try:
+        place.fs  # noqa: B018
+    except UserError as error:
+        if isinstance(error.__cause__, OSError):
+            raise
+        if scheme in SCHEMES:
+            raise UserError(f"not a URI of {scheme} as it is expected") from error
+        raise UserError(not_read(scheme)) from error
+    return place
+
+
+def not_read(scheme: str) -> str:
+    """Why images of ``https``, ... are not read, and what to do."""
+    kind = scheme if SCHEME.fullmatch(scheme) else "a URI of no known kind"
+    return f"{kind} is not read; fetch the images, and give paths or URIs of {', '.join(SCHEMES[:3])}"
+
+
 def storage_fails(error: Exception, uri: str) -> bool:
     """Whether a reading error is of the network, the credentials or the disk, and not of this one image.
 
@@ -215,6 +248,6 @@ def check_regular(path: str) -> None:
     if stat.S_ISDIR(about.st_mode):
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), path)
     if not stat.S_ISREG(about.st_mode):
-        raise UserError("not a file: a pipe or a device")
+        raise UserError(f"{UNREACHABLE}a pipe or a device")
     if about.st_size > MOST_BYTES:
         raise UserError(f"too large: a file of more than {MOST_BYTES / 2**20:.0f} MiB")

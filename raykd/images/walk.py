@@ -11,6 +11,8 @@ from raykd.errors import StorageError, why
 from raykd.images.manifest import Say
 from raykd.store.place import Place
 
+OF_SYSTEMS = {"__MACOSX", "@eaDir", "lost+found", "$RECYCLE.BIN", "System Volume Information"}  # not the user's own
+
 
 @dataclass
 class Files:
@@ -23,6 +25,7 @@ class Files:
     dangling: list[str] = field(default_factory=list)
     repeated: list[str] = field(default_factory=list)  # links to what is listed, and loops
     unnamed: list[bytes] = field(default_factory=list)  # names that are not UTF-8, so that no table can hold them
+    endless: list[str] = field(default_factory=list)  # pipes, sockets, devices, and links to them
 
 
 def files_below(place: Place, split: str, say: Say) -> Files:
@@ -35,6 +38,7 @@ def files_below(place: Place, split: str, say: Say) -> Files:
         ("links lead nowhere", files.dangling),
         ("links lead to what is listed already", files.repeated),
         ("names are not UTF-8; rename them", files.unnamed),
+        ("are neither files nor folders (pipes, sockets, devices)", files.endless),
     ):
         if left_out:
             say(split, f"{len(left_out):,} {what}, such as {min(left_out)!r} in {place}; left out")
@@ -42,7 +46,7 @@ def files_below(place: Place, split: str, say: Say) -> Files:
 
 
 def hidden(name: str) -> bool:
-    return name.startswith(".") or name == "__MACOSX"
+    return name.startswith(".") or name in OF_SYSTEMS
 
 
 def stored_files(place: Place, split: str) -> Files:
@@ -95,6 +99,8 @@ class LocalWalk:
             self.add_folder(name, real)
         elif os.path.isfile(real):
             self.add_file(name, real, os.stat(real))
+        else:
+            self.files.endless.append(name)
 
     def add_file(self, name: str, real: str, about: os.stat_result) -> None:
         if real in self.real_files:
@@ -131,6 +137,8 @@ class LocalWalk:
                             todo.append((name, real_name))
                         elif entry.is_file():
                             self.add_file(name, real_name, entry.stat())
+                        else:
+                            self.files.endless.append(name)
             except OSError as error:
                 raise StorageError(
                     f"{self.split}: cannot list {real}: {why(error)}; make it readable, or move it away"

@@ -24,7 +24,7 @@ import pyarrow.compute as pc
 
 from raykd.errors import StorageError, UserError, one_line, why
 from raykd.images.columns import value_as_text
-from raykd.images.decoding import SUFFIXES
+from raykd.images.decoding import SUFFIXES, instead
 from raykd.images.manifest import Say, endings, few, in_order, manifest_rows
 from raykd.images.stored import member_uri
 from raykd.images.walk import files_below, hidden, is_utf8
@@ -186,7 +186,8 @@ def index_of(tar: Tar, split: str, notes: bool, kept: Place | None) -> pa.Table:
     try:
         index = read_index(tar, notes)
     except (tarfile.TarError, ValueError) as error:
-        raise UserError(f"{split}: {tar.place} cannot be read as a tar: {one_line(error)}") from error
+        what = str(error) if isinstance(error, UserError) else one_line(error)
+        raise UserError(f"{split}: {tar.place} cannot be read as a tar: {what}") from error
     except OSError as error:
         raise StorageError(f"{split}: cannot read {tar.place}: {why(error)}") from error
     if file is not None:
@@ -204,12 +205,15 @@ def read_index(tar: Tar, notes: bool) -> pa.Table:
         left_out.setdefault(kind, {"count": 0, "first": name})["count"] += 1
 
     with opened(tar.place) as stream:
-        start = stream.read(8)
+        start = stream.read(1024)
         for signature, name in SIGNATURES.items():
             if start.startswith(signature):
                 raise UserError(f"its content is compressed ({name}); decompress it")
         stream.seek(0)
-        members = Members(stream, tar.size)
+        try:
+            members = Members(stream, tar.size)
+        except tarfile.TarError as error:
+            raise UserError(instead(start) or one_line(error)) from error
         for member in members:
             name = member.name.removeprefix("./")
             if member.isdir():

@@ -5,8 +5,10 @@ open_clip and torch take seconds to import, so they are imported where they are 
 
 from __future__ import annotations
 
+import json
 import os
 import tempfile
+import zipfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -16,17 +18,15 @@ import pyarrow.fs as pafs
 
 from raykd.config import TeacherConfig
 from raykd.errors import UserError, did_you_mean
+from raykd.images.decoding import instead
 from raykd.models.threads import limited_threads
 from raykd.store.place import Place
 
 MODEL_CONFIG, MODEL_WEIGHTS = "open_clip_config.json", "open_clip_model.safetensors"
-WEIGHTS_NAMES = (
-    MODEL_WEIGHTS,
-    "open_clip_pytorch_model.bin",
-    "open_clip_model.safetensors.index.json",
-    "model.safetensors",
-    "pytorch_model.bin",
-)
+WEIGHTS_NAMES = (  # that open_clip looks for in a folder; of several it takes the first
+    MODEL_WEIGHTS, "open_clip_pytorch_model.safetensors", "open_clip_pytorch_model.bin", "open_clip_pytorch_model.pth",
+    "model.safetensors", "pytorch_model.bin", "pytorch_model.pth", "model.pth",
+)  # fmt: skip
 MODEL_FILES = (".json", ".safetensors", ".bin", ".pth", ".pt", ".txt", ".model")  # of a local folder: what may be read
 
 
@@ -41,6 +41,9 @@ def check_teacher(config: TeacherConfig) -> None:
     if config.model_config_file:
         if not os.path.isfile(config.model_config_file):
             raise UserError(f"teacher.model_config_file: no file {config.model_config_file!r}")
+        check_model_config(
+            config.model_config_file, "teacher.model_config_file", ("embed_dim", "vision_cfg", "text_cfg")
+        )
         open_clip.add_model_config(config.model_config_file)
     schema, name = open_clip.factory.parse_model_name(config.open_clip_name)
     if schema == "local-dir":
@@ -55,6 +58,8 @@ def check_teacher(config: TeacherConfig) -> None:
             raise UserError(
                 f"teacher.pretrained: {config.pretrained!r} is no file and none of {name}'s tags: {', '.join(tags)}"
             )
+        if config.pretrained not in tags:
+            check_checkpoint(config.pretrained, "teacher.pretrained")
         tag = open_clip.get_pretrained_cfg(name, config.pretrained)
         if tag.get("quick_gelu", False) and not (open_clip.get_model_config(name) or {}).get("quick_gelu", False):
             raise UserError(
@@ -64,17 +69,77 @@ def check_teacher(config: TeacherConfig) -> None:
 
 
 def check_folder(config: TeacherConfig, folder: str) -> None:
-    """Whether a local folder holds a model: its config and weights under a name that open_clip looks for."""
+    """Whether a local folder holds a model: its config, and whole weights under a name that open_clip looks for."""
     where = f"teacher.model: the folder {folder!r}"
     if not os.path.isdir(folder):
         relative = "" if os.path.isabs(folder) else f" (looked for in {os.getcwd()}, where this job runs)"
         raise UserError(f"{where} is not there{relative}; give one that every node sees")
     if not os.path.isfile(os.path.join(folder, MODEL_CONFIG)):
         raise UserError(f"{where} has no {MODEL_CONFIG}; it holds {_listed(folder)}")
-    if not any(os.path.isfile(os.path.join(folder, name)) for name in WEIGHTS_NAMES):
+    check_model_config(os.path.join(folder, MODEL_CONFIG), "teacher.model", ("model_cfg",))
+    paths = [os.path.join(folder, name) for name in WEIGHTS_NAMES]
+    weights = next(filter(os.path.isfile, paths), None)
+    if weights is None:
         raise UserError(
             f"{where} has no weights; expected one of {', '.join(WEIGHTS_NAMES)}, it holds {_listed(folder)}"
         )
+    check_checkpoint(weights, "teacher.model")
+    for path in own_files(config):
+        if path not in paths and "pointer" in (what := instead(_start(path)) or ""):
+            raise UserError(f"teacher.model: {path}: {what}")
+
+
+def check_model_config(path: str, field: str, keys: Sequence[str]) -> None:
+    """Whether a JSON file holds what open_clip takes from it. Raises UserError that names the file."""
+    with open(path, "rb") as stream:
+        data = stream.read()
+    try:
+        found = json.loads(data)
+    except ValueError as error:
+        what = instead(data[:1024])
+        raise UserError(f"{field}: {path} is not JSON: {what if what and what != 'it is text' else error}") from error
+    if not isinstance(found, dict) or (missing := [key for key in keys if key not in found]):
+        lacking = ", ".join(keys if not isinstance(found, dict) else missing)
+        raise UserError(f"{field}: {path} lacks {lacking}; expected a model's config as open_clip writes it")
+
+
+def check_checkpoint(path: str, field: str) -> None:
+    """Whether a file of weights is whole, as far as its beginning, its end and its size tell; reads no weights.
+
+    Raises:
+        UserError: It is empty, cut off, or something else, such as a Git LFS pointer.
+    """
+    start = _start(path)
+    if path.endswith(".safetensors"):
+        what = _wrong_in_safetensors(path, start)
+    elif start.startswith(b"PK"):  # as torch.save writes it
+        what = None if zipfile.is_zipfile(path) else "it is cut off"
+    else:
+        what = instead(start)
+    if what:
+        raise UserError(f"{field}: {path} holds no weights that can be read: {what}; fetch it again")
+
+
+def _wrong_in_safetensors(path: str, start: bytes) -> str | None:
+    """Its header, JSON behind 8 bytes of its length, says how long it is."""
+    size, header_end = os.path.getsize(path), 8 + int.from_bytes(start[:8], "little")
+    if start[8:9] != b"{":
+        return instead(start) or "it does not begin as safetensors does"
+    if size < header_end:
+        return "it is cut off"
+    with open(path, "rb") as stream:
+        header = stream.read(header_end)[8:]
+    try:
+        ends = [about["data_offsets"][1] for name, about in json.loads(header).items() if name != "__metadata__"]
+    except (ValueError, KeyError, TypeError):
+        return "its header is damaged"
+    whole = header_end + max(ends, default=0)
+    return f"it is cut off: {size:,} of {whole:,} bytes" if size < whole else None
+
+
+def _start(path: str) -> bytes:
+    with open(path, "rb") as stream:
+        return stream.read(1024)
 
 
 def _listed(folder: str, limit: int = 8) -> str:

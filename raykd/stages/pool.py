@@ -23,7 +23,7 @@ from raykd.demo.digits import materialise
 from raykd.errors import UserError
 from raykd.images.class_lists import class_list
 from raykd.images.reading import load_many
-from raykd.images.sources import Grown, Listing, check_label_names, draw_splits, grown, list_source
+from raykd.images.sources import Grown, Listing, check_ids_differ, check_label_names, draw_splits, grown, list_source
 from raykd.images.stored import ImageReader
 from raykd.images.transforms import Thumbnail
 from raykd.labels.files import labels_from
@@ -33,7 +33,7 @@ from raykd.stages.campaign import Campaign
 from raykd.store.outputs import CLASSES_FILE, MANIFEST_FILE, Pool, manifest_content, with_renamed
 from raykd.store.place import Place
 from raykd.store.stage_folder import Done, StageFolder
-from raykd.store.tables import MANIFEST, SPLITS, checked, count_splits, first_duplicates, too_much_of_a_split
+from raykd.store.tables import MANIFEST, SPLITS, checked, count_splits, too_much_of_a_split
 
 VERSION = 1
 CHECKED_IMAGES = 32
@@ -216,8 +216,6 @@ def listed_rows(campaign: Campaign, given: list[str] | None, again: bool = False
     config = campaign.config
     kept = campaign.place / "pool" / "tars"
     listing = list_source(materialise(config.pool), "pool", given, campaign.say, kept)
-    if not listing.rows.num_rows:
-        raise UserError(f"pool: no image in {config.pool.path} (format {config.pool.format})")
     tables = [listing.rows]
     for split, source in measured_on(config):
         more = list_source(source, split, given, campaign.say, kept).rows
@@ -228,8 +226,7 @@ def listed_rows(campaign: Campaign, given: list[str] | None, again: bool = False
             )
         tables.append(more)
     rows = pa.concat_tables(tables)
-    if repeated := first_duplicates(rows["sample_id"]):
-        raise UserError(f"sample ids repeat, such as {', '.join(map(repr, repeated))}; every image needs its own")
+    check_ids_differ(rows)
     return rows, listing
 
 

@@ -16,7 +16,7 @@ from raykd.algo.prompts import ClassTexts, templates
 from raykd.config import Source, TeacherConfig
 from raykd.errors import UserError
 from raykd.images.class_lists import class_list
-from raykd.images.sources import Listing, check_label_names, list_source
+from raykd.images.sources import Listing, check_ids_differ, check_label_names, list_source
 from raykd.models.teacher import check_teacher
 from raykd.report.words import class_doubts
 from raykd.stages.weights import fetch_teacher, fetched_as
@@ -24,7 +24,7 @@ from raykd.stages.work import Work
 from raykd.store.outputs import QUARANTINE_FILE, manifest_content
 from raykd.store.place import Place
 from raykd.store.stage_folder import Done
-from raykd.store.tables import SCORES, checked, first_duplicates, positions, vectors
+from raykd.store.tables import SCORES, checked, positions, vectors
 
 VERSION = 1
 READ_ROWS = 8192  # of a row group
@@ -117,10 +117,7 @@ def listed_pool(work: Work, request: ScoreRequest) -> tuple[Listing, dict[str, C
     """The images and the classes. Raises UserError: there are none, ids repeat, a label is no class."""
     given = None if request.classes is None else list(class_list(request.classes, None))
     listing = list_source(request.source, "pool", given, work.say, work.place / "tars")
-    if not listing.rows.num_rows:
-        raise UserError(f"no image in {request.source.path} (format {request.source.format})")
-    if repeated := first_duplicates(listing.rows["sample_id"]):
-        raise UserError(f"sample ids repeat, such as {', '.join(map(repr, repeated))}; every image needs its own")
+    check_ids_differ(listing.rows)
     classes = class_list(request.classes, listing.found_classes)
     check_label_names(listing.rows, classes)
     work.say("pool", f"{listing.rows.num_rows:,} images; {len(classes)} classes")

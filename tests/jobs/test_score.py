@@ -236,7 +236,9 @@ def test_every_hostile_table_is_scored_or_refused_in_words(run, tmp_path):
         args = [f"--{name.replace('_', '-')}={'null' if value is None else value}" for name, value in fields.items()]
         refused = isinstance(table.expect, Refused)
         labels = {"red", "green"} if refused else {"red", "green", *filter(None, table.expect.labels)}
-        (folder / "classes.json").write_text(json.dumps(sorted(labels)))
+        labels = hostile.LETTERS if "label_values" in fields else sorted(labels)
+        # by texts of one token: the tiny teacher reads no more than 12 of a prompt
+        (folder / "classes.json").write_text(json.dumps({name: [chr(97 + i)] for i, name in enumerate(labels)}))
         code, said = run("--pool", path, *args, "--classes", folder / "classes.json", "--out", folder / "out")
         if refused:
             good = code == 2 and all(word in said for word in table.expect.words)

@@ -233,3 +233,18 @@ def test_files_of_another_format_are_refused_with_its_name(name, word, tmp_path)
     for path in (tmp_path, tmp_path / name):
         with pytest.raises(UserError, match=f"; format {word} reads "):
             listed(path, format="images")
+
+
+@pytest.mark.parametrize(
+    "names", [["Train", "Test"], ["training", "testing"], ["train", "dev"], ["extra", "test", "train"]]
+)
+def test_folders_that_speak_of_two_splits_are_no_classes(names, tmp_path):
+    write_pngs(tmp_path, *(f"{name}/{kind}/a.png" for name in names for kind in ("cat", "dog")))
+    with pytest.raises(UserError, match=rf"are splits .*not classes.*Give pool\.path: .*/{'[Tt]rain'}"):
+        listed(tmp_path, format="class_folders")
+
+
+def test_what_a_system_puts_into_folders_is_neither_image_nor_class(tmp_path):
+    write_pngs(tmp_path, "cat/a.png", "dog/b.png", "@eaDir/thumb.png", "cat/@eaDir/a.png/THUMB.png", "lost+found/x.png")
+    listing, _ = listed(tmp_path, format="class_folders")
+    assert (ids(listing), listing.found_classes) == (["cat/a.png", "dog/b.png"], ["cat", "dog"])

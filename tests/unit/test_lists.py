@@ -82,7 +82,7 @@ def test_a_column_of_ids_that_is_not_used_is_said(listing):
         ('path,label\na.png,cat\n"b.png,dog\n', {}, "line 3: the row that begins here is not CSV"),
         ("path,label\na.png,cat\n\n,dog\n", {}, "have no path, first line 4; every image"),
         ("path,key\na.png,1\nb.png,\n", {"id_column": "key"}, "have no key, first line 3"),
-        ("path,part\na.png,holdout\n", {"split_column": "part"}, r"holds \['holdout'\]; expected pool, train"),
+        ("path,part\na.png,holdout\n", {"split_column": "part"}, r"holds 'holdout'; expected pool, train"),
         (b"path\ncaf\xe9.png\n", {}, r"is not UTF-8 \(byte 8\)"),
         ("path\na.png\n".encode("utf-16"), {}, "perhaps UTF-16"),
     ],
@@ -112,5 +112,6 @@ def test_a_list_of_another_kind_is_refused_with_the_kinds_there_are(name, listin
         listing("path\na.png\n", name)
 
 
-def test_a_list_with_a_header_only_has_no_rows(listing):
-    assert listing("path,label\n", label_column="label")[0].rows.num_rows == 0
+def test_a_list_with_a_header_only_is_refused(listing):
+    with pytest.raises(UserError, match=r"list\.csv has no row"):
+        listing("path,label\n", label_column="label")

@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
 
 import pyarrow as pa
@@ -89,6 +90,8 @@ def test_train_val_and_test_are_the_pool_and_what_is_measured_on(tmp_path):
         "test": {"path": str(tmp_path / "test"), "format": "class_folders"},
         "val": {"path": str(tmp_path / "valid"), "format": "class_folders"},
     }
+    (tmp_path / "train").rename(tmp_path / "Train")
+    assert survey(str(tmp_path)).pool["path"] == str(tmp_path / "Train")
     given, _ = new(tmp_path, tmp_path / "c.yaml")
     assert (given.test.path, given.val.path, given.test_share) == (found.others["test"]["path"], f"{tmp_path}/valid", 0)
 
@@ -137,7 +140,126 @@ def test_what_hugging_face_notes_of_labels_and_images_is_used(tmp_path):
     table = pa.table({"image": images, "label": [0, 1] * 3}).replace_schema_metadata({"huggingface": HUGGING_FACE})
     pq.write_table(table, tmp_path / "p.parquet")
     found = survey(str(tmp_path / "p.parquet"))
-    assert (found.classes, found.pool["label_values"], found.labeled) == (["cat", "dog"], ["0", "1"], True)
+    assert (found.classes, found.pool["label_column"], found.labeled) == (["cat", "dog"], "label", True)
+    assert "label_values" not in found.pool
+    assert survey(str(tmp_path / "p.parquet"), ["dog", "cat"]).pool["label_column"] == "label"
+    digits = {"huggingface": HUGGING_FACE.replace("cat", "7").replace("dog", "8")}
+    pq.write_table(table.replace_schema_metadata(digits), tmp_path / "p.parquet")
+    assert survey(str(tmp_path / "p.parquet")).classes == ["7", "8"]
+
+
+def test_what_readers_of_parquet_pass_over_is_not_looked_at(tmp_path):
+    (tmp_path / "_delta_log").mkdir()
+    pq.write_table(pa.table({"add": [1]}), tmp_path / "_delta_log" / "1.checkpoint.parquet")
+    pq.write_table(pa.table({"image": IMAGES, "label": list("ababab")}), tmp_path / "p.parquet")
+    found = survey(str(tmp_path))
+    assert (found.num_images, found.classes) == (6, ["a", "b"])
+    assert any("passed over" in line for line in found.lines)
+
+
+# ---------------------------------------------------------------- lists and tars
+
+
+def test_a_list_beside_its_images_is_taken_with_its_usual_columns(photos, tmp_path):
+    lines = [f"photos/{number:02d}.png,{('cat', 'dog')[number % 2]},{number}" for number in range(40)]
+    (tmp_path / "list.csv").write_text("\n".join(["File_Name,Label,width", *lines]))
+    found = survey(str(tmp_path / "list.csv"))
+    assert found.pool == {
+        "path": f"{tmp_path}/list.csv",
+        "format": "list",
+        "uri_column": "File_Name",
+        "id_column": None,
+        "label_column": "Label",
+    }
+    assert (found.num_images, found.labeled, found.classes) == (40, True, ["cat", "dog"])
+    assert survey(str(tmp_path / "list.csv"), ["a", "b"]).pool["label_values"] == "sorted"
+    assert any("'list.csv'" in line and "give that file" in line for line in survey(str(tmp_path)).lines)
+    config, _ = new(tmp_path / "list.csv", tmp_path / "c.yaml")
+    assert (config.pool.path, config.pool.format, config.test_share) == (f"{tmp_path}/list.csv", "list", 0.2)
+
+
+def test_numbers_in_a_list_are_no_class_names_until_names_are_given(photos, tmp_path):
+    lines = [
+        json.dumps({"path": f"photos/{number:02d}.png", "label": number % 2, "id": number}) for number in range(40)
+    ]
+    (tmp_path / "list.jsonl").write_text("\n".join(lines))
+    found = survey(str(tmp_path / "list.jsonl"))
+    assert (found.classes, found.labeled) == (None, False)
+    assert any("are no class names" in line for line in found.lines)
+    assert survey(str(tmp_path / "list.jsonl"), ["cat", "dog"]).pool["label_values"] == "sorted"
+    (tmp_path / "list.jsonl").write_text("\n".join(lines + lines[:1]).replace('"id": 0}', '"id": 99}', 1))
+    assert survey(str(tmp_path / "list.jsonl")).pool["id_column"] == "id"  # a path is there twice
+
+
+def test_lists_of_train_and_test_are_the_pool_and_what_is_measured_on(photos, tmp_path):
+    lists = tmp_path / "lists"
+    lists.mkdir()
+    for name in ("train.csv", "test.csv"):
+        (lists / name).write_text("path,label\n../photos/00.png,cat\n../photos/01.png,dog\n")
+    (lists / "val.csv").write_text("path\n../photos/00.png\n")
+    found = survey(str(lists))
+    assert (found.pool["path"], found.others) == (
+        f"{lists}/train.csv",
+        {"test": {**found.pool, "path": f"{lists}/test.csv"}},
+    )
+    assert any("val.csv cannot be measured on" in line for line in found.lines)
+    (lists / "more.csv").write_text("path\n")
+    with pytest.raises(UserError, match=r"holds 4 lists: .*give the one"):
+        survey(str(lists))
+
+
+def tarred(path: Path, members: dict[str, bytes]) -> Path:
+    with tarfile.open(path, "w") as tar:
+        for name, content in members.items():
+            about = tarfile.TarInfo(name)
+            about.size = len(content)
+            tar.addfile(about, io.BytesIO(content))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("beside", "classes", "fields", "found_classes"),
+    [
+        ({"cls": [b"cat", b"dog"]}, None, {}, ["cat", "dog"]),
+        ({"cls": [b"0", b"1"]}, ["cat", "dog", "emu"], {"label_values": "index"}, ["cat", "dog", "emu"]),
+        ({"json": [b'{"class": "cat"}', b'{"class": "dog"}']}, None, {"label_column": "class"}, ["cat", "dog"]),
+        (
+            {"json": [b'{"label": 1}', b'{"label": 0}']},
+            ["cat", "dog"],
+            {"label_column": "label", "label_values": "index"},
+            ["cat", "dog"],
+        ),
+        ({"json": [b'{"label": 1}', b'{"label": 0}']}, None, {}, None),
+        ({"txt": [b"a cat", b"a dog"]}, None, {}, None),
+    ],
+)
+def test_tars_are_taken_with_the_labels_that_their_members_have(beside, classes, fields, found_classes, tmp_path):
+    for shard in range(2):
+        members = {f"{shard}{i}.png": png((i, 0, 0)) for i in range(2)}
+        members |= {f"{shard}{i}.{kind}": contents[i] for kind, contents in beside.items() for i in range(2)}
+        tarred(tmp_path / f"{shard}.tar", members)
+    found = survey(str(tmp_path), classes)
+    assert found.pool == {"path": str(tmp_path), "format": "webdataset", **fields}
+    assert (found.num_images, found.classes, found.labeled) == (4, found_classes, bool(found_classes))
+    pattern = f"{tmp_path}/{{0..1}}.tar"
+    assert survey(pattern, classes).pool == {**found.pool, "path": pattern}
+
+
+def test_labels_in_tars_that_are_no_given_class_are_told(tmp_path):
+    tarred(tmp_path / "a.tar", {"0.png": png("red"), "0.cls": b"emu"})
+    with pytest.raises(UserError, match=r"labels \['emu'\] are not in 0 to 1"):
+        survey(str(tmp_path), ["cat", "dog"])
+    tarred(tmp_path / "a.tar", {"0.png": png("red"), "0.cls": b"1"})
+    found = survey(str(tmp_path))
+    assert found.classes is None
+    assert any("are numbers ('1'): the classes must be given" in line for line in found.lines)
+    config, _ = new(tmp_path, tmp_path / "c.yaml", ask=lambda _: "cat, dog")
+    assert (config.pool.label_values, list(config.classes)) == ("index", ["cat", "dog"])
+
+
+def test_a_tar_beside_the_images_that_came_out_of_it_is_left_alone(photos):
+    tarred(photos / "all.tar", {path.name: path.read_bytes() for path in photos.glob("*.png")})
+    assert survey(str(photos)).pool["format"] == "images"
 
 
 def test_uris_and_splits_in_parquet_are_found(photos, tmp_path):

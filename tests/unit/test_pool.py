@@ -348,12 +348,18 @@ def test_a_missing_column_lists_the_ones_there_are(refused, tmp_path):
 def test_unknown_words_in_a_split_column_are_refused(refused, tmp_path):
     source = write_parquet(tmp_path / "p", part=["train"] * 29 + ["holdout"])
     message = refused(pool=source | {"split_column": "part"}, test_share=0, val_share=0)
-    assert "b.parquet holds ['holdout']; expected pool, train, val" in message
+    assert "b.parquet holds 'holdout'; expected pool, train, training, val" in message
 
 
 @pytest.mark.parametrize(
     ("text", "words"),
-    [(None, "nothing at"), ('{"train": []}', "has not the lists"), ("[]", "has not the lists")],
+    [
+        (None, "nothing at"),
+        ('{"train": []}', "'val' is not there"),
+        ('{"train": {"a.png": "red"}, "val": [], "test": []}', "'train' is {'a.png': 'red'}"),
+        ('{"train": [], "val": [], "test": []}', "no row"),
+        ("[]", "no object with the lists 'train', 'val', 'test'"),
+    ],
 )
 def test_a_coop_split_file_that_is_none_is_refused(refused, image_folder, tmp_path, text, words):
     if text is not None:

@@ -1,6 +1,7 @@
 """Any way to name a teacher works, and what cannot is told by name before anything is fetched. Starts no Ray."""
 
 import json
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -12,6 +13,7 @@ from fakes import write_siglip
 from raykd.config import TeacherConfig, load
 from raykd.errors import UserError
 from raykd.models.teacher import (
+    check_checkpoint,
     check_teacher,
     encode_texts,
     fetch_weights,
@@ -61,8 +63,57 @@ def test_missing_files_and_folders_are_named_with_what_is_looked_for(tmp_path, t
     other = Path(shutil.copytree(teacher_folder, tmp_path / "other"))
     (other / "open_clip_model.safetensors").rename(other / "weights.safetensors")
     message = check(model=f"local-dir:{other}")
-    assert "has no weights; expected one of open_clip_model.safetensors, open_clip_pytorch_model.bin" in message
+    assert "has no weights; expected one of open_clip_model.safetensors, open_clip_pytorch_model.safetensors" in message
     assert "it holds open_clip_config.json, weights.safetensors" in message
+
+
+POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n"
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "words"),
+    [
+        ("open_clip_model.safetensors", lambda whole: b"", "it is empty; fetch it again"),
+        ("open_clip_model.safetensors", lambda whole: POINTER, "it is a Git LFS pointer: .*git lfs pull"),
+        ("open_clip_model.safetensors", lambda whole: b"<!DOCTYPE html><html>401", "it is a web page"),
+        ("open_clip_model.safetensors", lambda whole: whole[:100], "it is cut off"),
+        ("open_clip_model.safetensors", lambda whole: whole[:-1], r"it is cut off: [\d,]+ of [\d,]+ bytes"),
+        ("open_clip_model.safetensors", lambda whole: whole[:9] + b"}" + whole[10:], "its header is damaged"),
+        ("open_clip_model.safetensors", lambda whole: bytes(5000), "it is nothing but zero bytes"),
+        ("open_clip_model.safetensors", lambda whole: b"\x9c" * 5000, "does not begin as safetensors does"),
+        ("open_clip_config.json", lambda whole: b"", "is not JSON: it is empty"),
+        ("open_clip_config.json", lambda whole: POINTER, "is not JSON: it is a Git LFS pointer"),
+        ("open_clip_config.json", lambda whole: whole[:-20], "is not JSON: "),
+        ("open_clip_config.json", lambda whole: b"[]", "lacks model_cfg"),
+        ("tokenizer.json", lambda whole: POINTER, "it is a Git LFS pointer"),
+    ],
+)
+def test_a_file_of_a_local_folder_that_is_not_whole_is_named_with_what_it_is(
+    name, change, words, teacher_folder, tmp_path
+):
+    folder = Path(shutil.copytree(teacher_folder, tmp_path / "other"))
+    whole = (folder / name).read_bytes() if (folder / name).exists() else b""
+    (folder / name).write_bytes(change(whole))
+    message = check(model=f"local-dir:{folder}")
+    assert re.search(rf"^teacher\.model: {re.escape(str(folder / name))}.*{words}", message), message
+
+
+@pytest.mark.parametrize("new_format", [True, False])
+def test_a_checkpoint_of_torch_that_is_cut_off_is_told_before_anything_is_loaded(new_format, tmp_path):
+    import torch
+
+    file = tmp_path / "mine.pt"
+    torch.save({"a": torch.zeros(1000)}, file, _use_new_zipfile_serialization=new_format)
+    check_checkpoint(str(file), "teacher.pretrained")
+    if new_format:
+        file.write_bytes(file.read_bytes()[:-40])
+        assert f"teacher.pretrained: {file} holds no weights that can be read: it is cut off" in check(
+            model="ViT-B-32", pretrained=str(file)
+        )
+    file.write_bytes(POINTER)
+    assert f"teacher.pretrained: {file} holds no weights that can be read: it is a Git LFS pointer" in check(
+        model="ViT-B-32", pretrained=str(file)
+    )
 
 
 def test_a_checkpoint_that_does_not_fit_or_is_none_is_refused(siglip, tmp_path):
