@@ -248,14 +248,16 @@ class ImageTower:
         self.model = load_model(folder, precision, device)
         self.dtype = open_clip.get_input_dtype(precision) or torch.float32
         preprocess = self.model.visual.preprocess_cfg
-        self.mean, self.std = (torch.tensor(preprocess[key], device=device).view(3, 1, 1) for key in ("mean", "std"))
+        self.mean, self.std = (
+            255 * torch.tensor(preprocess[key], device=device).view(3, 1, 1) for key in ("mean", "std")
+        )
 
     def features(self, pixels: np.ndarray) -> np.ndarray:
         """Of uint8 [n, H, W, 3], float16 [n, D], of length 1 before they are rounded."""
         torch = self.torch
         with limited_threads(self.num_threads), torch.inference_mode():
-            images = torch.from_numpy(pixels.copy()).to(self.device).permute(0, 3, 1, 2).float() / 255
-            images = (images - self.mean) / self.std
+            images = torch.from_numpy(pixels.copy()).to(self.device).permute(0, 3, 1, 2).float()
+            images = images.sub_(self.mean).div_(self.std)
             features_ND = self.model.encode_image(images.to(self.dtype), normalize=True).float()
         found: np.ndarray = features_ND.cpu().numpy().astype(np.float16)
         return found

@@ -38,8 +38,8 @@ from raykd.store.tables import QUARANTINE, checked, too_much_of_a_split
 
 PART_ROWS = 16_384  # of a part at most: what a kill may cost
 BLOCK_ROWS = 1024  # of a reading task at most: enough to read a row group of Parquet once
-BLOCKS_A_REPLICA = 8  # at least, when there are as many batches: so that all replicas end together
-FLOW_BYTES = 16 * 2**20  # of pixels that go from one process to another at a time
+BLOCKS_A_REPLICA = 32  # at least, when there are as many batches: so that all readers and replicas end together
+FLOW_BYTES = 8 * 2**20  # of pixels that go from one process to another at a time: little, as the first is waited for
 WRITTEN_ROWS = 4096  # of a file, about
 WRITE_BYTES = 512 * 2**20  # of a process that writes
 MODEL_BYTES = 2**30  # of a process with torch, without a model's weights
