@@ -55,7 +55,9 @@ def test_what_is_said_of_the_environment_is_said_before_the_first_command_that_n
 def test_every_command_names_a_job_and_flags_that_it_has(command):
     job = ROOT / command[1]
     assert job.is_file()
-    parsers = job.read_text("utf-8") + (ROOT / "raykd" / "cli.py").read_text("utf-8")
+    parsers = "".join(
+        file.read_text("utf-8") for file in (job, ROOT / "raykd" / "cli.py", ROOT / "raykd" / "config.py")
+    )
     for flag in (word.partition("=")[0] for word in command[2:] if word.startswith("--")):
         assert f'"{flag}"' in parsers or f"    {flag[2:].replace('-', '_')}: " in parsers, flag
 
@@ -84,7 +86,7 @@ def test_the_codes_of_the_status_are_those_there_are():
 
 
 def test_the_selection_command_is_the_fixed_interface():
-    (command,) = [job for job in JOBS if job[1] == "jobs/pick.py"]
+    (command,) = [job for job in JOBS if job[1] == "jobs/pick.py" and "--labeled" in job]
     assert command[2::2] == ["--pool", "--labeled", "--strategy", "--budget", "--shards", "--seed", "--out"]
 
 
