@@ -21,8 +21,8 @@ def demo() -> dict[str, Any]:
     """Handwritten digits and a small teacher, both shipped: ``python jobs/active_round.py --preset demo``.
 
     Hardware: any; no download. 1,247 images to pick from, 400 to test on, 150 to tune on; the teacher has only ever
-    seen drawn glyphs. Three rounds, 10 + 20 + 20 labels, in under a minute on 2 quiet cores. Score: 90.5, 92.5 and
-    94.8 % of the test images (seed 0, one run; other seeds were not run), the teacher 84.0 %.
+    seen drawn glyphs. Three rounds, 10 + 20 + 20 labels, in under a minute on 2 quiet cores. Score: 90.5, 89.8 and
+    93.0 % of the test images (seed 0, one run; other seeds were not run), the teacher 84.0 %.
     """
     return {
         "storage_path": "runs/demo",
