@@ -32,6 +32,7 @@ from raykd.errors import UserError, did_you_mean, one_line
 from raykd.images.decoding import as_seen
 from raykd.models.preprocess import ABOUT, Preprocess, read_preprocess
 from raykd.models.saved import WEIGHTS
+from raykd.models.teacher import check_checkpoint
 from raykd.models.threads import limited_threads
 from raykd.store.place import Place
 
@@ -282,6 +283,8 @@ def check_weights(config: StudentConfig) -> None:
             "random weights"
         )
     if isinstance(config.pretrained, str):
+        if os.path.isfile(config.pretrained):
+            check_checkpoint(config.pretrained, "student.pretrained")
         initial_backbone(config.backbone, config.pretrained)
 
 

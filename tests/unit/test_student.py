@@ -389,3 +389,24 @@ def test_weights_are_looked_at_before_they_are_needed(tmp_path):
         check_weights(config(backbone="efficientnet_l2", pretrained=True))
     with pytest.raises(UserError, match=r"no file '.*nowhere\.pth'"):
         check_weights(config(pretrained=str(tmp_path / "nowhere.pth")))
+
+
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        (b"", "empty"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n", "Git LFS"),
+        (b"<!DOCTYPE html><title>404</title>", "HTML"),
+    ],
+)
+@pytest.mark.parametrize("name", ["weights.pth", "weights.safetensors"])
+def test_a_weights_file_that_is_something_else_is_told_as_what_it_is(name, data, words, tmp_path):
+    from raykd.config import StudentConfig
+    from raykd.models.student import check_weights
+
+    (tmp_path / name).write_bytes(data)
+    config = StudentConfig(backbone="test_resnet", pretrained=str(tmp_path / name), steps=1)
+    with pytest.raises(UserError, match=words) as caught:
+        check_weights(config)
+    assert "student.pretrained: " in str(caught.value)
+    assert "weights_only" not in str(caught.value)
