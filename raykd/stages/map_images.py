@@ -276,7 +276,7 @@ def run(
             num_cpus=1,
             memory=fetch.memory_bytes,
             # cores, not logical CPUs; one more, as a task that ends leaves a gap
-            compute=TaskPoolStrategy(len(os.sched_getaffinity(0)) + 1 if here else None),
+            compute=TaskPoolStrategy(min(len(blocks), len(os.sched_getaffinity(0)) + 1) if here else None),
         )
         if here:
             yield from run_here(fetched, fetch, model, write, ticker)

@@ -239,6 +239,7 @@ def test_the_traceback_is_there_for_who_asks(monkeypatch, capsys):
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_ends_the_block_in_good_order_and_a_second_does_not_cut_that_off(number, capsys):
+    ours = signal.signal(number, signal.SIG_DFL)  # where tests run in the background it may be ignored
     before = signal.getsignal(number)
     cleaned = []
 
@@ -256,6 +257,7 @@ def test_a_signal_ends_the_block_in_good_order_and_a_second_does_not_cut_that_of
     assert cleaned == ["stopped; run the same command again to go on\n"]  # said before what takes time
     assert capsys.readouterr().err == ""
     assert signal.getsignal(number) is before
+    signal.signal(number, ours)
 
 
 def test_a_signal_that_is_ignored_stays_so():

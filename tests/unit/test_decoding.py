@@ -571,7 +571,8 @@ def test_of_a_progressive_jpeg_all_pixels_count_as_all_are_held(monkeypatch):
 
 
 def test_the_page_says_what_is_read_what_is_done_and_what_is_wrong():
-    import runpy
+    import subprocess
+    import sys
 
     from raykd.images.__main__ import page
 
@@ -582,4 +583,5 @@ def test_the_page_says_what_is_read_what_is_done_and_what_is_wrong():
         assert words in text
     assert ":func:" not in text
     assert max(map(len, text.splitlines())) <= 120
-    assert runpy.run_module("raykd.images", run_name="there")["page"]() == text
+    printed = subprocess.run([sys.executable, "-m", "raykd.images"], capture_output=True, text=True, check=True)
+    assert printed.stdout == f"{text}\n"
