@@ -6,6 +6,7 @@ The one channel for lines of a job: what modules log under ``raykd`` comes out h
 from __future__ import annotations
 
 import logging
+import os
 import sys
 import threading
 import time
@@ -56,6 +57,15 @@ class LocalTicker(Ticker):
         self.done += int(rows)
 
 
+def own_stderr() -> TextIO:
+    """Standard error by a descriptor of its own: while Ray's C++ is kept silent (session.py), lines still come."""
+    try:
+        is_plain = sys.stderr.fileno() == 2
+    except (AttributeError, OSError, ValueError):  # something else stands in its place
+        is_plain = False
+    return os.fdopen(os.dup(2), "w", errors="backslashreplace") if is_plain else sys.stderr
+
+
 class Lines(logging.Handler):
     """Shows what is logged as lines of the module that logs it; errors in spite of ``none``."""
 
@@ -77,7 +87,7 @@ class Progress:
     """
 
     mode: str = "auto"
-    stream: TextIO = field(default_factory=lambda: sys.stderr)
+    stream: TextIO = field(default_factory=own_stderr)
     _counts: tuple[str, Any] | None = field(default=None, init=False, repr=False, compare=False)
     _numbers: Iterator[int] = field(default_factory=count, init=False, repr=False, compare=False)
 

@@ -7,6 +7,8 @@ import logging
 import os
 import signal
 import socket
+import subprocess
+import sys
 import tempfile
 import threading
 
@@ -396,3 +398,18 @@ def test_a_process_that_needs_more_memory_than_any_node_has_is_told_instead_of_w
     check_memory(work, "encode", most)
     with pytest.raises(UserError, match=r"encode asks for .* GiB for a process, and no node has more than"):
         check_memory(work, "encode", most + 2**20)
+
+
+def test_lines_are_said_while_rays_own_words_are_kept_silent():
+    program = """
+import os
+from raykd.stages.progress import Progress
+from raykd.stages.session import silent_stderr
+progress = Progress("lines")
+with silent_stderr():
+    os.write(2, b"noise\\n")
+    progress.say("pool", "a line")
+os.write(2, b"after\\n")
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stderr.split() == ["pool", "a", "line", "after"]
