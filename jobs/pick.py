@@ -11,6 +11,7 @@ and ``distance`` (NaN where it means nothing). Paths may be local, s3:// or gs:/
 
 from __future__ import annotations
 
+import math
 import time
 from typing import TYPE_CHECKING, Literal
 
@@ -78,7 +79,8 @@ def run(options: Options) -> Picked:
     print(
         f"{options.strategy}: {len(picks.ids):,} of {num_rows:,} rows, {len(labeled):,} labeled, {seconds:.1f} s{work}"
     )
-    print(f"distance {picks.distances[0]:.4g} (first) to {picks.distances[-1]:.4g} (last); {out}")
+    known = [distance for distance in picks.distances if math.isfinite(distance)]
+    print(f"distance {known[0]:.4g} (first) to {known[-1]:.4g} (last); {out}" if known else f"{out}")
     return picks
 
 

@@ -56,7 +56,7 @@ class Options(TeacherConfig):
 def run(options: Options) -> Done:
     """Score, and write the table."""
     from raykd.stages.progress import Progress
-    from raykd.stages.score import ScoreRequest, score_pool
+    from raykd.stages.score import ScoreRequest, check_folder_to_write, score_pool
     from raykd.stages.session import Session
     from raykd.stages.work import Work
     from raykd.store.lock import only_job
@@ -68,6 +68,8 @@ def run(options: Options) -> Done:
     classes: Any = options.classes
     if classes is not None and "," in classes and not Place.of(classes).exists():
         classes = [name.strip() for name in classes.split(",") if name.strip()]
+    for option, place in (("--out", out), ("--cache", cache)):
+        check_folder_to_write(option, place)
     progress = Progress()
     request = ScoreRequest(
         source=source_of(options, classes, progress),

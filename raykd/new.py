@@ -6,6 +6,7 @@ Starts quickly: neither torch nor Ray is imported, so what the machine has is re
 from __future__ import annotations
 
 import os
+import shlex
 import shutil
 import socket
 import sys
@@ -290,4 +291,4 @@ def python() -> str:
 def next_steps(out: Path, argv0: Sequence[str]) -> list[str]:
     """The commands to run next, as they can be pasted."""
     jobs, config = Path(os.path.relpath(argv0[0])).parent, os.path.relpath(out)
-    return [f"{python()} {jobs / 'active_round.py'} {config}", f"{python()} {jobs / 'status.py'} {config}"]
+    return [shlex.join([python(), str(jobs / job), config]) for job in ("active_round.py", "status.py")]

@@ -173,9 +173,9 @@ def look_at_images(place: Place, names: Sequence[str], classes: list[str] | None
 def are_classes(names: Sequence[str], classes: list[str] | None) -> bool:
     """Whether the first folders look like classes: all images lie in them, and they are given or of no usual name."""
     tops = {name.partition("/")[0] for name in names}
-    if not all("/" in name for name in names) or len(tops) < 2:
+    if not all("/" in name for name in names):
         return False
-    return tops <= set(classes) if classes else not all(map(NO_CLASS.fullmatch, tops))
+    return tops <= set(classes) if classes else len(tops) > 1 and not all(map(NO_CLASS.fullmatch, tops))
 
 
 def look_at_splits(place: Place, names: Sequence[str], classes: list[str] | None, tops: set[str]) -> Survey:

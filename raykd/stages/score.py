@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 
 from raykd.algo.prompts import ClassTexts, templates
 from raykd.config import Source, TeacherConfig
-from raykd.errors import UserError
+from raykd.errors import StorageError, UserError
 from raykd.images.class_lists import class_list
 from raykd.images.sources import Listing, check_ids_differ, check_label_names, list_source
 from raykd.models.teacher import check_teacher
@@ -23,7 +23,7 @@ from raykd.stages.weights import fetch_teacher, fetched_as
 from raykd.stages.work import Work
 from raykd.store.outputs import QUARANTINE_FILE, manifest_content
 from raykd.store.place import Place
-from raykd.store.stage_folder import Done
+from raykd.store.stage_folder import Done, differences, read_done
 from raykd.store.tables import SCORES, checked, positions, vectors
 
 VERSION = 1
@@ -66,12 +66,14 @@ def score_pool(work: Work, request: ScoreRequest) -> Done:
     rows, config = listing.rows, request.teacher
     begun_from = {"rows": manifest_content(rows), "decode": request.decode, "asked": what_is_asked(request, classes)}
     folder = work.stage_folder(request.out, "scores", version=VERSION, made_from=begun_from)
-    try:
-        done = folder.done()
-    except UserError as error:
-        raise UserError(f"{request.out} holds another table ({error}); give another --out") from error
-    if done:
-        return done
+    if there := read_done(request.out):
+        if other := differences(there.made_from, {"version": VERSION, **begun_from}):
+            fields = dict.fromkeys(line.partition(":")[0].removeprefix("asked.") for line in other)
+            what = ", ".join("images" if name == "rows" else name for name in fields)
+            raise UserError(f"{request.out} holds another table: of other {what}; give another --out")
+        return there
+    if request.out.files(recursive=True):
+        raise UserError(f"--out: {request.out} holds files that are no table of this job; give a new folder")
     if fetched_as(work, config) is None:  # then nothing is encoded yet either
         work.session.begin()  # beside the imports
     check_teacher(config)
@@ -113,6 +115,16 @@ def score_pool(work: Work, request: ScoreRequest) -> Done:
     return out.complete
 
 
+def check_folder_to_write(option: str, place: Place) -> None:
+    """Whether a folder is there or can be made. Raises UserError that names the option."""
+    if place.exists() and not place.is_dir():
+        raise UserError(f"{option}: {place} is a file; give a folder")
+    try:
+        place.check_writable()
+    except StorageError as error:
+        raise UserError(f"{option}: {error}") from error
+
+
 def listed_pool(work: Work, request: ScoreRequest) -> tuple[Listing, dict[str, ClassTexts]]:
     """The images and the classes. Raises UserError: there are none, ids repeat, a label is no class."""
     given = None if request.classes is None else list(class_list(request.classes, None))
@@ -127,11 +139,9 @@ def listed_pool(work: Work, request: ScoreRequest) -> tuple[Listing, dict[str, C
 def what_is_asked(request: ScoreRequest, classes: dict[str, ClassTexts]) -> dict[str, Any]:
     """What the table depends on besides the images, as plain data."""
     config = request.teacher
-    texts = {name: own.plain() if own else None for name, own in classes.items()}
-    fields = ("model", "pretrained", "precision")
-    return {**{name: getattr(config, name) for name in fields}, "classes": list(texts.items()), "templates": templates(
-        config.templates
-    )}  # fmt: skip
+    asked: dict[str, Any] = {name: getattr(config, name) for name in ("model", "pretrained", "precision")}
+    asked["classes"] = [[name, own.plain() if own else None] for name, own in classes.items()]
+    return {**asked, "templates": templates(config.templates)}
 
 
 def write_scores(

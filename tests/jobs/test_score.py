@@ -249,3 +249,24 @@ def test_every_hostile_table_is_scored_or_refused_in_words(run, tmp_path):
         if not good or "Traceback" in said:
             wrong.append((table.name, code, said[-300:]))
     assert not wrong
+
+
+@pytest.mark.parametrize("option", ["--out", "--cache"])
+def test_a_place_that_cannot_be_a_folder_of_ours_is_told_before_any_image_is_read(run, image_folder, tmp_path, option):
+    (tmp_path / "file").write_text("mine")
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "notes.txt").write_text("mine")
+    for place in ("file", "file/below", *(["full"] if option == "--out" else [])):
+        given = {"--out": tmp_path / "s", "--cache": tmp_path / "c"} | {option: tmp_path / place}
+        code, said = run("--pool", image_folder, *[word for pair in given.items() for word in pair])
+        assert code == 2
+        assert f"error: {option}: " in said, said
+        assert "encode" not in said
+    assert (tmp_path / "full" / "notes.txt").read_text() == "mine"
+
+
+def test_another_table_in_the_same_place_is_told_by_what_differs(run, image_folder, tmp_path):
+    given = ["--pool", image_folder, "--out", tmp_path / "s"]
+    assert run(*given)[0] == 0
+    _, said = run(*given, "--classes", "red,green,blue,gray")
+    assert "holds another table: of other classes; give another --out" in said

@@ -452,3 +452,25 @@ def test_whether_a_hub_is_in_reach_is_asked_of_the_hub_that_is_set(monkeypatch):
         assert not hub_in_reach()
         monkeypatch.delenv("HF_HUB_OFFLINE")
     assert not hub_in_reach()
+
+
+def test_the_commands_to_run_next_can_be_pasted_whatever_a_name_holds(tmp_path, monkeypatch):
+    import shlex
+
+    from raykd.new import next_steps
+
+    monkeypatch.chdir(tmp_path)
+    for command in next_steps(tmp_path / "my birds" / "x 5.yaml", ["jobs/new.py"]):
+        assert shlex.split(command)[-1] == "my birds/x 5.yaml"
+
+
+def test_a_folder_to_measure_on_may_lack_classes_of_the_pool(tmp_path):
+    from PIL import Image
+
+    from raykd.images.survey import survey
+
+    for name in ("train/a/1.png", "train/b/1.png", "val/a/2.png"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (8, 8)).save(tmp_path / name)
+    found = survey(str(tmp_path))
+    assert found.others == {"val": {"path": str(tmp_path / "val"), "format": "class_folders"}}
