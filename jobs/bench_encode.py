@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import subprocess
 import sys
 import tempfile
@@ -280,6 +279,8 @@ def child(what: str, theme: str, folder: str, images: str, count: str) -> None:
 
 
 def compare(theme: str, folder: Path, images: Path | None, repeats: int) -> dict[str, Any]:
+    from raykd.models.threads import num_cores
+
     where = images or folder / "images"
     if images is None:
         make_images(theme, where)
@@ -302,7 +303,7 @@ def compare(theme: str, folder: Path, images: Path | None, repeats: int) -> dict
     for kind in kinds:
         print(f"| {names[kind]} | {rates[kind]:,.0f} | {rates[kind] / rates['bare']:.2f} |")
     start, process = (median(run[name] for run in runs["ours"]) for name in ("start", "process"))
-    slower, cores = min(rates["decode"], rates["model"]), len(os.sched_getaffinity(0))
+    slower, cores = min(rates["decode"], rates["model"]), num_cores()
     shared = min(slower, cores / (cores / rates["decode"] + 1 / rates["model"]))
     found = {
         "ratio": rates["ours"] / rates["bare"],

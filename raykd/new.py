@@ -25,6 +25,7 @@ from raykd.images.class_lists import class_list
 from raykd.images.manifest import few
 from raykd.images.survey import Survey, survey
 from raykd.models.teacher import check_folder
+from raykd.models.threads import num_cores
 from raykd.store.place import Place
 
 ROUNDS = 3
@@ -50,10 +51,9 @@ class Machine:
 
 
 def this_machine() -> Machine:
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30
     gpus = len(list(Path("/proc/driver/nvidia/gpus").glob("*")))
-    return Machine(cores, memory, gpus, hub_in_reach())
+    return Machine(num_cores(), memory, gpus, hub_in_reach())
 
 
 def hub_in_reach() -> bool:

@@ -191,3 +191,18 @@ def load_all(reader, uris: list[str], transform) -> list:
     from raykd.images.reading import load_many
 
     return list(load_many(reader, uris, transform))
+
+
+def encode(image, format="PNG", **options):
+    out = io.BytesIO()
+    image.save(out, format, **options)
+    return out.getvalue()
+
+
+def picture(seed=0, height=20, width=30):
+    pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    return Image.fromarray(pixels)
+
+
+def same(image):
+    return image

@@ -247,7 +247,7 @@ def _as_rgb(image: ImageFile.ImageFile, encoded: bytes, changes: set[str]) -> Im
         return _on_white(_with_nothing_around(image.convert("RGBA"), drawn), changes)
     if image.has_transparency_data:
         return _on_white(image.convert("RGBA"), changes)
-    if image.format == "PPM" and most_of_ppm > 0xFF:
+    if most_of_ppm > 0xFF:
         changes.add("depth")
     if image.mode in ("CMYK", "LAB"):
         changes.add("colors")

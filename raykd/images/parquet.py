@@ -166,15 +166,20 @@ def check_image_column(column: str, given: pa.DataType, split: str, file: Place)
             f"{split}.image_column: {column!r} of {file} holds text; for paths or URIs give it as uri_column, and "
             "image_column: null"
         )
-    if pa.types.is_struct(kind):  # Hugging Face: bytes, or the path of a file
-        kind = next((plain_type(field.type) for field in kind if field.name == "bytes"), kind)
-    if not is_bytes(kind):
+    if not is_bytes(bytes_of(kind)):
         numbers = pa.types.is_nested(kind) and not pa.types.is_struct(kind)
         raise UserError(
             f"{split}.image_column: {column!r} of {file} is {given}; expected encoded images, binary or "
             "struct<bytes: binary, path: string>"
             + (": lists of numbers are pixels, or bytes that were not written as such" if numbers else "")
         )
+
+
+def bytes_of(kind: pa.DataType) -> pa.DataType:
+    """The type of the bytes in a column of images: Hugging Face's are a struct of bytes, or of a path alone."""
+    if pa.types.is_struct(kind):
+        return next((plain_type(field.type) for field in kind if field.name == "bytes"), kind)
+    return kind
 
 
 def is_text(kind: pa.DataType) -> bool:

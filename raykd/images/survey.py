@@ -23,7 +23,7 @@ from raykd.images.columns import names_of_numbers, plain_type
 from raykd.images.decoding import SUFFIXES
 from raykd.images.lists import URI_NAMES, read_list
 from raykd.images.manifest import LIST_SUFFIXES, NUMBER, SPLIT_NAMES, endings, few, in_order
-from raykd.images.parquet import is_bytes, is_passed_over, is_text, not_parquet
+from raykd.images.parquet import bytes_of, is_bytes, is_passed_over, is_text, not_parquet
 from raykd.images.reading import load_many
 from raykd.images.sources import Listing, list_source
 from raykd.images.stored import PARQUET_SUFFIXES, ImageReader
@@ -343,15 +343,6 @@ def label_fields(label: str | None, classes: list[str] | None) -> Iterator[dict[
         if classes:
             yield {"label_column": label, "label_values": "sorted"}
     yield {}
-
-
-def bytes_of(kind: pa.DataType) -> pa.DataType:
-    """Hugging Face's images are a struct of bytes and path."""
-    if pa.types.is_struct(kind):
-        return next(
-            (plain_type(kind.field(i).type) for i in range(kind.num_fields) if kind.field(i).name == "bytes"), kind
-        )
-    return kind
 
 
 def usual(names: Sequence[str], there: Sequence[str], only: bool = False) -> str | None:

@@ -5,6 +5,7 @@ Neither a class nor a prompt goes in, so whatever changes about those, no image 
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 
 import pyarrow as pa
@@ -15,8 +16,7 @@ from raykd.images.decoding import CHANGES
 from raykd.images.pixel_batches import Fetch, PixelBatch
 from raykd.images.transforms import ClipPreprocess
 from raykd.models.teacher import ImageTower, read_clip_preprocess
-from raykd.stages.map_images import Model, check_splits, find_parts, map_parts, model_memory, num_missing
-from raykd.stages.resources import check_memory
+from raykd.stages.map_images import Model, check_splits, find_parts, make_parts, model_memory, num_missing
 from raykd.stages.work import Work
 from raykd.store.outputs import Encoded
 from raykd.store.place import Place
@@ -63,15 +63,10 @@ def encode_images(
     exact = decode == "exact"
     preprocess = ClipPreprocess(read_clip_preprocess(model.place), exact)
     fetch = Fetch(preprocess, preprocess.size, config.batch_size, exact)
-    here = work.session.is_local and config.replicas == 1
-    if missing := num_missing(parts):
-        work.session.ensure()
-        check_memory(work, "encode", max(fetch.memory_bytes, 0 if here else encoder.memory_bytes))
-    with work.progress.stage("encode", missing, "images", here=here) as ticker:
-        done = map_parts(parts, fetch, encoder, ticker, here=here, check=check)
+    done = make_parts(work, "encode", parts, fetch, encoder, check)
     encoded = Encoded(tuple(done), model.place.name, model.place)
     check_share(work, encoded, max_bad_share, quarantine)
-    if missing and (changes := encoded.changes):
+    if num_missing(parts) and (changes := encoded.changes):
         work.say("encode", "; ".join(f"{count:,} images {CHANGES[kind]}" for kind, count in changes.items()))
     return encoded
 
@@ -89,9 +84,8 @@ def check_share(work: Work, encoded: Encoded, max_bad_share: float, where: Place
             f"{max_bad_share:g}; first {first['sample_id']!r}: {first['reason']}. All are listed in "
             f"{where}. Raise max_bad_share to go on without them, or mend them and begin in a new folder"
         )
-    counts = pa.table({"reason": bad["reason"]}).group_by("reason").aggregate([([], "count_all")]).to_pylist()
-    reasons = sorted(counts, key=lambda row: (-row["count_all"], row["reason"]))
-    said = [f"{row['count_all']:,} {row['reason']}" for row in reasons[:SHOWN_REASONS]]
+    reasons = sorted(Counter(bad["reason"].to_pylist()).items(), key=lambda pair: (-pair[1], pair[0]))
+    said = [f"{count:,} {reason}" for reason, count in reasons[:SHOWN_REASONS]]
     said += [f"{len(reasons) - SHOWN_REASONS} more reasons"] if len(reasons) > SHOWN_REASONS else []
     counted = f"{bad.num_rows:,} of {encoded.rows:,} images cannot be read and are left out"
     work.say("encode", f"{counted}, listed in {where}: {'; '.join(said)}")

@@ -11,7 +11,6 @@ process, which has its libraries already.
 from __future__ import annotations
 
 import math
-import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -29,7 +28,9 @@ from ray.data import ActorPoolStrategy, DataContext, Dataset, TaskPoolStrategy
 from raykd.errors import StorageError, UserError
 from raykd.images.decoding import UNREACHABLE
 from raykd.images.pixel_batches import PIXEL_BATCHES, URI_BATCHES, Fetch, batches_of
+from raykd.models.threads import num_cores
 from raykd.stages.progress import Ticker
+from raykd.stages.resources import check_memory
 from raykd.stages.work import Work
 from raykd.store.outputs import BROKEN_FILE
 from raykd.store.place import Place
@@ -130,6 +131,22 @@ def names_of(rows: pa.Table) -> str:
 def num_missing(parts: Sequence[Part]) -> int:
     """Rows of the parts that are still to be made."""
     return sum(part.rows.num_rows for part in parts if part.done is None)
+
+
+def make_parts(
+    work: Work, name: str, parts: Sequence[Part], fetch: Fetch, model: Model, check: Callable[[pa.Table], None]
+) -> list[Done]:
+    """:func:`map_parts` as a step of this name, shown as it goes; Ray is started only when something is missing.
+
+    Raises:
+        UserError: No node has the memory that a process declares; or as :func:`map_parts` says.
+    """
+    here = work.session.is_local and model.replicas == 1
+    if missing := num_missing(parts):
+        work.session.ensure()
+        check_memory(work, name, max(fetch.memory_bytes, 0 if here else model.memory_bytes))
+    with work.progress.stage(name, missing, "images", here=here) as ticker:
+        return map_parts(parts, fetch, model, ticker, here=here, check=check)
 
 
 def map_parts(
@@ -276,7 +293,7 @@ def run(
             num_cpus=1,
             memory=fetch.memory_bytes,
             # cores, not logical CPUs; one more, as a task that ends leaves a gap
-            compute=TaskPoolStrategy(min(len(blocks), len(os.sched_getaffinity(0)) + 1) if here else None),
+            compute=TaskPoolStrategy(min(len(blocks), num_cores() + 1) if here else None),
         )
         if here:
             yield from run_here(fetched, fetch, model, write, ticker)

@@ -9,8 +9,7 @@ from raykd.config import StudentConfig
 from raykd.images.pixel_batches import Fetch, PixelBatch
 from raykd.models.preprocess import read_preprocess
 from raykd.stages.campaign import Campaign
-from raykd.stages.map_images import Model, check_splits, find_parts, map_parts, model_memory, num_missing
-from raykd.stages.resources import check_memory
+from raykd.stages.map_images import Model, check_splits, find_parts, make_parts, model_memory
 from raykd.store.outputs import Encoded, Pool, Predictions, Trained
 from raykd.store.place import Place
 from raykd.store.tables import predicted, vectors
@@ -55,12 +54,7 @@ def predict(campaign: Campaign, number: int, pool: Pool, encoded: Encoded, train
     size = (preprocess.image_size, preprocess.image_size)
     exact = campaign.config.decode == "exact"
     fetch = Fetch(preprocess.clean(exact), size, config.predict_batch_size, exact)
-    here = campaign.session.is_local and config.predict_replicas == 1
-    if missing := num_missing(parts):
-        campaign.session.ensure()
-        check_memory(campaign, f"round {number} predict", max(fetch.memory_bytes, 0 if here else model.memory_bytes))
-    with campaign.progress.stage(f"round {number} predict", missing, "images", here=here) as ticker:
-        done = map_parts(parts, fetch, model, ticker, here=here, check=check)
+    done = make_parts(campaign, f"round {number} predict", parts, fetch, model, check)
     return Predictions(tuple(done), trained.columns, tuple(trained.classes), trained.fingerprint)
 
 

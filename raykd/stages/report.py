@@ -13,6 +13,7 @@ import pyarrow as pa
 import raykd
 from raykd.labels.files import TASKS_FILE
 from raykd.labels.ledger import count_answers
+from raykd.paths import IN_JOB
 from raykd.report import page
 from raykd.report.words import counted, gained, interval, labels_apart, number, percent, plain
 from raykd.stages.campaign import Campaign, answers_folder, commit, versions
@@ -70,7 +71,6 @@ def next_step(campaign: Campaign, number: int, current: pa.Table) -> page.NextSt
     found = count_answers(picks.ids, current, campaign.config.labels.min_answered)
     if not found.waits:
         return None
-    submitted = "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
     return {
         "asked": found.asked,
         "answered": found.answered,
@@ -78,7 +78,7 @@ def next_step(campaign: Campaign, number: int, current: pa.Table) -> page.NextSt
         "tasks": str(campaign.round_place(number) / TASKS_FILE) if found.asked else None,
         "answers": str(answers_folder(campaign)),
         "command": shlex.join(sys.orig_argv),
-        "folder": None if submitted else os.getcwd(),
+        "folder": None if IN_JOB in os.environ else os.getcwd(),
     }
 
 

@@ -23,7 +23,7 @@ from raykd.stages.weights import fetch_teacher, fetched_as
 from raykd.stages.work import Work
 from raykd.store.outputs import QUARANTINE_FILE, manifest_content
 from raykd.store.place import Place
-from raykd.store.stage_folder import Done, differences, read_done
+from raykd.store.stage_folder import Done, fingerprint, read_done
 from raykd.store.tables import SCORES, checked, positions, vectors
 
 VERSION = 1
@@ -67,7 +67,7 @@ def score_pool(work: Work, request: ScoreRequest) -> Done:
     begun_from = {"rows": manifest_content(rows), "decode": request.decode, "asked": what_is_asked(request, classes)}
     folder = work.stage_folder(request.out, "scores", version=VERSION, made_from=begun_from)
     if there := read_done(request.out):
-        if other := differences(there.made_from, {"version": VERSION, **begun_from}):
+        if other := folder.inputs_changed(there):
             fields = dict.fromkeys(line.partition(":")[0].removeprefix("asked.") for line in other)
             what = ", ".join("images" if name == "rows" else name for name in fields)
             raise UserError(f"{request.out} holds another table: of other {what}; give another --out")
@@ -84,8 +84,7 @@ def score_pool(work: Work, request: ScoreRequest) -> Done:
 
     own = {name: texts for name, texts in classes.items() if texts}
     rule = rule_of(model.place.name, list(classes), own, templates(config.templates))
-    named = work.stage_folder(work.place / "classes", "classes", version=VERSION, made_from=rule)
-    texts = embed_classes(work, config, rule, own, named.under(work.place / "classes").place, model.place)
+    texts = embed_classes(work, config, rule, own, work.place / "classes" / fingerprint(rule), model.place)
     encoded = encode_images(
         work, [rows], model, config, at=work.place / "encode", shared=True, decode=request.decode, max_bad_share=1.0,
         quarantine=work.place / QUARANTINE_FILE,
@@ -127,10 +126,11 @@ def check_folder_to_write(option: str, place: Place) -> None:
 
 def listed_pool(work: Work, request: ScoreRequest) -> tuple[Listing, dict[str, ClassTexts]]:
     """The images and the classes. Raises UserError: there are none, ids repeat, a label is no class."""
-    given = None if request.classes is None else list(class_list(request.classes, None))
-    listing = list_source(request.source, "pool", given, work.say, work.place / "tars")
+    given = None if request.classes is None else class_list(request.classes, None)
+    names = None if given is None else list(given)
+    listing = list_source(request.source, "pool", names, work.say, work.place / "tars")
     check_ids_differ(listing.rows)
-    classes = class_list(request.classes, listing.found_classes)
+    classes = class_list(None, listing.found_classes) if given is None else given
     check_label_names(listing.rows, classes)
     work.say("pool", f"{listing.rows.num_rows:,} images; {len(classes)} classes")
     return listing, classes

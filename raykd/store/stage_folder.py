@@ -151,13 +151,17 @@ class StageFolder:
         found = read_done(self.place)
         if found is None:
             return None
-        if changed := differences(found.made_from, _plain(self._made_from)):
+        if changed := self.inputs_changed(found):
             raise UserError(
                 f"{self.name}: {self.place} was made from other inputs: {'; '.join(changed)}. It was copied from "
                 "another campaign, or made by another raykd (campaign.json says which): go on with that one, or give a "
                 f"new storage_path and labels.given: {str(self.place).rpartition('/round_')[0] or self.place}"
             )
         return found
+
+    def inputs_changed(self, done: Done) -> list[str]:
+        """One line for every input that differs from those that a complete folder was made from."""
+        return differences(done.made_from, _plain(self._made_from))
 
     def settings_changed(self, done: Done) -> list[str]:
         """One line for every setting that differs from those that a complete folder was made with."""

@@ -194,10 +194,9 @@ def test_people_can_go_on_with_a_new_budget_in_the_middle(finished, run_job, tmp
 
 
 def test_a_finished_campaign_is_only_looked_at_whatever_is_asked_for(finished, run_job, tmp_path, monkeypatch):
-    from raykd.stages import image_features, map_images
+    from raykd.stages import map_images
 
     monkeypatch.setattr(map_images, "run", lambda *_: pytest.fail("an image was read"))
-    monkeypatch.setattr(image_features, "map_parts", map_images.map_parts)
     place = Path(shutil.copytree(finished.place, tmp_path / "run"))
     settings, before = finished.settings | {"storage_path": str(place)}, history_of(place)
     for override in (
@@ -214,9 +213,9 @@ def test_a_finished_campaign_is_only_looked_at_whatever_is_asked_for(finished, r
 
 def test_given_labels_that_do_not_fit_are_refused_before_any_image_is_encoded(finished, run_job, tmp_path, monkeypatch):
 
-    from raykd.stages import image_features
+    from raykd.stages import map_images
 
-    monkeypatch.setattr(image_features, "map_parts", lambda *_, **__: pytest.fail("images were encoded"))
+    monkeypatch.setattr(map_images, "map_parts", lambda *_, **__: pytest.fail("images were encoded"))
     (tmp_path / "given.csv").write_text(f"sample_id,label\n{picks_of(finished.place, 1)[0]},purple\n")
     settings = finished.settings | {"storage_path": str(tmp_path / "run")}
     ended = run_job(settings, "labels.start=given", f"labels.given={tmp_path / 'given.csv'}")

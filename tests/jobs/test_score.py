@@ -132,14 +132,12 @@ def test_a_killed_run_goes_on_with_the_parts_it_has(run, image_folder, tmp_path,
 def test_a_campaign_with_that_cache_reads_no_image(run, run_job, image_folder, settings, tmp_path, monkeypatch):
     from campaigns import Reached
 
-    from raykd.stages import encode, image_features
+    from raykd.stages import encode, map_images
 
     assert run("--pool", image_folder, "--out", tmp_path / "s", "--cache", tmp_path / "cache")[0] == 0
-    monkeypatch.setattr(image_features, "map_parts", lambda parts, *_, **__: [part.done for part in parts])
+    monkeypatch.setattr(map_images, "map_parts", lambda parts, *_, **__: [part.done for part in parts])
     missing = []
-    monkeypatch.setattr(
-        image_features, "num_missing", lambda parts: missing.append(len([p for p in parts if not p.done]))
-    )
+    monkeypatch.setattr(map_images, "num_missing", lambda parts: missing.append(len([p for p in parts if not p.done])))
     monkeypatch.setattr(encode, "check_budgets", lambda *_: (_ for _ in ()).throw(Reached))
     with pytest.raises(Reached):
         run_job(settings, f"cache_path={tmp_path / 'cache'}")

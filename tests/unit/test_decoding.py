@@ -7,27 +7,13 @@ import zlib
 
 import numpy as np
 import pytest
+from fakes import encode, picture, same
 from PIL import Image
 
 from raykd.images import decoding
 from raykd.images.decoding import UNREACHABLE, decode
 from raykd.images.reading import load_one
 from raykd.images.stored import ImageReader
-
-
-def encode(image, format="PNG", **options):
-    out = io.BytesIO()
-    image.save(out, format, **options)
-    return out.getvalue()
-
-
-def picture(seed=0, height=20, width=30):
-    pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
-    return Image.fromarray(pixels)
-
-
-def same(image):
-    return image
 
 
 def pixels_of(encoded):

@@ -1,7 +1,6 @@
 """From a uri to RGB pixels: files, Parquet rows, every kind of image, and every way of being broken."""
 
 import errno
-import io
 import os
 import threading
 import weakref
@@ -10,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from fakes import encode, picture, same
 from PIL import Image
 
 from raykd.errors import StorageError
@@ -18,21 +18,6 @@ from raykd.images.decoding import UNREACHABLE, decode
 from raykd.images.reading import FETCHED_AHEAD, load_many, load_one
 from raykd.images.stored import ImageReader
 from raykd.store.place import Place
-
-
-def encode(image, format="PNG", **options):
-    out = io.BytesIO()
-    image.save(out, format, **options)
-    return out.getvalue()
-
-
-def picture(seed=0, height=20, width=30):
-    pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
-    return Image.fromarray(pixels)
-
-
-def same(image):
-    return image
 
 
 @pytest.fixture
