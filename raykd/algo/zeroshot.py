@@ -30,12 +30,22 @@ def zero_shot_logits(
 ) -> torch.Tensor:
     """``scale * cosine + bias``, whose softmax is the zero-shot prediction (the papers' teacher: PAPERS.md 2.3).
 
+    The rule for sigmoid models (SigLIP, arXiv 2303.15343): there ``sigmoid(l_c)`` is the probability that text c fits
+    the image, each text for itself; they need not sum to 1. A class list says more: exactly one of the C is right.
+    Given that, and the fits independent, class c has the probability
+
+        P(c) ~ sigmoid(l_c) * prod_{k != c} (1 - sigmoid(l_k)) ~ sigmoid(l_c) / (1 - sigmoid(l_c)) = exp(l_c)
+
+    which is the softmax of the logits, as of any CLIP; the bias cancels. How likely it is that *none* of the texts
+    fits is not in it.
+
     Args:
         image_features_ND: float [N, D], any length.
         classes_CD: float [C, D], rows of length 1.
         scale: The model's own ``exp(logit_scale)``; 100 for OpenAI's CLIP.
         bias: SigLIP's ``logit_bias``. The same for every class, so the softmax, and with it distillation and
-            selection, does not see it; it is kept so that ``sigmoid(logits)`` is SigLIP's own probability.
+            selection, does not see it; it is kept so that ``sigmoid(logits)`` is SigLIP's own probability. (With
+            several prompts a class, of the class's mean direction.)
 
     Returns:
         float [N, C].

@@ -1,12 +1,16 @@
 """Prompts, class embeddings and logits: those of open_clip itself, on a tiny model made on the spot."""
 
+import itertools
 import math
 
+import numpy as np
 import open_clip
 import pytest
 import torch
+from open_clip.loss import SigLipLoss
 from open_clip.model import CLIP
 
+from raykd.algo.heads import probabilities
 from raykd.algo.prompts import TEMPLATE_SETS, ClassTexts, check_apart, classes_of, prompts, templates
 from raykd.algo.zeroshot import class_embeddings, zero_shot_logits
 
@@ -98,6 +102,42 @@ def test_siglips_bias_changes_its_sigmoid_and_not_the_softmax():
     bare, biased = (zero_shot_logits(images, classes, math.exp(2.3), bias) for bias in (0.0, -10.0))
     torch.testing.assert_close(bare.softmax(1), biased.softmax(1))
     torch.testing.assert_close(biased.sigmoid(), (bare - 10).sigmoid())
+
+
+@pytest.mark.parametrize("bias", [0.0, -1.5, -10.0, 4.0])
+@pytest.mark.parametrize("num_classes", [1, 2, 5])
+def test_probabilities_are_those_of_independent_sigmoids_given_that_exactly_one_class_is_right(num_classes, bias):
+    """By brute force: all 2^C outcomes, each text fits or does not; those with one fit are kept."""
+    generator = torch.Generator().manual_seed(num_classes)
+    images, classes = (torch.randn(n, 6, generator=generator, dtype=torch.float64) for n in (4, num_classes))
+    logits_NC = zero_shot_logits(images, torch.nn.functional.normalize(classes, dim=1), 3.0, bias).numpy()
+    expected_NC = np.zeros_like(logits_NC)
+    for n, logits_C in enumerate(logits_NC):
+        fits_C = [1 / (1 + math.exp(-logit)) for logit in logits_C]
+        total = 0.0
+        for outcome in itertools.product([False, True], repeat=num_classes):
+            chance = math.prod(fit if yes else 1 - fit for fit, yes in zip(fits_C, outcome, strict=True))
+            total += chance
+            if sum(outcome) == 1:
+                expected_NC[n, outcome.index(True)] += chance
+        assert total == pytest.approx(1)
+    expected_NC /= expected_NC.sum(axis=1, keepdims=True)
+    found_NC = probabilities({"logits": logits_NC})
+    np.testing.assert_allclose(found_NC, expected_NC, rtol=1e-5)
+    np.testing.assert_allclose(found_NC, probabilities({"logits": logits_NC - bias}), rtol=1e-5)
+
+
+@torch.inference_mode()
+def test_the_sigmoid_of_a_logit_is_what_open_clips_siglip_was_trained_to_say():
+    """Its loss is the log-loss of exactly these probabilities, text by text: a pair fits, any other does not."""
+    generator = torch.Generator().manual_seed(4)
+    images, classes = (torch.nn.functional.normalize(torch.randn(5, 8, generator=generator), dim=1) for _ in range(2))
+    scale, bias = 6.0, -2.0
+    fits_NC = zero_shot_logits(images, classes, scale, bias).sigmoid()
+    pairs = torch.eye(5, dtype=torch.bool)
+    expected = -torch.where(pairs, fits_NC, 1 - fits_NC).log().sum() / len(images)
+    found = SigLipLoss()(images, classes, torch.tensor(scale), torch.tensor(bias))
+    torch.testing.assert_close(found, expected)
 
 
 # ---------------------------------------------------------------- prompts
