@@ -202,7 +202,9 @@ class TeacherConfig(Section):
         None, description="open_clip tag (openai, ...) or a local checkpoint file"
     )
     model_config_file: Annotated[str | None, IsPath()] = Field(
-        None, description="An open_clip model config (JSON) that defines `model`"
+        None,
+        description="An open_clip model config (JSON) that defines `model`; images are prepared as OpenAI's CLIP takes "
+        "them (a model that wants another mean, std or resizing: local-dir, with a preprocess_cfg)",
     )
     templates: str | list[str] = Field(
         "simple",

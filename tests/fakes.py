@@ -146,6 +146,56 @@ def write_siglip(folder: Path) -> tuple[Path, Path]:
     return folder / "tiny-sigmoid.json", folder / "weights.safetensors"
 
 
+_VISION = {"image_size": 24, "patch_size": 8, "width": 32, "layers": 1, "head_width": 16}
+_TEXT = {"context_length": 12, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1}
+_SIGLIP_TEXT = _TEXT | {
+    "tokenizer_kwargs": {"clean": "canonicalize"}, "no_causal_mask": True, "proj_bias": True, "pool_type": "last",
+    "norm_kwargs": {"eps": 1e-6},
+}  # fmt: skip
+_SIGLIP = {"embed_dim": 96, "init_logit_bias": -10, "custom_text": True, "text_cfg": _SIGLIP_TEXT, "vision_cfg": {
+    "image_size": 160, "timm_model_name": "test_vit3", "timm_model_pretrained": False, "timm_pool": "map",
+    "timm_proj": "none",
+}}  # fmt: skip
+_COCA_TEXT = _TEXT | {"context_length": 11}  # one less than it has places: the last is the CLS token's
+FAMILIES = {  # open_clip's own configs made tiny: ViT-B-32, ViT-B-16-SigLIP, coca_ViT-B-32
+    "clip": {"embed_dim": 16, "vision_cfg": _VISION, "text_cfg": _TEXT},
+    "custom_text": {"embed_dim": 16, "custom_text": True, "vision_cfg": _VISION, "text_cfg": _TEXT},
+    "siglip": _SIGLIP,
+    "siglip_of_shape_1": _SIGLIP | {"nonscalar_logit_scale": True},
+    "coca": {
+        "embed_dim": 16, "custom_text": True,
+        "vision_cfg": _VISION | {"attentional_pool": True, "attn_pooler_heads": 2, "output_tokens": True},
+        "text_cfg": _COCA_TEXT | {"embed_cls": True, "output_tokens": True},
+        "multimodal_cfg": _COCA_TEXT | {"attn_pooler_heads": 2},
+    },
+}  # fmt: skip
+_OPENAI = {"mean": [0.48145466, 0.4578275, 0.40821073], "std": [0.26862954, 0.26130258, 0.27577711],
+           "interpolation": "bicubic", "resize_mode": "shortest"}  # fmt: skip
+SIGLIP_PREPROCESS = {"mean": [0.5] * 3, "std": [0.5] * 3, "interpolation": "bicubic", "resize_mode": "squash"}
+
+
+def write_family(folder: Path, family: str) -> Path:
+    """A model of a family (:data:`FAMILIES`) in open_clip's own layout, every one of its numbers random."""
+    import open_clip
+    import safetensors.torch
+    import torch
+
+    folder.mkdir(parents=True, exist_ok=True)
+    preprocess = SIGLIP_PREPROCESS if "siglip" in family else _OPENAI
+    about = {"model_cfg": FAMILIES[family], "preprocess_cfg": preprocess}
+    (folder / "open_clip_config.json").write_text(json.dumps(about))
+    torch.manual_seed(0)
+    model = open_clip.create_model(f"local-dir:{folder}")
+    with torch.no_grad():
+        for name, values in model.named_parameters():
+            if name.startswith("text_decoder."):
+                values.zero_()  # open_clip leaves some of CoCa's uninitialised
+            values += 0.1 * torch.randn_like(values)  # biases begin as 0 and could be lost unseen
+    state = {name: value.contiguous() for name, value in model.state_dict().items()}
+    safetensors.torch.save_file(state, folder / "open_clip_model.safetensors")
+    return folder
+
+
 def png(seed: int = 0) -> bytes:
     """A small picture of noise."""
     buffer = io.BytesIO()

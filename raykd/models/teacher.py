@@ -151,10 +151,13 @@ def tokenizer_of(model: str) -> Any:
     """open_clip's tokenizer of a model.
 
     Raises:
-        UserError: It needs transformers (SigLIP, Hugging Face text towers), which is not installed, or cannot be had.
+        UserError: It needs transformers (SigLIP, Hugging Face text towers), which is not installed, or cannot be had;
+            or this process knows no such model, of which open_clip would silently take CLIP's own tokenizer.
     """
     import open_clip
 
+    if open_clip.factory.parse_model_name(model)[0] is None and model not in open_clip.list_models():
+        raise UserError(f"unknown teacher.model {model!r}; {did_you_mean(model, open_clip.list_models())}")
     try:
         return open_clip.get_tokenizer(model)
     except ImportError as error:
@@ -177,31 +180,107 @@ def own_files(config: TeacherConfig) -> list[str]:
 def fetch_weights(config: TeacherConfig, folder: Place) -> int:
     """Write a model's weights and ``open_clip_config.json`` into a folder, by open_clip's ordinary path.
 
+    ``custom_text``, ``multimodal_cfg`` and the like are kept, so the folder loads as the same class.
+
     Returns:
         The number of parameters.
 
     Raises:
-        UserError: The weights cannot be had, or do not fit.
+        UserError: The weights cannot be had, do not fit, or are no teacher's.
     """
     import open_clip
     import safetensors.torch
 
-    tokenizer_of(config.open_clip_name)  # what it lacks is said before any weights are fetched
+    name = config.open_clip_name
+    tokenizer = tokenizer_of(name)  # what it lacks is said before any weights are fetched
     try:
-        model = open_clip.create_model(config.open_clip_name, pretrained=config.pretrained, require_pretrained=True)
+        model = open_clip.create_model(
+            name, config.pretrained, require_pretrained=True, force_preprocess_cfg=published_preprocess(config)
+        ).eval()
     except Exception as error:
+        bias = isinstance(error, AttributeError) and "'ndim'" in str(error)  # as open_clip fails on a bias it has not
+        hint = '. The weights have a logit_bias: put "init_logit_bias": -10 into the model\'s config' if bias else ""
         raise UserError(
-            f"cannot load teacher {config.model!r} with pretrained {config.pretrained!r}: {error}"
+            f"cannot load teacher {config.model!r} with pretrained {config.pretrained!r}: {error}{hint}"
         ) from error
+    check_towers(model, tokenizer([""]))
     state = {name: value.contiguous().clone() for name, value in model.state_dict().items()}
     (folder / MODEL_WEIGHTS).write_bytes(safetensors.torch.save(state))
     (folder / MODEL_CONFIG).write_json(
         {
-            "model_cfg": open_clip.get_model_config(config.open_clip_name),
+            "model_cfg": open_clip.get_model_config(name),
             "preprocess_cfg": dict(model.visual.preprocess_cfg),
         }
     )
     return int(sum(value.numel() for value in state.values()))
+
+
+def published_preprocess(config: TeacherConfig) -> dict[str, Any] | None:
+    """How images are prepared for a checkpoint file of a model whose published weights all agree on it, else None.
+
+    open_clip knows mean, deviation and resizing by the tag; of a file it would take OpenAI CLIP's, wrong for SigLIP.
+    """
+    import open_clip
+
+    tags = open_clip.list_pretrained_tags_by_model(config.open_clip_name)
+    if not config.pretrained or config.pretrained in tags:
+        return None
+    keys = ("mean", "std", "interpolation", "resize_mode")
+    known = [open_clip.get_pretrained_cfg(config.open_clip_name, tag) for tag in tags]
+    found = [{key: about[key] for key in keys if key in about} for about in known]
+    return found[0] if found and all(one == found[0] for one in found) else None
+
+
+def check_towers(model: Any, tokens_PL: Any) -> None:
+    """Whether a model can score classes: an image and a text become vectors of one width, and cosines have a scale.
+
+    Cost: a forward pass of one black image and of the texts.
+
+    Args:
+        model: open_clip's, on the CPU.
+        tokens_PL: int64 [P, L], texts by its own tokenizer.
+
+    Raises:
+        UserError: It lacks a tower or a scale, or its towers or its tokenizer do not belong together.
+    """
+    import torch
+
+    if getattr(model, "logit_scale", None) is None or model.logit_scale.numel() != 1:
+        raise UserError(f"teacher.model: {type(model).__name__} has no single logit_scale, so cosines are no logits")
+    check_vocabulary(model, tokens_PL)
+    size = model.visual.preprocess_cfg["size"]
+    image_1CHW = torch.zeros(1, 3, *((size, size) if isinstance(size, int) else size))
+    widths = {}
+    for kind, given in {"image": image_1CHW, "text": tokens_PL}.items():
+        try:
+            with torch.inference_mode():
+                found = getattr(model, f"encode_{kind}")(given)
+            if found.ndim != 2:
+                raise ValueError(f"it is of shape {list(found.shape)}")
+        except Exception as error:
+            raise UserError(
+                f"teacher.model: {type(model).__name__} makes no embedding, one vector, of each {kind}: {error}. "
+                f"Look at {kind.replace('image', 'vision')}_cfg (pool_type, output_tokens, ...) of its config, or take "
+                "another model"
+            ) from error
+        widths[kind] = found.shape[1]
+    if len(set(widths.values())) > 1:
+        raise UserError(
+            f"teacher.model: its image vectors are {widths['image']} wide and its text vectors {widths['text']}; a "
+            "teacher needs the same of both: look at embed_dim and the projections of its config"
+        )
+
+
+def check_vocabulary(model: Any, tokens_PL: Any) -> None:
+    """Whether the text tower knows all tokens. Raises UserError; open_clip would fail in the middle of it."""
+    # CoCa has it in its text tower alone; 0 is Hugging Face's "not known"
+    vocabulary = getattr(model, "vocab_size", None) or getattr(getattr(model, "text", None), "vocab_size", None)
+    if vocabulary and int(tokens_PL.max()) >= vocabulary:
+        raise UserError(
+            f"teacher.model: its tokenizer gives tokens up to {int(tokens_PL.max())}, its text tower knows "
+            f"{vocabulary}: they do not belong together. Name the right one as hf_tokenizer_name under text_cfg "
+            f"in {MODEL_CONFIG}, or take the model's own folder"
+        )
 
 
 def read_clip_preprocess(folder: Place) -> dict[str, Any]:
@@ -226,7 +305,12 @@ def load_model(place: Place, precision: str, device: str) -> Any:
     import open_clip
 
     with local_copy(place) as folder:
-        model = open_clip.create_model(f"local-dir:{folder}", precision=precision, device=device)
+        model = open_clip.create_model(
+            f"local-dir:{folder}", precision=precision, device=device, require_pretrained=True
+        )
+    for module in model.modules():  # CoCa's; open_clip 3.3 leaves its query in float32, and then cannot use it
+        if isinstance(module, open_clip.transformer.AttentionalPooler):
+            module.query.data = module.query.data.to(module.attn.out_proj.weight.dtype)
     return model.eval()
 
 
@@ -263,10 +347,25 @@ class ImageTower:
         return found
 
 
+def tokens_of(model: str, texts: Sequence[Sequence[str]]) -> Any:
+    """int64 [P, L], the prompts class by class as the model's tokenizer cuts them.
+
+    Where the config was checked: no other process knows a ``model_config_file`` by its name.
+    """
+    return tokenizer_of(model)([text for own in texts for text in own])
+
+
 def encode_texts(
-    folder: Place, model: str, texts: Sequence[Sequence[str]], device: str, batch_size: int = 256
+    folder: Place, tokens_PL: Any, num_prompts_C: Sequence[int], device: str, batch_size: int = 256
 ) -> tuple[np.ndarray, float, float]:
-    """Class embeddings float32 [C, D] from the prompts of each class; the model's scale and bias.
+    """Class embeddings float32 [C, D] from the prompts of each class; the model's scale and bias (0: it has none).
+
+    Args:
+        folder: The fetched model.
+        tokens_PL: int64 [P, L], from :func:`tokens_of`.
+        num_prompts_C: How many of them each class has.
+        device: cpu or cuda.
+        batch_size: Texts in one forward pass.
 
     Raises:
         UserError: The tokenizer does not belong to the text tower.
@@ -275,18 +374,13 @@ def encode_texts(
 
     from raykd.algo.zeroshot import class_embeddings
 
-    tokens_PL = tokenizer_of(model)([text for own in texts for text in own])
     clip = load_model(folder, "fp32", device)
-    vocabulary = getattr(clip, "vocab_size", None) or getattr(getattr(clip, "text", None), "vocab_size", None)
-    if vocabulary and int(tokens_PL.max()) >= vocabulary:
-        raise UserError(
-            f"teacher.model: the tokenizer of {model!r} gives tokens up to {int(tokens_PL.max())}, its text tower "
-            f"knows {vocabulary}: they do not belong together. Name the right one as hf_tokenizer_name under text_cfg "
-            f"in {MODEL_CONFIG}, or take the model's own folder"
-        )
+    check_vocabulary(clip, tokens_PL)
     with torch.inference_mode():
         batches = tokens_PL.split(batch_size)
         features_PD = torch.cat([clip.encode_text(batch.to(device)).float() for batch in batches])
-        classes_CD = class_embeddings(features_PD, list(map(len, texts))).cpu().numpy()
+        classes_CD = class_embeddings(features_PD, num_prompts_C).cpu().numpy()
+    # scalars, or of shape [1] where the model's config says nonscalar_logit_scale
+    scale = clip.logit_scale.detach().exp().item()
     bias = getattr(clip, "logit_bias", None)
-    return classes_CD, float(clip.logit_scale.detach().exp()), 0.0 if bias is None else float(bias)
+    return classes_CD, scale, 0.0 if bias is None else bias.detach().item()

@@ -16,7 +16,7 @@ from raykd.algo.class_list import NEUTRAL, close_pairs, first_choices, neutral_m
 from raykd.algo.prompts import ClassTexts, prompts
 from raykd.config import TeacherConfig
 from raykd.errors import UserError
-from raykd.models.teacher import encode_texts
+from raykd.models.teacher import encode_texts, tokens_of
 from raykd.models.threads import limited_threads
 from raykd.stages.work import Work
 from raykd.store.outputs import ClassCheck
@@ -52,7 +52,7 @@ def embed_classes(
         return done
     with folder.writing() as out:
         texts = prompts([*rule["classes"], NEUTRAL], rule["templates"], own)
-        arguments = (model, config.open_clip_name, texts)
+        arguments = (model, tokens_of(config.open_clip_name, texts), list(map(len, texts)))
         if work.session.is_local or not config.num_gpus:
             texts_TD, scale, bias = encode_texts(*arguments, "cpu")
         else:

@@ -262,7 +262,7 @@ def test_a_class_list_that_is_wrong_is_told_in_three_lines_at_most_and_once(
     from raykd.stages.encode import encode
     from raykd.stages.pool import list_pool
 
-    def alike(folder, model, texts, device):
+    def alike(folder, tokens, num_prompts, device):
         rows = np.eye(16, dtype=np.float32)[[0, 1, 2, 3]]
         rows[1] = (rows[0] + 0.1 * rows[1]) / np.sqrt(1.01)  # green is red, nearly
         rows[2] = -features.mean(axis=0) / np.linalg.norm(features.mean(axis=0))  # blue is what no image is

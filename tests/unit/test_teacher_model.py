@@ -20,6 +20,7 @@ from raykd.models.teacher import (
     own_files,
     read_clip_preprocess,
     tokenizer_of,
+    tokens_of,
 )
 from raykd.store.place import Place
 
@@ -161,7 +162,7 @@ def test_a_text_tower_with_fewer_tokens_than_its_tokenizer_gives_is_refused(teac
     state = open_clip.CLIP(**about["model_cfg"]).state_dict()
     safetensors.torch.save_file(state, folder / "open_clip_model.safetensors")
     with pytest.raises(UserError, match=r"gives tokens up to \d+, its text tower knows 259.*tokenizer"):
-        encode_texts(Place.of(folder), f"local-dir:{folder}", [["a cat"], ["a dog"]], "cpu")
+        encode_texts(Place.of(folder), tokens_of(f"local-dir:{folder}", [["a cat"], ["a dog"]]), [1, 1], "cpu")
 
 
 def test_all_of_a_models_files_are_known_by_their_content(teacher_folder, settings):
@@ -176,7 +177,8 @@ def test_a_fetched_model_is_whole_and_its_preprocessing_is_read_without_torch(te
     assert {info.base_name for info in place.files()} == {"open_clip_config.json", "open_clip_model.safetensors"}
     assert read_clip_preprocess(place)["mean"] == [0.5, 0.4, 0.3]
     texts = [["a red thing", "red", "rot"], ["blue"]]
-    classes_CD, scale, bias = encode_texts(place, f"local-dir:{teacher_folder}", texts, "cpu")
+    tokens = tokens_of(f"local-dir:{teacher_folder}", texts)
+    classes_CD, scale, bias = encode_texts(place, tokens, [3, 1], "cpu")
     assert classes_CD.shape == (2, 16)
     np.testing.assert_allclose(np.linalg.norm(classes_CD, axis=1), 1, rtol=1e-5)
     assert (scale > 1, bias) == (True, 0.0)
