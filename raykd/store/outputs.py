@@ -7,7 +7,7 @@ once, with the marker, and tables that many look at are read once, too.
 
     Pool         pool/part_000, ...            every image there is
     Encoded      encode/<fingerprint>, ...     the teacher's features of them, and which cannot be read
-    Views        <any>/<fingerprint>, ...      the teacher's features of labeled images, in augmented views
+    Views        views/<fingerprint>, ...      the teacher's features of labeled images, in augmented views
     Teacher      teacher/<fingerprint>/...     the teacher's opinion: logits from features
     Picks        round_000/select              what to label
     Labels       round_000/label               what a round trains on
@@ -198,8 +198,7 @@ class Views(InParts):
     num_views: int
 
     def features(self, ids: pa.ChunkedArray) -> np.ndarray:
-        """float16 [n, k, D], in the order of ``ids``, of length 1 before they were rounded; NaN where the image could
-        not be read. One pass over the parts.
+        """float16 [n, k, D], in the order of ``ids``; NaN where the image could not be read. One pass over the parts.
 
         Raises:
             UserError: An image has no views; names the first three.
