@@ -54,15 +54,15 @@ def write_images(folder: Path, per_class: int, seed: int = 0, size: int = 24) ->
     return folder
 
 
-def write_teacher(folder: Path) -> Path:
-    """An open_clip model with random weights, in open_clip's own layout (``local-dir:``)."""
+def write_teacher(folder: Path, image_size: int | tuple[int, int] = 24) -> Path:
+    """An open_clip model with random weights, in open_clip's own layout (``local-dir:``); sides are multiples of 8."""
     import open_clip
     import safetensors.torch
     import torch
 
     model = {
         "embed_dim": 16,
-        "vision_cfg": {"image_size": 24, "patch_size": 8, "width": 32, "layers": 1, "head_width": 16},
+        "vision_cfg": {"image_size": image_size, "patch_size": 8, "width": 32, "layers": 1, "head_width": 16},
         "text_cfg": {"context_length": 12, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1},
     }
     folder.mkdir(parents=True, exist_ok=True)

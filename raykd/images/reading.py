@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter, deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
@@ -50,25 +50,26 @@ def load_one(
 def load_many(
     reader: ImageReader,
     uris: list[str],
-    transform: Callable[[Image.Image], Result],
+    transform: Callable[[Image.Image], Result] | Sequence[Callable[[Image.Image], Result]],
     shrinks: Shrinks | None = None,
     changes: Counter[str] | None = None,
 ) -> Iterator[Result | str]:
-    """:func:`load_one` of each uri, in order, as they are asked for.
+    """:func:`load_one` of each uri, in order, as they are asked for; with one ``transform``, or one for each uri.
 
     Decoding is this thread's: one image at a time is in memory at full size. Files of an object store are fetched
     ahead, :data:`FETCHED_AHEAD` at most; what lies on a disk comes as fast as it is asked for.
     """
+    transforms = [transform] * len(uris) if callable(transform) else transform
     if not any(map(is_remote, uris)) or any(map(INSIDE_PARQUET.fullmatch, uris)):
-        for uri in uris:
-            yield load_one(reader, uri, transform, shrinks, changes)
+        for uri, each in zip(uris, transforms, strict=True):
+            yield load_one(reader, uri, each, shrinks, changes)
         return
     with ThreadPoolExecutor(FETCHED_AHEAD) as pool:
         todo, ahead = deque(uris), deque[Future[bytes | Exception]]()
-        while todo or ahead:
+        for _, each in zip(uris, transforms, strict=True):
             while todo and len(ahead) <= FETCHED_AHEAD:
                 ahead.append(pool.submit(_attempt, reader.read, todo.popleft()))
-            yield _made_of(ahead.popleft().result(), transform, shrinks, changes)
+            yield _made_of(ahead.popleft().result(), each, shrinks, changes)
 
 
 def _attempt(read: Callable[[str], bytes], uri: str) -> bytes | Exception:

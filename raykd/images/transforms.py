@@ -13,13 +13,14 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
+from raykd.algo.keyed import bits, hash_ids
 from raykd.errors import UserError, did_you_mean
 
 RESAMPLING = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
@@ -85,9 +86,7 @@ class ClipPreprocess:
     @property
     def size(self) -> tuple[int, int]:
         """Height and width of the result, pixels."""
-        size = self.config["size"]
-        height, width = (size, size) if isinstance(size, int) else size
-        return height, width
+        return height_width(self.config["size"])
 
     @property
     def _mode(self) -> str:
@@ -121,7 +120,7 @@ class RandomCrop:
     """A random crop, resized, and a flip in half the cases: torchvision's ``RandomResizedCrop``, drawn by a seed.
 
     Args:
-        size: Side of the result, pixels.
+        size: Of the result, pixels: the side of a square, or (height, width).
         area: Of the crop: smallest and largest share of the image.
         flip: Whether to flip at all; it changes nothing about the crop.
         interpolation: ``bilinear`` or ``bicubic``.
@@ -133,7 +132,7 @@ class RandomCrop:
         True
     """
 
-    size: int
+    size: int | tuple[int, int]
     area: tuple[float, float]
     flip: bool
     interpolation: str = "bilinear"
@@ -144,12 +143,16 @@ class RandomCrop:
     def shrinks(self, width: int, height: int) -> float:
         """Of the smallest crop that may be drawn."""
         least = min(math.sqrt(width * height * self.area[0] * CROP_ASPECT[0]), width, height)
-        return least / self.size
+        return least / max(height_width(self.size))
 
     def __call__(self, image: Image.Image, seed: int) -> Image.Image:
         """The crop of this seed (0 or more): the same for equal seeds and image sizes. Drawing costs about 20 µs."""
-        box, flipped = self.draw(image.width, image.height, seed)
-        cropped = image.crop(box).resize((self.size, self.size), RESAMPLING[self.interpolation])
+        return self.cut(image, *self.draw(image.width, image.height, seed))
+
+    def cut(self, image: Image.Image, box: tuple[int, int, int, int], flipped: bool) -> Image.Image:
+        """The crop of this box, as :meth:`draw` gives it."""
+        height, width = height_width(self.size)
+        cropped = image.crop(box).resize((width, height), RESAMPLING[self.interpolation])
         return cropped.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if flipped else cropped
 
     def draw(self, width: int, height: int, seed: int) -> tuple[tuple[int, int, int, int], bool]:
@@ -174,6 +177,32 @@ class RandomCrop:
 
 
 @dataclass(frozen=True)
+class RandomViews:
+    """Several random crops of an image, drawn by the image's name: they hang on nothing that is read with it.
+
+    Args:
+        crop: How each is drawn and cut.
+        count: k, how many. The first few are the same for any k.
+        seed: Another one, other crops.
+    """
+
+    crop: RandomCrop
+    count: int
+    seed: int
+
+    def shrinks(self, width: int, height: int) -> float:
+        return self.crop.shrinks(width, height)
+
+    def __call__(self, image: Image.Image, sample_id: str) -> tuple[np.ndarray, np.ndarray]:
+        """The views uint8 [k, H, W, 3], and int32 [k, 5] of each: left, top, right, bottom, and 1 if it is flipped."""
+        name = hash_ids([sample_id])
+        seeds = [int(bits(name, self.seed, "view", number)[0]) for number in range(self.count)]
+        drawn = [self.crop.draw(image.width, image.height, seed) for seed in seeds]
+        views = np.stack([np.asarray(self.crop.cut(image, box, flipped)) for box, flipped in drawn])
+        return views, np.array([(*box, flipped) for box, flipped in drawn], np.int32)
+
+
+@dataclass(frozen=True)
 class Thumbnail:
     """A JPEG whose longer side is ``size`` pixels; an image that is no larger stays as it is, as PNG."""
 
@@ -195,6 +224,12 @@ class Thumbnail:
 
 
 # ---------------------------------------------------------------- sizes are (width, height), crops (height, width)
+
+
+def height_width(size: int | Sequence[int]) -> tuple[int, int]:
+    """Of a size given as the side of a square, or as height and width."""
+    height, width = (size, size) if isinstance(size, int) else size
+    return height, width
 
 
 def short_side_to(image: Image.Image, size: int) -> tuple[int, int]:

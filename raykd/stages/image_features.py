@@ -91,12 +91,17 @@ def check_share(work: Work, encoded: Encoded, max_bad_share: float, where: Place
     work.say("encode", f"{counted}, listed in {where}: {'; '.join(said)}")
 
 
+def image_tower(folder: Place, config: TeacherConfig) -> ImageTower:
+    """The teacher's image tower, as it is to run here."""
+    device = "cuda" if config.num_gpus else "cpu"
+    return ImageTower(folder, config.precision, device, max(1, int(config.num_cpus)))
+
+
 class Encoder:
     """The image tower over batches of images."""
 
     def __init__(self, folder: Place, config: TeacherConfig) -> None:
-        device = "cuda" if config.num_gpus else "cpu"
-        self.tower = ImageTower(folder, config.precision, device, max(1, int(config.num_cpus)))
+        self.tower = image_tower(folder, config)
 
     def __call__(self, batch: PixelBatch) -> pa.Table:
         features = vectors(self.tower.features(batch.pixels)[: len(batch)], batch.bad_N)

@@ -27,7 +27,7 @@ from ray.data import ActorPoolStrategy, DataContext, Dataset, TaskPoolStrategy
 
 from raykd.errors import StorageError, UserError
 from raykd.images.decoding import UNREACHABLE
-from raykd.images.pixel_batches import PIXEL_BATCHES, URI_BATCHES, Fetch, batches_of
+from raykd.images.pixel_batches import PIXEL_BATCHES, URI_BATCHES, Fetch, FetchViews, batches_of
 from raykd.models.threads import num_cores
 from raykd.stages.progress import Ticker
 from raykd.stages.resources import check_memory
@@ -134,7 +134,12 @@ def num_missing(parts: Sequence[Part]) -> int:
 
 
 def make_parts(
-    work: Work, name: str, parts: Sequence[Part], fetch: Fetch, model: Model, check: Callable[[pa.Table], None]
+    work: Work,
+    name: str,
+    parts: Sequence[Part],
+    fetch: Fetch | FetchViews,
+    model: Model,
+    check: Callable[[pa.Table], None],
 ) -> list[Done]:
     """:func:`map_parts` as a step of this name, shown as it goes; Ray is started only when something is missing.
 
@@ -151,7 +156,7 @@ def make_parts(
 
 def map_parts(
     parts: Sequence[Part],
-    fetch: Fetch,
+    fetch: Fetch | FetchViews,
     model: Model,
     ticker: Ticker,
     *,
@@ -279,7 +284,12 @@ class Receipt(NamedTuple):
 
 
 def run(
-    runs: dict[int, pa.Table], places: dict[int, Place], fetch: Fetch, model: Model, ticker: Ticker, here: bool
+    runs: dict[int, pa.Table],
+    places: dict[int, Place],
+    fetch: Fetch | FetchViews,
+    model: Model,
+    ticker: Ticker,
+    here: bool,
 ) -> Iterator[Receipt]:
     """Write the runs' rows to their places as they come."""
     low, high = (model.replicas, model.replicas) if isinstance(model.replicas, int) else model.replicas
@@ -312,7 +322,9 @@ def run(
             yield Receipt(row["part"], row["rows"], dict(row["changes"]))
 
 
-def run_here(fetched: Dataset, fetch: Fetch, model: Model, write: WriteBlock, ticker: Ticker) -> Iterator[Receipt]:
+def run_here(
+    fetched: Dataset, fetch: Fetch | FetchViews, model: Model, write: WriteBlock, ticker: Ticker
+) -> Iterator[Receipt]:
     """The model in this process: batches of one part are written together."""
     blocks = iter(fetched.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=1))
     with ThreadPoolExecutor(1) as reading:

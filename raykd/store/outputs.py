@@ -7,6 +7,7 @@ once, with the marker, and tables that many look at are read once, too.
 
     Pool         pool/part_000, ...            every image there is
     Encoded      encode/<fingerprint>, ...     the teacher's features of them, and which cannot be read
+    Views        views/<fingerprint>, ...      the teacher's features of labeled images, in augmented views
     Teacher      teacher/<fingerprint>/...     the teacher's opinion: logits from features
     Picks        round_000/select              what to label
     Labels       round_000/label               what a round trains on
@@ -183,6 +184,27 @@ class Encoded(InParts):
     def readable(self, rows: pa.Table) -> pa.Table:
         """Manifest rows without those that cannot be read."""
         return rows.filter(pc.invert(pc.is_in(rows["sample_id"], value_set=self.quarantine["sample_id"])))
+
+
+@dataclass(frozen=True)
+class Views(InParts):
+    """The teacher's features of labeled images in augmented views, by parts: tables.VIEWS.
+
+    Args:
+        parts: Complete folders, together every labeled image once.
+        num_views: k, of each image.
+    """
+
+    num_views: int
+
+    def features(self, ids: pa.ChunkedArray) -> np.ndarray:
+        """float16 [n, k, D], in the order of ``ids``; NaN where the image could not be read. One pass over the parts.
+
+        Raises:
+            UserError: An image has no views; names the first three.
+        """
+        features: np.ndarray = rows_of(self.parts, ids, ("features",))["features"]
+        return features.reshape(len(ids), self.num_views, -1)
 
 
 class ClassCheck(TypedDict):

@@ -7,6 +7,9 @@ A table is checked against its schema when it is written (:func:`checked`).
 ========== ==================================================================================================
 MANIFEST   sample_id, uri, size_bytes, mtime_ns, label (class name or null), split (pool, val, test)
 ENCODED    sample_id, error (null, or why it could not be read: then NaN), features f16[D]: the teacher's
+VIEWS      sample_id, error, crops i32[5k] (of k views of a labeled image each: left, top, right, bottom, 1 if flipped;
+           in pixels of the image as it was decoded and turned upright; zeros where it could not be read),
+           features f16[kD]: the teacher's, view after view
 QUARANTINE sample_id, uri, reason
 TEACHER    sample_id, split, error, features f16[D] (as encoded: a cold start may pick by them), logits f32[C]
 SCORES     sample_id, uri, label (null: none), features f16[D], probs f32[C]: what jobs/score.py gives
@@ -39,6 +42,7 @@ _ID, _SPLIT, _ERROR = ("sample_id", pa.string()), ("split", pa.string()), ("erro
 _FILE = (("uri", pa.string()), ("size_bytes", pa.int64()), ("mtime_ns", pa.int64()))
 MANIFEST = pa.schema([_ID, *_FILE, ("label", pa.string()), _SPLIT])
 ENCODED = pa.schema([_ID, _ERROR, ("features", _VECTOR_F16)])
+VIEWS = pa.schema([_ID, _ERROR, ("crops", pa.list_(pa.int32())), ("features", _VECTOR_F16)])
 QUARANTINE = pa.schema([_ID, ("uri", pa.string()), ("reason", pa.string())])
 TEACHER = pa.schema([_ID, _SPLIT, _ERROR, ("features", _VECTOR_F16), ("logits", _VECTOR_F32)])
 SCORES = pa.schema(
@@ -93,7 +97,7 @@ def _without_width(kind: pa.DataType) -> pa.DataType:
 
 
 def vectors(rows: np.ndarray, mask: np.ndarray | None = None) -> pa.FixedSizeListArray:
-    """A float [n, width] array as a FixedSizeList column; rows where ``mask`` is True become NaN.
+    """A [n, width] array of numbers as a FixedSizeList column; rows where ``mask`` is True become NaN.
 
     Not null: Arrow before 26 cannot write a FixedSizeList with nulls to Parquet.
     """

@@ -2,13 +2,14 @@
 
 import io
 
+import numpy as np
 import pyarrow as pa
 import pytest
 from PIL import Image
 
 from raykd.images.decoding import LARGE_BYTES
-from raykd.images.pixel_batches import PIXEL_BATCHES, URI_BATCHES, Fetch, batches_of
-from raykd.images.transforms import CenterCrop
+from raykd.images.pixel_batches import PIXEL_BATCHES, URI_BATCHES, Fetch, FetchViews, batches_of
+from raykd.images.transforms import CenterCrop, RandomCrop, RandomViews
 
 
 @pytest.fixture
@@ -50,6 +51,7 @@ def test_every_batch_has_its_images_with_the_bad_ones_black_and_a_reason(files):
     assert not second.pixels[1].any()
     assert not third.pixels[1:].any()
     assert (first.changes, second.changes, third.changes) == ({"transparency": 1}, {"transparency": 1}, {})
+    assert first.crops is None
 
 
 def test_batches_do_not_hang_on_how_tables_are_cut_and_joined(files):
@@ -73,8 +75,65 @@ def test_jpegs_are_reduced_unless_it_is_to_be_exact(files, monkeypatch):
     assert sizes.count((800, 800)) == 1
 
 
+VIEWS = RandomViews(RandomCrop((6, 4), (0.3, 1.0), True, "bicubic"), count=3, seed=1)
+
+
+def test_a_batch_of_views_has_each_image_k_times_and_its_crops_with_the_bad_ones_black(files):
+    fetch = FetchViews(VIEWS, batch_size=4, exact=True)
+    table = pa.concat_tables(fetch(asked(files, 4)))
+    assert table.schema == PIXEL_BATCHES
+    batches = list(batches_of(table, fetch.size))
+    assert [(len(batch), batch.pixels.shape, batch.crops.shape) for batch in batches] == [
+        (4, (12, 6, 4, 3), (4, 3, 5)), (4, (12, 6, 4, 3), (4, 3, 5)), (1, (12, 6, 4, 3), (1, 3, 5)),
+    ]  # fmt: skip
+    first, second, third = batches
+    assert first.errors.to_pylist() == [None, None, "not an image: text", None]
+    assert second.errors.to_pylist() == [None, "unreachable: not found", None, None]
+    assert (first.changes, second.changes, third.changes) == ({"transparency": 1}, {"transparency": 1}, {})
+    for batch, bad in ((first, 2), (second, 1)):
+        assert not batch.pixels.reshape(4, 3, 6, 4, 3)[bad].any()
+        assert not batch.crops[bad].any()
+    assert not third.pixels[3:].any()
+    with Image.open(files[8]) as image:
+        pixels, crops = VIEWS(image, "i")
+    np.testing.assert_array_equal(third.pixels[:3], pixels)
+    np.testing.assert_array_equal(third.crops[0], crops)
+
+
+def test_crops_do_not_hang_on_the_batch_they_are_read_in(files):
+    def crops(batch_size):
+        batches = batches_of(pa.concat_tables(FetchViews(VIEWS, batch_size)(asked(files, batch_size))), (6, 4))
+        return np.concatenate([batch.crops for batch in batches])
+
+    assert crops(4).shape == (9, 3, 5)
+    for batch_size in (1, 2, 9):
+        np.testing.assert_array_equal(crops(batch_size), crops(4))
+
+
+def test_crops_of_a_reduced_jpeg_are_in_its_own_pixels(files):
+    (batch,) = list(batches_of(pa.concat_tables(FetchViews(VIEWS, 9)(asked(files, 9))), (6, 4)))
+    with Image.open(files[8]) as image:
+        image.draft(None, (100, 100))
+        pixels, crops = VIEWS(image, "i")
+    np.testing.assert_array_equal(batch.crops[8], crops)
+    np.testing.assert_array_equal(batch.pixels[24:27], pixels)
+    assert crops.max() <= 100
+
+
+def test_an_image_of_which_no_view_can_be_cut_has_a_reason(files, monkeypatch):
+    def cut(crop, image, box, flipped):
+        raise MemoryError
+
+    monkeypatch.setattr(RandomCrop, "cut", cut)
+    (batch,) = list(batches_of(pa.concat_tables(FetchViews(VIEWS, 9)(asked(files, 9))), (6, 4)))
+    assert batch.errors.to_pylist()[0] == "unreachable: not enough memory"
+    assert batch.bad_N.all()
+
+
 def test_the_memory_that_is_declared_covers_images_cache_and_batches():
     small, large = (Fetch(CenterCrop(size), (size, size), batch_size=64) for size in (8, 336))
     assert large.batch_bytes == 64 * 336 * 336 * 3
     assert small.memory_bytes > LARGE_BYTES
     assert large.memory_bytes - small.memory_bytes == 4 * (large.batch_bytes - small.batch_bytes)
+    views = FetchViews(RandomViews(RandomCrop(336, (0.5, 1.0), True), 8, 0), batch_size=8)
+    assert (views.batch_bytes, views.memory_bytes) == (large.batch_bytes, large.memory_bytes)

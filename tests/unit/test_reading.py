@@ -174,6 +174,16 @@ def test_many_images_come_in_order_with_the_bad_ones_in_their_places(tmp_path, p
     assert list(load_many(ImageReader(), [], same)) == []
 
 
+@pytest.mark.parametrize("kind", ["files", "objects"])
+def test_each_image_may_have_a_transform_of_its_own(kind, tmp_path, bucket):
+    places = [(bucket if kind == "objects" else Place.of(tmp_path)) / f"{i}.png" for i in range(12)]
+    for i, place in enumerate(places):
+        place.write_bytes(encode(picture(i)) if i != 4 else b"no image")
+    transforms = [lambda image, side=i + 1: image.resize((side, 1)).width for i in range(12)]
+    got = list(load_many(ImageReader(), [place.uri for place in places], transforms))
+    assert [one if isinstance(one, int) else None for one in got] == [1, 2, 3, 4, None, 6, 7, 8, 9, 10, 11, 12]
+
+
 @pytest.mark.parametrize("kind", ["files", "Parquet", "objects"])
 def test_one_image_at_a_time_is_in_memory_at_full_size(kind, tmp_path, parquet, bucket, monkeypatch):
     path, rows = parquet

@@ -142,7 +142,7 @@ def test_the_table_of_schemas_in_the_docstring_is_what_they_are():
     schemas = {name: value for name, value in vars(tables).items() if isinstance(value, pa.Schema)}
     said = declared()
     assert said.keys() == schemas.keys()
-    kinds = {"f16": pa.list_(pa.float16()), "f32": pa.list_(pa.float32())}
+    kinds = {"f16": pa.list_(pa.float16()), "f32": pa.list_(pa.float32()), "i32": pa.list_(pa.int32())}
     for name, schema in schemas.items():
         assert list(said[name]) == schema.names, name
         vectors_said = {column: kinds[kind] for column, kind in said[name].items() if kind}

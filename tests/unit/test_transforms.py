@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, ImageOps
 
-from raykd.images.transforms import MOST_DISCARDED, CenterCrop, ClipPreprocess, RandomCrop, Thumbnail
+from raykd.images.transforms import MOST_DISCARDED, CenterCrop, ClipPreprocess, RandomCrop, RandomViews, Thumbnail
 
 FILTERS = ("bilinear", "bicubic")
 SIDES = st.integers(1, 90)
@@ -263,6 +263,49 @@ def test_a_crop_hangs_on_its_seed_alone_and_flipping_leaves_it():
     assert 150 < sum(flipping.draw(60, 50, seed)[1] for seed in range(400)) < 250
 
 
+@given(
+    width=SIDES,
+    height=SIDES,
+    sides=st.tuples(st.integers(1, 30), st.integers(1, 30)),
+    flipped=st.booleans(),
+    seed=st.integers(0, 2**32),
+)
+def test_a_random_crop_may_become_an_oblong(width, height, sides, flipped, seed):
+    crop = RandomCrop(sides, (0.3, 1.0), True, "bicubic")
+    (left, top, right, bottom), _ = crop.draw(width, height, seed)
+    assert min((bottom - top) / sides[0], (right - left) / sides[1]) >= crop.shrinks(width, height) - 1 / min(sides)
+    image, box = noise(width, height), (left, top, right, bottom)
+    expected = image.crop(box).resize(sides[::-1], Image.Resampling.BICUBIC)
+    assert_same(crop.cut(image, box, flipped), ImageOps.mirror(expected) if flipped else expected)
+
+
+# ---------------------------------------------------------------- views
+
+
+def test_views_are_the_crops_of_their_boxes_one_after_another():
+    views = RandomViews(RandomCrop((8, 12), (0.3, 1.0), True, "bicubic"), count=30, seed=5)
+    image = noise(60, 40)
+    pixels_KHW3, crops_K5 = views(image, "a")
+    assert (pixels_KHW3.shape, pixels_KHW3.dtype) == ((30, 8, 12, 3), np.uint8)
+    assert (crops_K5.shape, crops_K5.dtype) == ((30, 5), np.int32)
+    assert len({tuple(crop) for crop in crops_K5.tolist()}) == 30
+    assert 0 < crops_K5[:, 4].sum() < 30
+    for pixels_HW3, (*box, flipped) in zip(pixels_KHW3, crops_K5.tolist(), strict=True):
+        expected = image.crop(box).resize((12, 8), Image.Resampling.BICUBIC)
+        np.testing.assert_array_equal(pixels_HW3, ImageOps.mirror(expected) if flipped else expected)
+
+
+@given(st.text(max_size=6), st.integers(0, 2**63 - 1), st.integers(1, 6))
+def test_views_hang_on_seed_id_and_number_alone(sample_id, seed, count):
+    crop, image = RandomCrop(8, (0.3, 1.0), True), noise(50, 70)
+    many = RandomViews(crop, 6, seed)
+    few = RandomViews(crop, count, seed)(image, sample_id)
+    for ours, all_of_them in zip(few, many(image, sample_id), strict=True):
+        np.testing.assert_array_equal(ours, all_of_them[:count])
+    for other in (many(image, sample_id + "x"), RandomViews(crop, 6, seed + 1)(image, sample_id)):
+        assert not np.array_equal(other[1], many(image, sample_id)[1])
+
+
 # ---------------------------------------------------------------- thumbnails
 
 
@@ -301,6 +344,8 @@ def test_a_thumbnail_looks_like_the_image():
         (ClipPreprocess({"size": [100, 50], "resize_mode": "squash"}), 2.0),
         (Thumbnail(100), 4.0),
         (RandomCrop(50, (0.25, 1.0), True), np.sqrt(0.25 * 0.75 * 200 * 400) / 50),
+        (RandomCrop((50, 40), (0.25, 1.0), True), np.sqrt(0.25 * 0.75 * 200 * 400) / 50),
+        (RandomViews(RandomCrop(50, (0.25, 1.0), True), 3, 0), np.sqrt(0.25 * 0.75 * 200 * 400) / 50),
     ],
 )
 def test_a_transform_says_how_many_times_smaller_it_makes_an_image(transform, expected):
@@ -320,6 +365,7 @@ EVERY = [
     (CenterCrop(8, "bicubic"), ()),
     (ClipPreprocess({"size": 8, "resize_mode": "longest"}), ()),
     (RandomCrop(8, (0.5, 1.0), True), (3,)),
+    (RandomViews(RandomCrop(8, (0.5, 1.0), True), 2, 0), ("a",)),
     (Thumbnail(8), ()),
 ]
 
@@ -330,7 +376,7 @@ def test_transforms_pickle_small_and_do_the_same_afterwards(transform, more):
     assert len(data) < 500
     again, image = pickle.loads(data), noise(30, 20)
     assert again == transform
-    assert again(image, *more) == transform(image, *more)
+    np.testing.assert_equal(again(image, *more), transform(image, *more))
 
 
 def test_a_reading_process_loads_neither_torch_nor_ray(tmp_path):
