@@ -1,0 +1,161 @@
+"""The numbers that a rule leaves open, from labels that each teacher has not seen; and how good it then is.
+
+N labeled images, V augmented views of each, C classes, D feature width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import NamedTuple, TypedDict
+
+import numpy as np
+import torch
+
+from raykd.algo.few_shot.scorer import Scorer, linear
+from raykd.algo.few_shot.support import Support
+from raykd.algo.heads import softmax
+from raykd.algo.metrics import calibration_error
+
+USUAL = (1.0, 0.5)  # weights of texts and of what is learned, as long as labels say nothing of them
+DEVIATIONS = (0.5, 1.0)  # how far the logarithm of a weight may be from that of the usual one, about
+
+
+class Learned(NamedTuple):
+    """What a rule makes of labels: ``texts + strength * learned``, whose weights are still to be found.
+
+    Args:
+        texts, learned: Scorers; None: nothing is learned beside the texts.
+        texts_NC, learned_NC: What they say of each labeled image, float64 [N, C], by a teacher that has not seen it.
+        chosen: What the labels have chosen so far.
+    """
+
+    texts: Scorer
+    texts_NC: np.ndarray
+    learned: Scorer | None = None
+    learned_NC: np.ndarray | None = None
+    chosen: Mapping[str, float] = {}
+
+
+def text_only(support: Support) -> Learned:
+    """Nothing learned: zero-shot, ``scale * cosine``."""
+    return Learned(linear(support.texts.scale * support.texts.directions_CD), support.text_logits_NC)
+
+
+Rule = Callable[[Support], Iterator[Learned]]  # what may be made of the labels; the likeliest is taken
+
+
+class HeldOut(TypedDict):
+    """How good a teacher is on labels, each scored by one that has not seen it."""
+
+    accuracy: float
+    log_loss: float
+    ece: float
+
+
+class Fitted(NamedTuple):
+    """A teacher after its refit.
+
+    Args:
+        rule: Its name; of ``auto`` the one that was taken.
+        scorer: Of any image.
+        chosen: What the labels chose, by name: ``temperature``, ``strength`` (of what is learned, 1 where it says as
+            much as the texts) and the rule's own.
+        before, untempered, after: On labels that it has not seen: the texts alone, with what is learned, and with the
+            temperature, too.
+        losses_N: float64 [N], of ``after``: -log of each label's probability.
+    """
+
+    rule: str
+    scorer: Scorer
+    chosen: Mapping[str, float]
+    before: HeldOut
+    untempered: HeldOut
+    after: HeldOut
+    losses_N: np.ndarray
+
+
+def fitted(name: str, support: Support, rule: Rule, tempered: bool = True) -> Fitted:
+    """Of all that a rule offers what makes the labels likeliest; the first where they say nothing.
+
+    Args:
+        tempered: Whether the labels choose weights at all; else the usual ones.
+    """
+    labels_N, says_N = support.labels_N, support.says_N
+    best: tuple[float, Learned, list[float], float, np.ndarray] | None = None
+    for offer in rule(support):
+        terms, unit = [offer.texts_NC], 1.0
+        if offer.learned_NC is not None:  # in units of the texts' spread, so that a strength means the same anywhere
+            unit = row_spread(offer.texts_NC) / max(row_spread(offer.learned_NC), 1e-12)
+            terms.append(unit * offer.learned_NC)
+        weights = honest_weights(terms, labels_N, says_N) if tempered else list(USUAL[: len(terms)])
+        logits_NC = np.sum([weight * term_NC for weight, term_NC in zip(weights, terms, strict=True)], axis=0)
+        loss = float(says_N @ log_losses(logits_NC, labels_N))
+        if best is None or loss < best[0]:
+            best = loss, offer, weights, unit, logits_NC
+    assert best is not None, name
+    _, offer, weights, unit, logits_NC = best
+    scorer, chosen = offer.texts.times(weights[0]), {"temperature": 1 / weights[0]}
+    if offer.learned is not None:
+        scorer = scorer.plus(offer.learned.times(weights[1] * unit))
+        chosen["strength"] = weights[1] / weights[0]
+    return Fitted(
+        name,
+        scorer,
+        {**chosen, **offer.chosen},
+        before=held_out(support.text_logits_NC, labels_N),
+        untempered=held_out(logits_NC / weights[0], labels_N),
+        after=held_out(logits_NC, labels_N),
+        losses_N=log_losses(logits_NC, labels_N),
+    )
+
+
+def row_spread(logits_NC: np.ndarray) -> float:
+    """How far apart the logits of a row are, root mean square."""
+    return float(np.sqrt(np.mean((logits_NC - logits_NC.mean(axis=1, keepdims=True)) ** 2)))
+
+
+def log_losses(logits_NC: np.ndarray, labels_N: np.ndarray) -> np.ndarray:
+    """-log of the probability of each label, float64 [N]."""
+    tops_N = logits_NC.max(axis=1)
+    sums_N = np.exp(logits_NC - tops_N[:, None]).sum(axis=1)
+    losses_N: np.ndarray = tops_N + np.log(sums_N) - logits_NC[np.arange(len(labels_N)), labels_N]
+    return losses_N
+
+
+def held_out(logits_NC: np.ndarray, labels_N: np.ndarray) -> HeldOut:
+    """Of logits that have not seen the labels."""
+    probs_NC = softmax(logits_NC)
+    return {
+        "accuracy": float(np.mean(probs_NC.argmax(axis=1) == labels_N)),
+        "log_loss": float(log_losses(logits_NC, labels_N).mean()),
+        "ece": calibration_error(probs_NC, labels_N),
+    }
+
+
+def honest_weights(terms: Sequence[np.ndarray], labels_N: np.ndarray, says_N: np.ndarray) -> list[float]:
+    """The weights of a sum of terms under which the labels are likeliest, all above 0.
+
+    The first is 1 over the temperature (Guo et al. 2017, arXiv 1706.04599). A prior, worth about one label, keeps them
+    near :data:`USUAL` as long as labels are few.
+
+    Args:
+        terms: One or two of float64 [N, C].
+        labels_N: int [N].
+        says_N: float64 [N], weights of the labels.
+    """
+    stacked_KNC = torch.from_numpy(np.stack(terms))
+    labels, says = torch.from_numpy(labels_N.astype(np.int64)), torch.from_numpy(says_N)
+    usual, deviations = (torch.tensor(of[: len(terms)], dtype=torch.float64) for of in (USUAL, DEVIATIONS))
+    logs_K = usual.log().requires_grad_()
+    search = torch.optim.LBFGS([logs_K], max_iter=60, tolerance_grad=1e-6, line_search_fn="strong_wolfe")
+
+    def loss() -> torch.Tensor:
+        search.zero_grad()
+        logits_NC = torch.tensordot(logs_K.exp(), stacked_KNC, dims=1)
+        losses_N = torch.nn.functional.cross_entropy(logits_NC, labels, reduction="none")
+        total: torch.Tensor = says @ losses_N + 0.5 * (((logs_K - usual.log()) / deviations) ** 2).sum()
+        total.backward()
+        return total
+
+    search.step(loss)
+    return [float(weight) for weight in logs_K.detach().exp()]

@@ -1,0 +1,47 @@
+"""All rules of a few-shot teacher, by name, and ``auto``, which takes the one that the labels speak for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from raykd.algo.few_shot.gda import gda
+from raykd.algo.few_shot.honest import Fitted, Learned, Rule, fitted, text_only
+from raykd.algo.few_shot.kernels import proker, tip
+from raykd.algo.few_shot.support import Support
+
+ENOUGH = 8  # labels that say something, from which on ``auto`` listens to them
+
+
+def texts_alone(support: Support) -> Iterator[Learned]:
+    """The texts alone: ``scale * cosine``."""
+    yield text_only(support)
+
+
+RULES: dict[str, Rule] = {"zero_shot": texts_alone, "gda": gda, "proker": proker, "tip": tip}
+AUTO = ("gda", "proker")
+
+
+def refit(rule: str, support: Support) -> Fitted:
+    """The teacher of a rule, refitted.
+
+    Args:
+        rule: One of :data:`RULES`, or ``auto``: zero-shot, unless the labels say by more than a standard error that one
+            of :data:`AUTO` is likelier; with fewer than :data:`ENOUGH` that say anything, zero-shot as it is.
+        support: The labels.
+
+    Returns:
+        With one label in all, which leaves nothing to learn from when it is left out: zero-shot as it is.
+    """
+    says_N = support.says_N
+    if len(says_N) < 2 or (rule == "auto" and says_N.sum() < ENOUGH):
+        return fitted("zero_shot", support, texts_alone, tempered=False)
+    if rule != "auto":
+        return fitted(rule, support, RULES[rule])
+    texts, *others = (fitted(name, support, RULES[name]) for name in ("zero_shot", *AUTO))
+    other = min(others, key=lambda each: float(says_N @ each.losses_N))
+    gains_N = texts.losses_N - other.losses_N
+    gain = float(says_N @ gains_N) / says_N.sum()
+    error = float(np.sqrt((says_N**2) @ (gains_N - gain) ** 2)) / says_N.sum()
+    return other if gain > error else texts
