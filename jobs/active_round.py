@@ -25,14 +25,14 @@ def run(config: Config) -> Sequence[Mapping[str, Any]]:
     from raykd.stages.predict import predict
     from raykd.stages.report import print_summary, write_report
     from raykd.stages.select import select
-    from raykd.stages.teacher import teach
+    from raykd.stages.teacher import refit, teach
     from raykd.stages.train import train
     from raykd.store.outputs import Round
 
     with open_campaign(config) as campaign:
         pool = list_pool(campaign)
         encoded = encode(campaign, pool)
-        teacher = teach(campaign, pool, encoded)
+        teacher = first = teach(campaign, pool, encoded)
         before = None
         for number in campaign.rounds:
             picks = select(campaign, number, pool, encoded, teacher, before)
@@ -40,6 +40,7 @@ def run(config: Config) -> Sequence[Mapping[str, Any]]:
             gather(campaign, number, pool, picks)
             write_report(campaign, pool, encoded, teacher)
             labels = settle(campaign, number, pool, picks)
+            teacher = refit(campaign, number, pool, encoded, first, labels)
             trained = train(campaign, number, pool, encoded, teacher, labels)
             predictions = predict(campaign, number, pool, encoded, trained)
             deployed = mix(campaign, number, pool, trained, predictions)

@@ -75,7 +75,7 @@ def make_model(theme: str, folder: Path) -> None:
     import safetensors.torch
     import torch
 
-    from raykd.config import TeacherConfig
+    from raykd.config import ModelConfig
     from raykd.models.teacher import fetch_weights
     from raykd.store.place import Place
 
@@ -88,7 +88,7 @@ def make_model(theme: str, folder: Path) -> None:
         (Path(aside) / "open_clip_config.json").write_text(
             json.dumps({"model_cfg": model, "preprocess_cfg": preprocess})
         )
-        fetch_weights(TeacherConfig(model=f"local-dir:{aside}"), Place.of(folder))
+        fetch_weights(ModelConfig(model=f"local-dir:{aside}"), Place.of(folder))
 
 
 def files_of(images: Path, count: int) -> list[str]:
@@ -140,7 +140,7 @@ def ours(
     import numpy as np
     import pyarrow as pa
 
-    from raykd.config import TeacherConfig
+    from raykd.config import ModelConfig
     from raykd.models.teacher import check_teacher
     from raykd.stages import image_features
     from raykd.stages.image_features import encode_images
@@ -183,10 +183,10 @@ def ours(
     progress = Watched("none")
     with tempfile.TemporaryDirectory(dir=folder) as place, Session(progress=progress) as session:
         session.begin()
-        check_teacher(TeacherConfig(model=f"local-dir:{folder / 'model'}"))  # imports open_clip while Ray starts
+        check_teacher(ModelConfig(model=f"local-dir:{folder / 'model'}"))  # imports open_clip while Ray starts
         started = time.perf_counter()
         work = Work(place=Place.of(place), progress=progress, session=session)
-        config = TeacherConfig(model="local-dir:", batch_size=BATCH[theme])
+        config = ModelConfig(model="local-dir:", batch_size=BATCH[theme])
         with watched_memory() as memory:
             encode_images(
                 work, [rows], Done(Place.of(folder / "model"), "model"), config, at=work.place / "encode", shared=False,

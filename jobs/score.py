@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import Field
 
 from raykd import cli
-from raykd.config import Config, Source, TeacherConfig
+from raykd.config import Config, ModelConfig, Source
 from raykd.errors import UserError
 
 if TYPE_CHECKING:
@@ -34,9 +34,10 @@ def same(name: str, section: Any = Source) -> Any:
     return Field(None, description=section.model_fields[name].description)
 
 
-class Options(TeacherConfig):
+class Options(ModelConfig):
     """What to score by what."""
 
+    model: str = Field(description=str(ModelConfig.model_fields["model"].description))
     pool: str = Field(description="folder, Parquet file, tars or a list of the images; local, s3:// or gs://")
     classes: str | None = Field(None, description="file of class names; or names with commas between; else the data's")
     format: FORMATS | None = same("format")  # type: ignore[valid-type]
@@ -74,7 +75,7 @@ def run(options: Options) -> Done:
     request = ScoreRequest(
         source=source_of(options, classes, progress),
         classes=classes,
-        teacher=TeacherConfig(**{name: getattr(options, name) for name in TeacherConfig.model_fields}),
+        teacher=ModelConfig(**{name: getattr(options, name) for name in ModelConfig.model_fields}),
         decode=options.decode,
         out=out,
     )

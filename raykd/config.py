@@ -49,6 +49,7 @@ COMPLETE = {  # what is complete when a stage is
     "teacher": "a round's teacher is complete",
     "select": "a round's picks are complete",
     "label": "a round's labels are complete",
+    "refit": "a round's teacher has learned from its labels",
     "train": "a round's training is complete",
     "predict": "a round's predictions are complete",
     "mix": "a round's mixture is complete",
@@ -190,13 +191,14 @@ class Source(Section):
         return self
 
 
-class TeacherConfig(Section):
-    """The vision-language model that scores every image once."""
+class ModelConfig(Section):
+    """A vision-language model: which one, what it is asked, how it runs."""
 
     depends: ClassVar[JsonDict] = until("encode")
 
-    model: Annotated[str, IsPath(after="local-dir:")] = Field(
-        description="open_clip name (ViT-B-32), local-dir:<folder> or hf-hub:<org/repo>; {raykd} is raykd's own folder"
+    model: Annotated[str | None, IsPath(after="local-dir:")] = Field(
+        None,
+        description="open_clip name (ViT-B-32), local-dir:<folder> or hf-hub:<org/repo>; {raykd} is raykd's own folder",
     )
     pretrained: Annotated[str | None, IsPath(or_name=True)] = Field(
         None, description="open_clip tag (openai, ...) or a local checkpoint file"
@@ -218,15 +220,82 @@ class TeacherConfig(Section):
     num_gpus: Gpus = Field(0, description="GPUs of each replica, a part of one allowed", json_schema_extra=FREE)
 
     @model_validator(mode="after")
-    def _weights_come_from_one_place(self) -> TeacherConfig:
-        if self.pretrained and self.model.startswith(("local-dir:", "hf-hub:")):
+    def _weights_come_from_one_place(self) -> ModelConfig:
+        if self.pretrained and self.model and self.model.startswith(("local-dir:", "hf-hub:")):
             raise UserError(f"model {self.model!r} brings its own weights; pretrained would not be used, leave it out")
         return self
 
     @property
     def open_clip_name(self) -> str:
-        """``model`` as open_clip takes it; raykd's folder differs from job to job, a campaign's config does not."""
+        """``model`` as open_clip takes it; raykd's folder differs from job to job, a campaign's config does not.
+
+        Raises:
+            UserError: There is none.
+        """
+        if self.model is None:
+            raise UserError("model is missing; expected an open_clip name (ViT-B-32), local-dir:... or hf-hub:...")
         return self.model.replace("{raykd}", str(Path(__file__).parent))
+
+
+class ClapConfig(Section):
+    """How CLAP is trained; the defaults are the original's."""
+
+    depends: ClassVar[JsonDict] = until("refit")
+
+    learning_rate: float = Field(0.1, gt=0, description="SGD, peak")
+    batch_size: Count = Field(256, description="Labeled views a step")
+    epochs: Count = Field(300, description="Passes over the labels")
+    schedule: Literal["cosine", "linear"] = Field(
+        "cosine", description="cosine, one epoch of constant warm-up; linear, as ActiveKD's code: 10 % warm-up"
+    )
+
+
+class TeacherConfig(ModelConfig):
+    """The vision-language model that sees every image once, and what it makes of its features and of labels."""
+
+    rule: Literal["zero_shot", "gda", "proker", "tip", "tip_f", "clap", "auto", "table"] = Field(
+        "zero_shot",
+        description="zero_shot: texts alone; gda, proker, tip, tip_f, clap: learn from all labels so far, each round; "
+        "auto: zero-shot until the labels speak for gda or proker; table: an opinion from elsewhere, no model",
+        json_schema_extra=until("refit"),
+    )
+    table: Annotated[str | None, IsPath()] = Field(
+        None,
+        description="rule: table: Parquet, or a folder of it, with sample_id and probs or logits (in the order of the "
+        "classes), or a column a class",
+    )
+    views: int = Field(
+        0,
+        ge=0,
+        description="Random crops (student.crop_area, student.flip) of each labeled image that gda, tip_f and clap "
+        "learn from; 0: the image as it is; GDA's own figures are of 10",
+        json_schema_extra=until("refit"),
+    )
+    stat_a: bool = Field(
+        False,
+        description="Let the features of the whole pool move the classes, anchored to the texts (StatA)",
+        json_schema_extra=until("refit"),
+    )
+    clap: ClapConfig = ClapConfig()
+
+    @property
+    def learns(self) -> bool:
+        """Whether a round's labels, or its pool, change the opinion."""
+        return self.rule not in ("zero_shot", "table") or self.stat_a
+
+    @model_validator(mode="after")
+    def _rule_has_what_it_needs(self) -> TeacherConfig:
+        if self.rule != "table":
+            if self.table:
+                raise UserError(f"table is for rule: table; rule {self.rule} would not look at it")
+            assert self.open_clip_name
+            return self
+        if not self.table:
+            raise UserError("rule: table needs table, a Parquet file with sample_id and probs or logits")
+        for name in ("stat_a", "views"):
+            if getattr(self, name):
+                raise UserError(f"{name} needs the teacher's features of images, which rule: table has not")
+        return self
 
 
 class StudentConfig(Section):

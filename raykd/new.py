@@ -116,8 +116,9 @@ def write_config(
     folder = str(out.parent)
     text = config_text(name, found, given, teacher, machine, folder)
     config = load(read_yaml(text, str(out)), folder=folder)  # what is written can be read
-    if config.teacher.model.startswith("local-dir:"):
-        check_folder(config.teacher, config.teacher.open_clip_name.removeprefix("local-dir:"))
+    model = config.teacher.open_clip_name
+    if model.startswith("local-dir:"):
+        check_folder(config.teacher, model.removeprefix("local-dir:"))
     if teacher is None and not machine.hub:
         say("the teacher must come from elsewhere, as no model hub is in reach: give --teacher, or see the config")
     try:

@@ -56,6 +56,14 @@ class Scores(TypedDict):
     recall_C: list[float | None] | None  # None in it: no row of that class
 
 
+class HeldOut(TypedDict):
+    """How good predictions are on labels that whoever predicts has not seen."""
+
+    accuracy: float
+    log_loss: float
+    ece: float
+
+
 def scores(probs_NC: np.ndarray, labels_N: np.ndarray) -> Scores:
     """All of these; of no rows at all, None each."""
     if not len(labels_N):

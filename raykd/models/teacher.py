@@ -11,12 +11,12 @@ import tempfile
 import zipfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow.fs as pafs
 
-from raykd.config import TeacherConfig
+from raykd.config import ModelConfig
 from raykd.errors import UserError, did_you_mean
 from raykd.images.decoding import instead
 from raykd.models.threads import limited_threads
@@ -30,7 +30,7 @@ WEIGHTS_NAMES = (  # that open_clip looks for in a folder; of several it takes t
 MODEL_FILES = (".json", ".safetensors", ".bin", ".pth", ".pt", ".txt", ".model")  # of a local folder: what may be read
 
 
-def check_teacher(config: TeacherConfig) -> None:
+def check_teacher(config: ModelConfig) -> None:
     """Whether open_clip knows what the config names, and every file is there; nothing is fetched.
 
     Raises:
@@ -68,7 +68,7 @@ def check_teacher(config: TeacherConfig) -> None:
             )
 
 
-def check_folder(config: TeacherConfig, folder: str) -> None:
+def check_folder(config: ModelConfig, folder: str) -> None:
     """Whether a local folder holds a model: its config, and whole weights under a name that open_clip looks for."""
     where = f"teacher.model: the folder {folder!r}"
     if not os.path.isdir(folder):
@@ -168,7 +168,7 @@ def tokenizer_of(model: str) -> Any:
         raise UserError(f"teacher.model: cannot load teacher {model!r}, its tokenizer of {model!r}: {error}") from error
 
 
-def own_files(config: TeacherConfig) -> list[str]:
+def own_files(config: ModelConfig) -> list[str]:
     """The user's own files that the model comes from: checkpoint, model config, those of a local folder."""
     schema, _, folder = config.open_clip_name.partition("local-dir:")
     found = [path for path in (config.pretrained, config.model_config_file) if path and os.path.isfile(path)]
@@ -177,7 +177,7 @@ def own_files(config: TeacherConfig) -> list[str]:
     return sorted(found)
 
 
-def fetch_weights(config: TeacherConfig, folder: Place) -> int:
+def fetch_weights(config: ModelConfig, folder: Place) -> int:
     """Write a model's weights and ``open_clip_config.json`` into a folder, by open_clip's ordinary path.
 
     ``custom_text``, ``multimodal_cfg`` and the like are kept, so the folder loads as the same class.
@@ -215,7 +215,7 @@ def fetch_weights(config: TeacherConfig, folder: Place) -> int:
     return int(sum(value.numel() for value in state.values()))
 
 
-def published_preprocess(config: TeacherConfig) -> dict[str, Any] | None:
+def published_preprocess(config: ModelConfig) -> dict[str, Any] | None:
     """How images are prepared for a checkpoint file of a model whose published weights all agree on it, else None.
 
     open_clip knows mean, deviation and resizing by the tag; of a file it would take OpenAI CLIP's, wrong for SigLIP.
@@ -355,10 +355,25 @@ def tokens_of(model: str, texts: Sequence[Sequence[str]]) -> Any:
     return tokenizer_of(model)([text for own in texts for text in own])
 
 
+class TextEmbeddings(NamedTuple):
+    """What a model says of the classes.
+
+    Args:
+        classes_CD: float32 [C, D], rows of length 1.
+        lengths_C: float32 [C], the mean length of the prompts' embeddings, before they were brought to 1.
+        scale, bias: The model's own; 0: it has no bias.
+    """
+
+    classes_CD: np.ndarray
+    lengths_C: np.ndarray
+    scale: float
+    bias: float
+
+
 def encode_texts(
     folder: Place, tokens_PL: Any, num_prompts_C: Sequence[int], device: str, batch_size: int = 256
-) -> tuple[np.ndarray, float, float]:
-    """Class embeddings float32 [C, D] from the prompts of each class; the model's scale and bias (0: it has none).
+) -> TextEmbeddings:
+    """Class embeddings from the prompts of each class.
 
     Args:
         folder: The fetched model.
@@ -380,7 +395,9 @@ def encode_texts(
         batches = tokens_PL.split(batch_size)
         features_PD = torch.cat([clip.encode_text(batch.to(device)).float() for batch in batches])
         classes_CD = class_embeddings(features_PD, num_prompts_C).cpu().numpy()
+        of_classes = features_PD.norm(dim=1).split(list(num_prompts_C))
+        lengths_C = torch.stack([lengths_T.mean() for lengths_T in of_classes]).cpu().numpy()
     # scalars, or of shape [1] where the model's config says nonscalar_logit_scale
     scale = clip.logit_scale.detach().exp().item()
     bias = getattr(clip, "logit_bias", None)
-    return classes_CD, scale, 0.0 if bias is None else bias.detach().item()
+    return TextEmbeddings(classes_CD, lengths_C, scale, 0.0 if bias is None else bias.detach().item())

@@ -25,6 +25,7 @@ from torch import nn
 
 from raykd.algo.batches import BatchPlan, learning_rate
 from raykd.algo.dho import Learner, Loss, StudentNet
+from raykd.algo.heads import rounded
 from raykd.algo.keyed import generator
 from raykd.errors import UserError
 from raykd.images.decoding import Shrinks
@@ -38,7 +39,6 @@ from raykd.store.tables import matrix
 
 LINES = 100  # about as many lines does a training write
 READ_ROWS = 8192  # of the teacher's table, at a time
-LEAST_F16 = float(np.finfo(np.float16).min)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -215,7 +215,7 @@ class Targets:
 def map_teacher(uris: Sequence[str], ids: pa.ChunkedArray, num_classes: int, file: Any) -> np.memmap:
     """The teacher's logits of some images in a mapped file, which all workers of a machine share.
 
-    In half precision (:func:`rounded`): 1.28 M images of 1,000 classes are 2.6 GB.
+    In half precision (:func:`raykd.algo.heads.rounded`): 1.28 M images of 1,000 classes are 2.6 GB.
 
     Args:
         uris: Folders of Parquet files with sample_id and logits (and ``error``: rows that have one are left out).
@@ -254,18 +254,6 @@ def map_teacher(uris: Sequence[str], ids: pa.ChunkedArray, num_classes: int, fil
             teacher_NC[mine] = rounded(logits)
             start += len(batch)
     return teacher_NC
-
-
-def rounded(logits_NC: np.ndarray) -> np.ndarray:
-    """Logits in half precision, each row shifted so that its largest is 0.
-
-    That changes no softmax, and the finest steps of a float16 are then where they matter.
-
-    Returns:
-        float16 [N, C]. A probability is off by at most a 2,048th of itself times its logit's distance from the largest.
-    """
-    shifted_NC = logits_NC - logits_NC.max(axis=1, keepdims=True)
-    return np.maximum(shifted_NC, LEAST_F16).astype(np.float16)
 
 
 def _names(file: pq.ParquetFile) -> pa.Array:

@@ -9,7 +9,7 @@ from typing import TypeGuard
 
 from raykd.algo.class_list import CLOSE, NEUTRAL
 from raykd.algo.statistics import Change, is_noise, wilson
-from raykd.store.outputs import ClassCheck, RoundFigures
+from raykd.store.outputs import ClassCheck, RoundFigures, TeacherFit
 
 UNKNOWN = "\N{EN DASH}"
 LIKE_NONE = 0.05  # of the pool, from which on it is said
@@ -135,6 +135,32 @@ def worth_of_last(rounds: Sequence[RoundFigures]) -> str | None:
     count = change["num_test"]
     images = counted(count, "test image") + ("" if count == rounds[-1]["num_test"] else " of both rounds")
     return f"{text}: within noise, as {images} cannot tell it from no change." if is_noise(change) else f"{text}."
+
+
+# ---------------------------------------------------------------- what labels have made of the teacher
+
+
+def refit_in_words(fit: TeacherFit, accuracy: float | None) -> str:
+    """The line that a refit ends with: what it was, and what it has changed.
+
+    Args:
+        accuracy: On test.
+    """
+    chosen = fit["chosen"]
+    before, after = (
+        f"{percent(on['accuracy'])} right, log-loss {number(on['log_loss'])}, calibration error {percent(on['ece'])}"
+        for on in (fit["before"], fit["after"])
+    )
+    strength = f", strength {chosen['strength']:.2g}" if "strength" in chosen else ""
+    text = (
+        f"{fit['rule']} on {counted(fit['num_labels'], 'label')}, temperature {chosen['temperature']:.2g}{strength}; "
+    )
+    text += f"of labels that it has not seen {after} (texts alone: {before})"
+    if (changed := fit["changed"]) is not None:
+        text += f"; another first choice for {percent(changed)} of the pool"
+    if (change := fit["change"]) is not None:
+        text += f"; {percent(accuracy)} of the test images, {gained(change)} points"
+    return plain(text)
 
 
 # ---------------------------------------------------------------- what is wrong with the class list

@@ -83,6 +83,8 @@ def figures(campaign: Campaign, pool: Pool, teacher: Teacher, done: Round, befor
         "loss": done.trained.loss,
         "seconds": done.seconds,
         "teacher": teacher.scores,
+        "teacher_fit": teacher.fit,
+        "teacher_never": teacher.check["never"],
         "accuracy": accuracy,
         "interval": sure,
         "change": None if before is None else change_since(before, done, pool),

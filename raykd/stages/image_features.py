@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import pyarrow as pa
 
-from raykd.config import TeacherConfig
+from raykd.config import ModelConfig
 from raykd.errors import UserError
 from raykd.images.decoding import CHANGES
 from raykd.images.pixel_batches import Fetch, PixelBatch
@@ -28,7 +28,7 @@ SHOWN_REASONS = 4
 
 
 def encode_images(
-    work: Work, tables: Sequence[pa.Table], model: Done, config: TeacherConfig, *, at: Place, shared: bool, decode: str,
+    work: Work, tables: Sequence[pa.Table], model: Done, config: ModelConfig, *, at: Place, shared: bool, decode: str,
     max_bad_share: float, quarantine: Place,
 ) -> Encoded:  # fmt: skip
     """The features of every image, and which cannot be read.
@@ -91,7 +91,7 @@ def check_share(work: Work, encoded: Encoded, max_bad_share: float, where: Place
     work.say("encode", f"{counted}, listed in {where}: {'; '.join(said)}")
 
 
-def image_tower(folder: Place, config: TeacherConfig) -> ImageTower:
+def image_tower(folder: Place, config: ModelConfig) -> ImageTower:
     """The teacher's image tower, as it is to run here."""
     device = "cuda" if config.num_gpus else "cpu"
     return ImageTower(folder, config.precision, device, max(1, int(config.num_cpus)))
@@ -100,7 +100,7 @@ def image_tower(folder: Place, config: TeacherConfig) -> ImageTower:
 class Encoder:
     """The image tower over batches of images."""
 
-    def __init__(self, folder: Place, config: TeacherConfig) -> None:
+    def __init__(self, folder: Place, config: ModelConfig) -> None:
         self.tower = image_tower(folder, config)
 
     def __call__(self, batch: PixelBatch) -> pa.Table:

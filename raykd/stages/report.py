@@ -115,6 +115,8 @@ def print_summary(campaign: Campaign) -> list[RoundFigures]:
 
 def teacher_name(campaign: Campaign) -> str:
     config = campaign.config.teacher
+    if config.model is None:
+        return f"table {Place.of(config.table or '').name}"
     if config.model.startswith("local-dir:"):
         return f"local-dir:{Place.of(config.model.removeprefix('local-dir:')).name}"
     return f"{config.model} / {config.pretrained}" if config.pretrained else config.model

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from raykd.algo.prompts import ClassTexts, templates
-from raykd.config import Source, TeacherConfig
+from raykd.config import ModelConfig, Source
 from raykd.errors import StorageError, UserError
 from raykd.images.class_lists import class_list
 from raykd.images.sources import Listing, check_ids_differ, check_label_names, list_source
@@ -44,7 +44,7 @@ class ScoreRequest:
 
     source: Source
     classes: Any
-    teacher: TeacherConfig
+    teacher: ModelConfig
     decode: str
     out: Place
 

@@ -1,30 +1,49 @@
 """The teacher's opinion of every image: logits from the stored features, in seconds, without a look at any image.
 
-The rule today is zero-shot: the cosine of an image's features and of each class's prompts. New templates, other texts
-of a class, a new, renamed or merged class make a new opinion beside the older ones, for the rounds to come.
+Before a label is bought it is zero-shot: the cosine of an image's features and of each class's prompts. New templates,
+other texts of a class, a new, renamed or merged class make a new opinion beside the older ones, for the rounds to come.
+From then on a rule may learn from all labels so far, each round, before its student trains.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import ExitStack
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from raykd.algo.heads import probabilities
 from raykd.algo.metrics import Scores, scores
 from raykd.algo.prompts import templates
-from raykd.report.words import class_doubts
+from raykd.algo.statistics import Change, paired_change
+from raykd.report.words import class_doubts, refit_in_words
+from raykd.stages import few_shot
 from raykd.stages.campaign import Campaign
+from raykd.stages.few_shot import LabeledFeatures, confusions, fit_labels, on_a_node, write_refitted, write_scorer
+from raykd.stages.views import encode_views
 from raykd.stages.zero_shot import VERSION, class_check, each_part, embed_classes, opinion_of, rule_of
-from raykd.store.outputs import Encoded, Pool, Teacher, labeled_split
+from raykd.store.outputs import (
+    ClassCheck,
+    Encoded,
+    Labels,
+    Pool,
+    Teacher,
+    TeacherFit,
+    Views,
+    labeled_split,
+    read_labels,
+    rows_of,
+)
 from raykd.store.place import Place
-from raykd.store.stage_folder import Done, StageFolder
+from raykd.store.stage_folder import Done, read_done
 from raykd.store.tables import TEACHER, checked, positions, vectors
 
 READ_ROWS = 8192  # of a row group
 LOGITS_FILE = "logits.parquet"
+SEES_VIEWS = ("gda", "tip_f", "clap", "auto")
 
 
 def teach(campaign: Campaign, pool: Pool, encoded: Encoded) -> Teacher:
@@ -40,26 +59,100 @@ def teach(campaign: Campaign, pool: Pool, encoded: Encoded) -> Teacher:
     name = campaign.folder("teacher", version=VERSION, made_from=rule).fingerprint
     place = campaign.place / "teacher" / name
     texts = embed_classes(campaign, config, rule, pool.texts, place / "classes", encoded.folder)
-    folders = [
-        campaign.folder(
-            "teacher",
-            version=VERSION,
-            made_from={"rule": name, "encode": part.fingerprint},
-            at=place / part.fingerprint,
-        )
-        for part in encoded.parts
-    ]
-    done = {number: found for number, folder in enumerate(folders) if (found := folder.done())}
-    if missing := {number: folder for number, folder in enumerate(folders) if number not in done}:
-        features = [encoded.parts[number].place for number in missing]
-        made = write_parts(campaign, list(zip(missing.values(), features, strict=True)), texts, pool.manifest)
-        done |= dict(zip(missing, made, strict=True))
-    parts = tuple(done[number] for number in range(len(folders)))
-    check = class_check(pool.classes, texts, [part.facts for part in parts])
-    if missing:
+    parts = opinions(campaign, pool, encoded, place, name, write_logits, (texts,))
+    check = class_check(pool.classes, texts, [part.facts for part in parts.complete])
+    if parts.made:
         for line in class_doubts(check):
             campaign.say("teacher", line)
-    return Teacher(parts, name, pool.classes, measured(campaign, place / "scores", parts, name, pool), check)
+    found = measured(campaign, place / "scores", parts.complete, name, pool)
+    return Teacher(parts.complete, name, pool.classes, found, check, texts)
+
+
+def refit(campaign: Campaign, number: int, pool: Pool, encoded: Encoded, teacher: Teacher, labels: Labels) -> Teacher:
+    """What a round's teacher has learned from all labels so far; the teacher itself when its rule learns nothing.
+
+    The labels of test and audit images are not among them. Cost: two passes over the features.
+
+    Raises:
+        UserError: The teacher sees nothing in a labeled image.
+        StorageError: The network, the credentials or a disk fail.
+    """
+    config = campaign.config
+    if number + 1 < campaign.num_done or teacher.texts is None:  # nobody looks at an earlier round's opinion any more
+        return teacher
+    place = campaign.round_place(number) / "teacher"
+    settings = {"texts": teacher.texts.fingerprint, **config.part("refit")}
+    if config.teacher.views:
+        settings |= {"crop_area": list(config.student.crop_area), "flip": config.student.flip}
+    folder = campaign.folder(
+        "teacher", number, version=few_shot.VERSION, made_from={"labels": labels.content, "round": number},
+        settings=settings, at=place / "fit",
+    )  # fmt: skip
+    fit = campaign.done(folder, number)
+    if fit is None:
+        if not config.teacher.learns or read_done(campaign.round_place(number) / "train"):
+            return teacher
+        labeled = labeled_features(campaign, number, pool, encoded, teacher, labels)
+        with folder.writing() as out:
+            fitted = on_a_node(campaign, config.teacher.num_cpus, fit_labels, config.teacher, teacher.texts, labeled)
+            write_scorer(out.place, fitted.scorer)
+            out.facts |= {
+                "rule": fitted.rule,
+                "num_labels": len(labeled.labels_N),
+                "chosen": dict(fitted.chosen),
+                "before": fitted.before,
+                "untempered": fitted.untempered,
+                "after": fitted.after,
+                "confusions": confusions(labeled.labels_N, fitted.choices_N, teacher.classes),
+                "passes": 2,
+                "model": encoded.model,
+                "classes": list(teacher.classes),
+            }
+        fit = out.complete
+    if fit.facts["model"] != encoded.model or fit.facts["classes"] != list(teacher.classes):
+        return teacher  # the round is done; since then another model, or other classes, have been asked for
+    parts = opinions(campaign, pool, encoded, place, fit.fingerprint, write_refitted, (fit, teacher.texts))
+    return learned(campaign, number, pool, teacher, fit, parts.complete, said=parts.made)
+
+
+class Opinions:
+    """The parts of an opinion, and whether any had still to be made."""
+
+    def __init__(self, complete: tuple[Done, ...], made: bool) -> None:
+        self.complete, self.made = complete, made
+
+
+def opinions(
+    campaign: Campaign, pool: Pool, encoded: Encoded, place: Place, name: str, write: Callable[..., Any],
+    arguments: tuple[Any, ...],
+) -> Opinions:  # fmt: skip
+    """The opinion of each part of the features: ``write(features, out, *arguments, num_threads, splits)`` gives facts.
+
+    Args:
+        place: Where the parts lie.
+        name: Names the rule that they are of.
+    """
+    folders = [
+        campaign.folder("teacher", version=VERSION, made_from={"rule": name, "encode": part.fingerprint},
+                        at=place / part.fingerprint)
+        for part in encoded.parts
+    ]  # fmt: skip
+    done = [folder.done() for folder in folders]
+    missing = [n for n, found in enumerate(done) if found is None]
+    if missing:
+        num_cpus = campaign.config.teacher.num_cpus
+        splits = pool.manifest.select(["sample_id", "split"])
+        with ExitStack() as stack:
+            outs = [stack.enter_context(folders[n].writing()) for n in missing]
+            calls = [
+                (encoded.parts[n].place, out.place, *arguments, int(num_cpus))
+                for n, out in zip(missing, outs, strict=True)
+            ]
+            for out, facts in zip(outs, each_part(campaign, num_cpus, write, calls, splits), strict=True):
+                out.facts |= facts
+        for n, out in zip(missing, outs, strict=True):
+            done[n] = out.complete
+    return Opinions(tuple(part for part in done if part), bool(missing))
 
 
 def measured(campaign: Campaign, place: Place, parts: tuple[Done, ...], name: str, pool: Pool) -> Scores:
@@ -75,20 +168,6 @@ def measured(campaign: Campaign, place: Place, parts: tuple[Done, ...], name: st
     return found
 
 
-def write_parts(
-    campaign: Campaign, work: list[tuple[StageFolder, Place]], texts: Done, manifest: pa.Table
-) -> list[Done]:
-    """The opinion of each part of the features."""
-    num_cpus = campaign.config.teacher.num_cpus
-    with ExitStack() as stack:
-        outs = [stack.enter_context(folder.writing()) for folder, _ in work]
-        calls = [(features, out.place, texts, int(num_cpus)) for (_, features), out in zip(work, outs, strict=True)]
-        splits = manifest.select(["sample_id", "split"])
-        for out, facts in zip(outs, each_part(campaign, num_cpus, write_logits, calls, splits), strict=True):
-            out.facts |= facts
-    return [out.complete for out in outs]
-
-
 def write_logits(features: Place, out: Place, texts: Done, num_threads: int, splits: pa.Table) -> dict[str, Any]:
     """One part: tables.ENCODED in, tables.TEACHER out; what its pool images say of the class list, for the facts."""
     found = opinion_of(features, texts, num_threads)
@@ -97,3 +176,79 @@ def write_logits(features: Place, out: Place, texts: Done, num_threads: int, spl
     columns |= {"features": vectors(found.features_ND, found.bad_N), "logits": vectors(found.logits_NC, found.bad_N)}
     (out / LOGITS_FILE).write_table(checked(pa.table(columns), TEACHER), row_group_rows=READ_ROWS)
     return found.doubts(pc.equal(split, "pool").to_numpy() & ~found.bad_N)
+
+
+# ---------------------------------------------------------------- what labels make of it
+
+
+def labeled_features(
+    campaign: Campaign, number: int, pool: Pool, encoded: Encoded, teacher: Teacher, labels: Labels
+) -> LabeledFeatures:
+    """The labeled images of the pool that can be read, in the teacher's eyes."""
+    ids, labels_N = labels.given(teacher.classes, pool.renamed)
+    here = pc.is_in(ids, value_set=encoded.readable(pool.split("pool"))["sample_id"])
+    ids, labels_N = ids.filter(here), labels_N[here.to_numpy()]
+    features_ND = rows_of(encoded.parts, ids, ("features",))["features"]
+    config = campaign.config.teacher
+    if not config.views or config.rule not in SEES_VIEWS or not len(ids):
+        return LabeledFeatures(ids, labels_N, features_ND, None)
+    return LabeledFeatures(ids, labels_N, features_ND, views_of(campaign, number, pool, encoded).features(ids))
+
+
+def views_of(campaign: Campaign, number: int, pool: Pool, encoded: Encoded) -> Views:
+    """Augmented views of every labeled image, encoded in the round that it was labeled in."""
+    config, seen = campaign.config, pa.array([], pa.string())
+    rows, tables = encoded.readable(pool.split("pool")), []
+    for earlier in range(number + 1):
+        labels = read_labels(campaign.round_place(earlier))
+        assert labels is not None, earlier
+        given = labels.labeled_ids
+        new = pc.and_(
+            pc.is_in(rows["sample_id"], value_set=given), pc.invert(pc.is_in(rows["sample_id"], value_set=seen))
+        )
+        if pc.any(new).as_py():
+            tables.append(rows.filter(new))
+        seen = pa.concat_arrays([seen, *given.chunks])
+    model = read_done(encoded.folder)
+    assert model is not None
+    return encode_views(
+        campaign, tables, model, config.teacher, views=config.teacher.views, area=config.student.crop_area,
+        flip=config.student.flip, seed=config.seed, at=campaign.cache / "views", shared=bool(config.cache_path),
+        decode=config.decode, max_bad_share=config.max_bad_share,
+    )  # fmt: skip
+
+
+def learned(
+    campaign: Campaign, number: int, pool: Pool, teacher: Teacher, fit: Done, parts: tuple[Done, ...], said: bool
+) -> Teacher:
+    """The refitted teacher, measured; and a line that says what labels have made of it."""
+    name = fit.fingerprint
+    place = campaign.round_place(number) / "teacher"
+    seen_C = np.sum([part.facts["first_choices_C"] for part in parts], axis=0)
+    num_images = int(seen_C.sum())
+    facts: dict[str, Any] = {key: fit.facts[key] for key in few_shot.TOLD}
+    about: TeacherFit = {
+        **facts,  # type: ignore[typeddict-item]
+        "changed": sum(part.facts["changed"] for part in parts) / num_images if num_images else None,
+        "change": change_since_texts(pool, teacher, parts),
+    }
+    check: ClassCheck = {
+        "num_images": num_images,
+        "never": [label for label, count in zip(teacher.classes, seen_C, strict=True) if not count],
+        "close": teacher.check["close"],
+        "num_like_none": 0,  # no prompt speaks for none of the classes here
+        "examples": [],
+    }
+    found = measured(campaign, place / "scores", parts, name, pool)
+    if said:
+        campaign.say(f"round {number} teacher", refit_in_words(about, found["accuracy"]))
+    return Teacher(parts, name, teacher.classes, found, check, teacher.texts, about)
+
+
+def change_since_texts(pool: Pool, teacher: Teacher, parts: tuple[Done, ...]) -> Change | None:
+    """What labels have changed in accuracy on test; None without labeled test images."""
+    rights = []
+    for some in (teacher.parts, parts):
+        logits, labels_N = labeled_split(some, "test", pool, ("logits",), teacher.classes)
+        rights.append(logits["logits"].argmax(axis=1) == labels_N)
+    return paired_change(*rights) if len(rights[0]) else None

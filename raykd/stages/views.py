@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 import pyarrow as pa
 
-from raykd.config import TeacherConfig
+from raykd.config import ModelConfig
 from raykd.images.pixel_batches import FetchViews, PixelBatch
 from raykd.images.transforms import ClipPreprocess, RandomCrop, RandomViews
 from raykd.models.teacher import read_clip_preprocess
@@ -27,7 +27,7 @@ VERSION = 1
 
 
 def encode_views(
-    work: Work, tables: Sequence[pa.Table], model: Done, config: TeacherConfig, *, views: int,
+    work: Work, tables: Sequence[pa.Table], model: Done, config: ModelConfig, *, views: int,
     area: tuple[float, float], flip: bool, seed: int, at: Place, shared: bool, decode: str, max_bad_share: float,
 ) -> Views:  # fmt: skip
     """The features of labeled images, of each in several random crops that fill what the teacher sees.
@@ -85,7 +85,7 @@ def encode_views(
 class ViewEncoder:
     """The image tower over batches of images in several views."""
 
-    def __init__(self, folder: Place, config: TeacherConfig) -> None:
+    def __init__(self, folder: Place, config: ModelConfig) -> None:
         self.tower, self.batch_size = image_tower(folder, config), config.batch_size
 
     def __call__(self, batch: PixelBatch) -> pa.Table:

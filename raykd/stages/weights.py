@@ -8,7 +8,7 @@ from typing import Any
 
 import pyarrow.fs as pafs
 
-from raykd.config import TeacherConfig
+from raykd.config import ModelConfig
 from raykd.models.saved import WEIGHTS
 from raykd.models.teacher import fetch_weights, own_files
 from raykd.stages.campaign import Campaign
@@ -25,7 +25,7 @@ def weights_folder(work: Work, name: str, folder: str, made_from: dict[str, Any]
     return work.stage_folder(at, name, version=VERSION, made_from=made_from).under(at)
 
 
-def fetched_as(work: Work, config: TeacherConfig) -> Done | None:
+def fetched_as(work: Work, config: ModelConfig) -> Done | None:
     """The teacher that was fetched under these names, if there is one."""
     asked = names_of_teacher(config)
     place = work.place / "teacher_model"
@@ -34,11 +34,11 @@ def fetched_as(work: Work, config: TeacherConfig) -> Done | None:
     return next((done for done in found if done and done.settings == asked), None)
 
 
-def names_of_teacher(config: TeacherConfig) -> dict[str, Any]:
+def names_of_teacher(config: ModelConfig) -> dict[str, Any]:
     return {"model": config.model, "pretrained": config.pretrained}
 
 
-def fetch_teacher(work: Work, config: TeacherConfig) -> Done:
+def fetch_teacher(work: Work, config: ModelConfig) -> Done:
     """The teacher's weights and config. Raises UserError when they cannot be had."""
     asked = names_of_teacher(config)
     files = own_files(config)
@@ -46,7 +46,7 @@ def fetch_teacher(work: Work, config: TeacherConfig) -> Done:
         return before  # the folder that it came from is gone, and not needed any more
     own = {os.path.basename(path): Place.of(path).sha256() for path in files}
     # by its content where the files are the user's own, so that they may be moved
-    named = {} if config.model.startswith("local-dir:") else {"model": config.model}
+    named = {} if config.open_clip_name.startswith("local-dir:") else {"model": config.model}
     inputs: dict[str, Any] = {"files": own, **(named if own else asked)}
     folder = replace(weights_folder(work, "teacher model", "teacher_model", inputs), settings=asked)
     if done := folder.done():

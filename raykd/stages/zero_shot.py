@@ -14,7 +14,7 @@ import pyarrow as pa
 
 from raykd.algo.class_list import NEUTRAL, close_pairs, first_choices, neutral_margins
 from raykd.algo.prompts import ClassTexts, prompts
-from raykd.config import TeacherConfig
+from raykd.config import ModelConfig
 from raykd.errors import UserError
 from raykd.models.teacher import encode_texts, tokens_of
 from raykd.models.threads import limited_threads
@@ -24,9 +24,9 @@ from raykd.store.place import Place
 from raykd.store.stage_folder import Done
 from raykd.store.tables import ENCODED, matrix
 
-VERSION = 2
+VERSION = 3
 EXAMPLES = 5  # images that look like none of the classes
-CLASSES_FILE, NEUTRAL_FILE = "classes.npy", "neutral.npy"
+CLASSES_FILE, NEUTRAL_FILE, LENGTHS_FILE = "classes.npy", "neutral.npy", "lengths.npy"
 
 
 def rule_of(
@@ -40,9 +40,9 @@ def rule_of(
 
 
 def embed_classes(
-    work: Work, config: TeacherConfig, rule: dict[str, Any], own: Mapping[str, ClassTexts], place: Place, model: Place
+    work: Work, config: ModelConfig, rule: dict[str, Any], own: Mapping[str, ClassTexts], place: Place, model: Place
 ) -> Done:
-    """Class embeddings float32 [C, D] and the neutral one [D] in files; the model's scale and bias in the facts.
+    """Class embeddings and the neutral one in files (:func:`read_texts`); the model's scale and bias in the facts.
 
     Raises:
         UserError: The teacher cannot tell two classes apart, or its tokenizer does not belong to it.
@@ -54,22 +54,23 @@ def embed_classes(
         texts = prompts([*rule["classes"], NEUTRAL], rule["templates"], own)
         arguments = (model, tokens_of(config.open_clip_name, texts), list(map(len, texts)))
         if work.session.is_local or not config.num_gpus:
-            texts_TD, scale, bias = encode_texts(*arguments, "cpu")
+            found = encode_texts(*arguments, "cpu")
         else:
             import ray
 
             work.session.ensure()
             encode = ray.remote(num_cpus=config.num_cpus, num_gpus=config.num_gpus)(encode_texts)
-            texts_TD, scale, bias = ray.get(encode.remote(*arguments, "cuda"))
-        classes_CD, neutral_D = texts_TD[:-1], texts_TD[-1]
+            found = ray.get(encode.remote(*arguments, "cuda"))
+        classes_CD, neutral_D = found.classes_CD[:-1], found.classes_CD[-1]
         check_classes(rule["classes"], classes_CD)
-        for file, array in ((CLASSES_FILE, classes_CD), (NEUTRAL_FILE, neutral_D)):
+        arrays = {CLASSES_FILE: classes_CD, NEUTRAL_FILE: neutral_D, LENGTHS_FILE: found.lengths_C[:-1]}
+        for file, array in arrays.items():
             buffer = io.BytesIO()
             np.save(buffer, array)
             (out.place / file).write_bytes(buffer.getvalue())
         names = rule["classes"]
         close = [(names[i], names[j], share) for i, j, share in close_pairs(classes_CD, neutral_D)]
-        out.facts |= {"scale": scale, "bias": bias, "close": close}
+        out.facts |= {"scale": found.scale, "bias": found.bias, "close": close}
     return out.complete
 
 
@@ -113,17 +114,28 @@ class Opinion(NamedTuple):
         }
 
 
+def read_texts(texts: Done) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Class embeddings float32 [C, D], of length 1; their lengths before that [C]; and the neutral one [D]."""
+    files = (io.BytesIO((texts.place / file).read_bytes()) for file in (CLASSES_FILE, LENGTHS_FILE, NEUTRAL_FILE))
+    classes_CD, lengths_C, neutral_D = map(np.load, files)
+    return classes_CD, lengths_C, neutral_D
+
+
+def stored_features(features: Place) -> tuple[pa.Table, np.ndarray]:
+    """One part of the features (tables.ENCODED), by ``sample_id``, and them as they are stored, float16 [n, D]."""
+    table = features.read_table(ENCODED.names).sort_by("sample_id")
+    return table, matrix(table["features"], "features")
+
+
 def opinion_of(features: Place, texts: Done, num_threads: int) -> Opinion:
-    """The logits of one part of the features (tables.ENCODED). Cost: n x D x C products."""
+    """The logits of one part of the features. Cost: n x D x C products."""
     import torch
 
     from raykd.algo.zeroshot import zero_shot_logits
 
-    files = (io.BytesIO((texts.place / file).read_bytes()) for file in (CLASSES_FILE, NEUTRAL_FILE))
-    classes_CD, neutral_D = map(np.load, files)
+    classes_CD, _, neutral_D = read_texts(texts)
     scale, bias = texts.facts["scale"], texts.facts["bias"]
-    table = features.read_table(ENCODED.names).sort_by("sample_id")
-    stored_ND = matrix(table["features"], "features")
+    table, stored_ND = stored_features(features)
     features_ND = torch.from_numpy(stored_ND.astype(np.float32))
     with limited_threads(max(1, num_threads)), torch.inference_mode():
         logits_NC = zero_shot_logits(features_ND, torch.from_numpy(classes_CD), scale, bias).numpy()

@@ -9,6 +9,7 @@ once, with the marker, and tables that many look at are read once, too.
     Encoded      encode/<fingerprint>, ...     the teacher's features of them, and which cannot be read
     Views        views/<fingerprint>, ...      the teacher's features of labeled images, in augmented views
     Teacher      teacher/<fingerprint>/...     the teacher's opinion: logits from features
+                 round_000/teacher/...         the same, when it has learned from the labels so far
     Picks        round_000/select              what to label
     Labels       round_000/label               what a round trains on
     Trained      round_000/train               the student's weights
@@ -31,7 +32,7 @@ import pyarrow.dataset as pads
 
 from raykd.algo.heads import Mixture, probabilities
 from raykd.algo.keyed import hash_ids
-from raykd.algo.metrics import Scores
+from raykd.algo.metrics import HeldOut, Scores
 from raykd.algo.prompts import ClassTexts
 from raykd.algo.statistics import Change
 from raykd.store.place import Place
@@ -217,9 +218,24 @@ class ClassCheck(TypedDict):
     examples: list[str]  # the ids of a few, the plainest first
 
 
+class TeacherFit(TypedDict):
+    """What a round's labels made of the teacher."""
+
+    rule: str  # of ``auto`` the one that was taken
+    num_labels: int
+    chosen: dict[str, float]  # temperature, strength, and the rule's own numbers
+    before: HeldOut  # on the labels, each by a teacher that has not seen it: by texts alone,
+    untempered: HeldOut  # with what is learned but temperature 1,
+    after: HeldOut  # and as it is
+    confusions: list[tuple[str, str, int]]  # label, likeliest class and how often, on the labels; the most frequent
+    passes: int  # over the features of the whole pool
+    changed: float | None  # share of the pool whose likeliest class is another one than by texts alone
+    change: Change | None  # in accuracy on test since texts alone
+
+
 @dataclass(frozen=True)
 class Teacher(InParts):
-    """The teacher's opinion of every image, by parts: tables.TEACHER.
+    """The teacher's opinion of every image, by parts: tables.TEACHER, or REFITTED when it has learned from labels.
 
     Args:
         parts: Complete folders, one for each of the features.
@@ -227,12 +243,16 @@ class Teacher(InParts):
         classes: In the order of the logits.
         scores: How good it is on the labeled test images (``algo.metrics.Scores``).
         check: What it says against the class list.
+        texts: The embedded classes; None: the opinion is from elsewhere.
+        fit: What labels made of it; None: it has not learned from any.
     """
 
     fingerprint: str
     classes: tuple[str, ...]
     scores: Scores
     check: ClassCheck
+    texts: Done | None = None
+    fit: TeacherFit | None = None
 
     def probabilities(self, ids: pa.ChunkedArray) -> np.ndarray:
         """float32 [n, C], in the order of ``ids``."""
@@ -295,6 +315,11 @@ class Labels(InFolder):
         """Images that have an answer by then."""
         number: int = self.done.facts["num_answered"]
         return number
+
+    @property
+    def labeled_ids(self) -> pa.ChunkedArray:
+        """Of the images that have a label, whatever class that is."""
+        return self.table.filter(pc.equal(self.table["outcome"], "label"))["sample_id"]
 
     def given(self, classes: Sequence[str], renamed: Mapping[str, str]) -> tuple[pa.ChunkedArray, np.ndarray]:
         """Ids and class indices [n] of the images that have a label among these classes, by sample_id."""
@@ -451,6 +476,8 @@ class RoundFigures(TypedDict):
     loss: float
     seconds: dict[str, float]  # by stage
     teacher: Scores
+    teacher_fit: TeacherFit | None  # None: it has not learned from labels
+    teacher_never: list[str]  # classes that are its likeliest for none of the pool's images
     accuracy: dict[str, float | None] | None  # mixture, ce_head, kd_head, teacher; None: no labeled test images
     interval: tuple[float, float] | None  # 95 %, of the mixture's accuracy
     change: Change | None  # of it since the round before, on the test images of both; None: there are none, or no round

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from raykd.algo.dho import StudentNet
-from raykd.algo.heads import HEADS
+from raykd.algo.heads import HEADS, rounded
 from raykd.errors import StorageError, UserError
 from raykd.models import training
 from raykd.models.preprocess import Preprocess
@@ -26,7 +26,6 @@ from raykd.models.training import (
     Worker,
     map_teacher,
     reproducible,
-    rounded,
     seed_draws,
     train_student,
 )

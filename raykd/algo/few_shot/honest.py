@@ -6,15 +6,15 @@ N labeled images, V augmented views of each, C classes, D feature width.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import NamedTuple, TypedDict
+from typing import NamedTuple
 
 import numpy as np
 import torch
 
 from raykd.algo.few_shot.scorer import Scorer, linear
-from raykd.algo.few_shot.support import Support
+from raykd.algo.few_shot.support import Support, Texts
 from raykd.algo.heads import softmax
-from raykd.algo.metrics import calibration_error
+from raykd.algo.metrics import HeldOut, calibration_error
 
 USUAL = (1.0, 0.5)  # weights of texts and of what is learned, as long as labels say nothing of them
 DEVIATIONS = (0.5, 1.0)  # how far the logarithm of a weight may be from that of the usual one, about
@@ -36,20 +36,17 @@ class Learned(NamedTuple):
     chosen: Mapping[str, float] = {}
 
 
+def text_scorer(texts: Texts) -> Scorer:
+    """Zero-shot: ``scale * cosine``."""
+    return linear(texts.scale * texts.directions_CD)
+
+
 def text_only(support: Support) -> Learned:
-    """Nothing learned: zero-shot, ``scale * cosine``."""
-    return Learned(linear(support.texts.scale * support.texts.directions_CD), support.text_logits_NC)
+    """Nothing learned beside the texts."""
+    return Learned(text_scorer(support.texts), support.text_logits_NC)
 
 
 Rule = Callable[[Support], Iterator[Learned]]  # what may be made of the labels; the likeliest is taken
-
-
-class HeldOut(TypedDict):
-    """How good a teacher is on labels, each scored by one that has not seen it."""
-
-    accuracy: float
-    log_loss: float
-    ece: float
 
 
 class Fitted(NamedTuple):
@@ -63,6 +60,7 @@ class Fitted(NamedTuple):
         before, untempered, after: On labels that it has not seen: the texts alone, with what is learned, and with the
             temperature, too.
         losses_N: float64 [N], of ``after``: -log of each label's probability.
+        choices_N: int64 [N], of ``after``: the likeliest class of each labeled image.
     """
 
     rule: str
@@ -72,6 +70,7 @@ class Fitted(NamedTuple):
     untempered: HeldOut
     after: HeldOut
     losses_N: np.ndarray
+    choices_N: np.ndarray
 
 
 def fitted(name: str, support: Support, rule: Rule, tempered: bool = True) -> Fitted:
@@ -106,6 +105,7 @@ def fitted(name: str, support: Support, rule: Rule, tempered: bool = True) -> Fi
         untempered=held_out(logits_NC / weights[0], labels_N),
         after=held_out(logits_NC, labels_N),
         losses_N=log_losses(logits_NC, labels_N),
+        choices_N=logits_NC.argmax(axis=1),
     )
 
 

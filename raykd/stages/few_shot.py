@@ -1,0 +1,146 @@
+"""What labels make of a teacher: a rule fitted to the stored features of labeled images, and applied to those of all.
+
+No image is read but, where views are asked for, the labeled ones. Two passes over the features: one picks out those of
+the labeled images, one scores all.
+"""
+
+from __future__ import annotations
+
+import io
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from raykd.algo.heads import rounded
+from raykd.config import TeacherConfig
+from raykd.errors import UserError
+from raykd.models.threads import limited_threads, num_cores
+from raykd.stages.work import Work
+from raykd.stages.zero_shot import read_texts, stored_features
+from raykd.store.place import Place
+from raykd.store.stage_folder import Done
+from raykd.store.tables import REFITTED, checked, positions, vectors
+
+if TYPE_CHECKING:
+    from raykd.algo.few_shot.honest import Fitted
+    from raykd.algo.few_shot.scorer import Scorer
+    from raykd.algo.few_shot.support import Texts
+
+VERSION = 1
+CONFUSIONS = 5  # that are told
+READ_ROWS = 8192  # of a row group
+SCORER_FILE, LOGITS_FILE = "scorer.npz", "logits.parquet"
+TOLD = ("rule", "num_labels", "chosen", "before", "untempered", "after", "confusions", "passes")  # of a fit's facts
+ARRAYS = ("weights", "bias", "keys", "values")  # of a scorer's file
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True)
+class LabeledFeatures:
+    """Labeled images as the teacher sees them, by ``sample_id``.
+
+    Args:
+        ids: Of the images.
+        labels_N: int64 [N], class indices.
+        features_ND: float16 [N, D].
+        views_NVD: float16 [N, V, D], NaN where an image's views cannot be had; None: no views are asked for.
+    """
+
+    ids: pa.ChunkedArray
+    labels_N: np.ndarray
+    features_ND: np.ndarray
+    views_NVD: np.ndarray | None
+
+    def __post_init__(self) -> None:
+        lengths_N = np.linalg.norm(self.features_ND.astype(np.float32), axis=1)
+        if (odd := np.flatnonzero(~(lengths_N > 0))).size:
+            raise UserError(
+                f"the teacher's features of {self.ids[odd[0]].as_py()!r} have length {lengths_N[odd[0]]:g}, so it sees "
+                f"nothing in it ({len(odd):,} labeled images in all): answer it with cannot_label, or take "
+                "teacher.rule: zero_shot"
+            )
+
+
+def fit_labels(config: TeacherConfig, texts: Done, labeled: LabeledFeatures, num_threads: int) -> Fitted:
+    """The rule of a config, fitted. Cost: seconds; see the rules in ``algo/few_shot``."""
+    from raykd.algo.few_shot.rules import refit
+    from raykd.algo.few_shot.support import Support
+
+    views_NVD = labeled.views_NVD
+    if views_NVD is not None:  # an image without views is its own
+        missing_N = ~np.isfinite(views_NVD).all(axis=(1, 2))
+        views_NVD = np.where(missing_N[:, None, None], labeled.features_ND[:, None], views_NVD)
+    support = Support(labeled.features_ND, labeled.labels_N, texts_of(texts), views_NVD)
+    with limited_threads(num_threads):
+        return refit(config.rule, support)
+
+
+def texts_of(texts: Done) -> Texts:
+    from raykd.algo.few_shot.support import Texts
+
+    classes_CD, lengths_C, _ = read_texts(texts)
+    return Texts(classes_CD, texts.facts["scale"], lengths_C)
+
+
+def confusions(labels_N: np.ndarray, choices_N: np.ndarray, classes: Sequence[str]) -> list[tuple[str, str, int]]:
+    """The most frequent mistakes: label, likeliest class, how often."""
+    wrong = labels_N != choices_N
+    pairs = Counter(zip(labels_N[wrong].tolist(), choices_N[wrong].tolist(), strict=True))
+    most = sorted(pairs.items(), key=lambda pair: (-pair[1], pair[0]))[:CONFUSIONS]
+    return [(classes[label], classes[choice], count) for (label, choice), count in most]
+
+
+def write_scorer(place: Place, scorer: Scorer) -> None:
+    buffer = io.BytesIO()
+    arrays = {
+        name: getattr(scorer, name).astype(np.float32) for name in ("weights_CD", "bias_C", "keys_MD", "values_MC")
+    }
+    np.savez(buffer, beta=scorer.beta, **arrays)
+    (place / SCORER_FILE).write_bytes(buffer.getvalue())
+
+
+def read_scorer(place: Place) -> Scorer:
+    from raykd.algo.few_shot.scorer import Scorer
+
+    with np.load(io.BytesIO((place / SCORER_FILE).read_bytes())) as arrays:
+        weights_CD, bias_C, keys_MD, values_MC = (arrays[name] for name in ARRAYS)
+        return Scorer(weights_CD, bias_C, keys_MD, values_MC, float(arrays["beta"]))
+
+
+def write_refitted(
+    features: Place, out: Place, fit: Done, texts: Done, num_threads: int, splits: pa.Table
+) -> dict[str, Any]:
+    """One part: tables.ENCODED in, tables.REFITTED out; what has changed in its pool images, for the facts."""
+    from raykd.algo.few_shot.honest import text_scorer
+
+    table, stored_ND = stored_features(features)
+    with limited_threads(max(1, num_threads)):
+        logits_NC = read_scorer(fit.place).logits(stored_ND)
+        before_NC = text_scorer(texts_of(texts)).logits(stored_ND)
+    bad_N = table["error"].is_valid().to_numpy()
+    split = pc.take(splits["split"], positions(table["sample_id"], splits["sample_id"], "the manifest"))
+    columns = {"sample_id": table["sample_id"], "split": split, "error": table["error"]}
+    columns["logits"] = vectors(rounded(np.where(bad_N[:, None], 0, logits_NC)), bad_N)
+    (out / LOGITS_FILE).write_table(checked(pa.table(columns), REFITTED), row_group_rows=READ_ROWS)
+    mine_N = pc.equal(split, "pool").to_numpy() & ~bad_N
+    now_N, before_N = (logits[mine_N].argmax(axis=1) for logits in (logits_NC, before_NC))
+    return {
+        "first_choices_C": np.bincount(now_N, minlength=logits_NC.shape[1]).tolist(),
+        "changed": int((now_N != before_N).sum()),
+    }
+
+
+def on_a_node(work: Work, num_cpus: float, function: Callable[..., Result], *arguments: Any) -> Result:
+    """``function(*arguments, num_threads)``: here with all cores, or on a cluster as a task."""
+    if work.session.is_local:
+        return function(*arguments, num_cores())
+    import ray
+
+    work.session.ensure()
+    found: Result = ray.get(ray.remote(num_cpus=num_cpus)(function).remote(*arguments, max(1, int(num_cpus))))
+    return found
