@@ -68,7 +68,7 @@ class LabeledFeatures:
 
 def fit_labels(config: TeacherConfig, texts: Done, labeled: LabeledFeatures, num_threads: int) -> Fitted:
     """The rule of a config, fitted. Cost: seconds; see the rules in ``algo/few_shot``."""
-    from raykd.algo.few_shot.rules import refit
+    from raykd.algo.few_shot.rules import fit_rule
     from raykd.algo.few_shot.support import Support
 
     views_NVD = labeled.views_NVD
@@ -77,7 +77,7 @@ def fit_labels(config: TeacherConfig, texts: Done, labeled: LabeledFeatures, num
         views_NVD = np.where(missing_N[:, None, None], labeled.features_ND[:, None], views_NVD)
     support = Support(labeled.features_ND, labeled.labels_N, texts_of(texts), views_NVD)
     with limited_threads(num_threads):
-        return refit(config.rule, support)
+        return fit_rule(config.rule, support)
 
 
 def texts_of(texts: Done) -> Texts:

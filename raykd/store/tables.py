@@ -12,7 +12,7 @@ VIEWS      sample_id, error, crops i32[5k] (of k views of a labeled image each: 
            features f16[kD]: the teacher's, view after view
 QUARANTINE sample_id, uri, reason
 TEACHER    sample_id, split, error, features f16[D] (as encoded: a cold start may pick by them), logits f32[C]
-REFITTED   sample_id, split, error, logits f16[C], of each row the largest is 0: a teacher that has learned from labels
+REFITTED   sample_id, split, error, logits f16[C] (the largest of a row is 0): a teacher that has learned from labels
 SCORES     sample_id, uri, label (null: none), features f16[D], probs f32[C]: what jobs/score.py gives
 PICKS      sample_id, rank (0-based, in the order picked), distance (NaN where it means nothing)
 CARDS      sample_id, rank, distance, uri, thumbnail (JPEG or PNG), teacher, student (the likeliest classes)

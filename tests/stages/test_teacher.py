@@ -132,7 +132,7 @@ def test_the_same_mind_computes_nothing(opinion, finished, no_image_is_read, mon
     from raykd.stages import teacher, zero_shot
 
     monkeypatch.setattr(zero_shot, "encode_texts", None)
-    monkeypatch.setattr(teacher, "write_parts", None)
+    monkeypatch.setattr(teacher, "each_part", None)
     assert opinion().scores == finished.teacher.scores
 
 
@@ -258,6 +258,7 @@ def test_a_class_list_that_is_wrong_is_told_in_three_lines_at_most_and_once(
     seeded, no_image_is_read, finished, monkeypatch
 ):
     """Names that the tokenizer reads almost alike, in templates that say much besides: known from their cosines."""
+    from raykd.models.teacher import TextEmbeddings
     from raykd.stages import teacher, zero_shot
     from raykd.stages.encode import encode
     from raykd.stages.pool import list_pool
@@ -267,7 +268,7 @@ def test_a_class_list_that_is_wrong_is_told_in_three_lines_at_most_and_once(
         rows[1] = (rows[0] + 0.1 * rows[1]) / np.sqrt(1.01)  # green is red, nearly
         rows[2] = -features.mean(axis=0) / np.linalg.norm(features.mean(axis=0))  # blue is what no image is
         rows[3] = -rows[2]  # and "something" what every image is
-        return rows, 100.0, 0.0
+        return TextEmbeddings(rows, np.ones(len(rows), np.float32), 100.0, 0.0)
 
     features = np.concatenate([np.array(part.place.read_table()["features"].to_pylist(), np.float32) for part in
                                finished.encoded.parts])  # fmt: skip

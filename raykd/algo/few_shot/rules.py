@@ -23,7 +23,7 @@ RULES: dict[str, Rule] = {"zero_shot": texts_alone, "gda": gda, "proker": proker
 AUTO = ("gda", "proker")
 
 
-def refit(rule: str, support: Support) -> Fitted:
+def fit_rule(rule: str, support: Support) -> Fitted:
     """The teacher of a rule, refitted.
 
     Args:
