@@ -22,8 +22,6 @@ HEADS: dict[str, tuple[str, ...]] = {
 }
 """The columns of logits that a student of each kind writes. A teacher writes ``("logits",)``."""
 
-LEAST_F16 = float(np.finfo(np.float16).min)
-
 CE_WEIGHTS = tuple(np.round(np.arange(21) * 0.05, 2).tolist())
 TEMPERATURES = (0.5, 0.75, 1.0, 1.25, 1.5, 2.0, 4.0)
 
@@ -82,18 +80,6 @@ def softmax(logits_NC: np.ndarray) -> np.ndarray:
     logits_NC = np.asarray(logits_NC, np.float64)
     powers_NC = np.exp(logits_NC - logits_NC.max(axis=1, keepdims=True, initial=-np.inf))
     return powers_NC / powers_NC.sum(axis=1, keepdims=True)
-
-
-def rounded(logits_NC: np.ndarray) -> np.ndarray:
-    """Logits in half precision, each row shifted so that its largest is 0.
-
-    That changes no softmax, and the finest steps of a float16 are then where they matter.
-
-    Returns:
-        float16 [N, C]. A probability is off by at most a 2,048th of itself times its logit's distance from the largest.
-    """
-    shifted_NC = logits_NC - logits_NC.max(axis=1, keepdims=True)
-    return np.maximum(shifted_NC, LEAST_F16).astype(np.float16)
 
 
 def _both(logits: Mapping[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:

@@ -25,8 +25,8 @@ from torch import nn
 
 from raykd.algo.batches import BatchPlan, learning_rate
 from raykd.algo.dho import Learner, Loss, StudentNet
-from raykd.algo.heads import rounded
 from raykd.algo.keyed import generator
+from raykd.algo.zeroshot import rounded
 from raykd.errors import UserError
 from raykd.images.decoding import Shrinks
 from raykd.images.reading import load_one
@@ -215,7 +215,7 @@ class Targets:
 def map_teacher(uris: Sequence[str], ids: pa.ChunkedArray, num_classes: int, file: Any) -> np.memmap:
     """The teacher's logits of some images in a mapped file, which all workers of a machine share.
 
-    In half precision (:func:`raykd.algo.heads.rounded`): 1.28 M images of 1,000 classes are 2.6 GB.
+    In half precision (:func:`raykd.algo.zeroshot.rounded`): 1.28 M images of 1,000 classes are 2.6 GB.
 
     Args:
         uris: Folders of Parquet files with sample_id and logits (and ``error``: rows that have one are left out).

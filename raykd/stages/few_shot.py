@@ -16,7 +16,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from raykd.algo.heads import rounded
 from raykd.config import TeacherConfig
 from raykd.errors import UserError
 from raykd.models.threads import limited_threads, num_cores
@@ -97,10 +96,9 @@ def confusions(labels_N: np.ndarray, choices_N: np.ndarray, classes: Sequence[st
 
 def write_scorer(place: Place, scorer: Scorer) -> None:
     buffer = io.BytesIO()
-    arrays = {
-        name: getattr(scorer, name).astype(np.float32) for name in ("weights_CD", "bias_C", "keys_MD", "values_MC")
-    }
-    np.savez(buffer, beta=scorer.beta, **arrays)
+    arrays = (scorer.weights_CD, scorer.bias_C, scorer.keys_MD, scorer.values_MC)
+    named = {name: array.astype(np.float32) for name, array in zip(ARRAYS, arrays, strict=True)}
+    np.savez(buffer, beta=scorer.beta, **named)  # type: ignore[arg-type]
     (place / SCORER_FILE).write_bytes(buffer.getvalue())
 
 
@@ -117,6 +115,7 @@ def write_refitted(
 ) -> dict[str, Any]:
     """One part: tables.ENCODED in, tables.REFITTED out; what has changed in its pool images, for the facts."""
     from raykd.algo.few_shot.honest import text_scorer
+    from raykd.algo.zeroshot import rounded
 
     table, stored_ND = stored_features(features)
     with limited_threads(max(1, num_threads)):
@@ -125,7 +124,7 @@ def write_refitted(
     bad_N = table["error"].is_valid().to_numpy()
     split = pc.take(splits["split"], positions(table["sample_id"], splits["sample_id"], "the manifest"))
     columns = {"sample_id": table["sample_id"], "split": split, "error": table["error"]}
-    columns["logits"] = vectors(rounded(np.where(bad_N[:, None], 0, logits_NC)), bad_N)
+    columns["logits"] = vectors(rounded(logits_NC), bad_N)
     (out / LOGITS_FILE).write_table(checked(pa.table(columns), REFITTED), row_group_rows=READ_ROWS)
     mine_N = pc.equal(split, "pool").to_numpy() & ~bad_N
     now_N, before_N = (logits[mine_N].argmax(axis=1) for logits in (logits_NC, before_NC))

@@ -190,7 +190,8 @@ class Place:
         return self.parquet().to_table(columns=columns)
 
     def write_table(self, table: pa.Table, *, row_group_rows: int | None = None) -> None:
-        """Write one Parquet file, atomically."""
+        """Write one Parquet file, atomically. Numbers of vectors hardly repeat, so no dictionary is made of them."""
         sink = pa.BufferOutputStream()
-        pq.write_table(table, sink, row_group_size=row_group_rows)
+        texts = [field.name for field in table.schema if not pa.types.is_nested(field.type)]
+        pq.write_table(table, sink, row_group_size=row_group_rows, use_dictionary=texts)
         self.write_bytes(sink.getvalue().to_pybytes())

@@ -103,8 +103,9 @@ def vectors(rows: np.ndarray, mask: np.ndarray | None = None) -> pa.FixedSizeLis
 
     Not null: Arrow before 26 cannot write a FixedSizeList with nulls to Parquet.
     """
-    if mask is not None:
-        rows = np.where(np.asarray(mask, bool)[:, None], np.array(np.nan, rows.dtype), rows)
+    if mask is not None and np.any(mask):
+        rows = rows.copy()
+        rows[np.asarray(mask, bool)] = np.nan
     return pa.FixedSizeListArray.from_arrays(pa.array(np.ascontiguousarray(rows).reshape(-1)), rows.shape[1])
 
 

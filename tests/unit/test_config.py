@@ -325,7 +325,8 @@ def written(folder, values):
 def test_every_field_that_is_a_path_is_marked_as_one():
     sources = [f"{part}.{name}" for part in ("pool", "test", "val") for name in ("path", "split_file")]
     others = ["storage_path", "cache_path", "classes", "teacher.model", "teacher.pretrained",
-              "teacher.model_config_file", "teacher.table", "student.pretrained", "labels.given", "labels.answers"]  # fmt: skip
+              "teacher.model_config_file", "teacher.table", "student.pretrained", "labels.given",
+              "labels.answers"]  # fmt: skip
     assert sorted(PATHS) == sorted(sources + others)
 
 

@@ -185,7 +185,7 @@ def test_class_embeddings_scale_and_bias_are_open_clips(family, fetched, config,
     names = [name.replace("_", " ") for name in CLASSES]
     expected = open_clip.build_zero_shot_classifier(model, tokenizer, names, [t.format for t in TEMPLATES])
     tokens, counts = tokens_of(config.open_clip_name, TEXTS), [len(TEMPLATES)] * len(CLASSES)
-    classes_CD, lengths_C, scale, bias = encode_texts(fetched, tokens, counts, "cpu", batch_size=5)
+    classes_CD, _, scale, bias = encode_texts(fetched, tokens, counts, "cpu", batch_size=5)
     np.testing.assert_allclose(classes_CD, expected.T.numpy(), atol=1e-5)
     assert [type(scale), type(bias)] == [float, float]
     with torch.inference_mode():
@@ -237,7 +237,7 @@ def test_logits_of_single_prompts_are_the_models_own(fetched, config, theirs, im
     texts = [own[0] for own in TEXTS[: len(images)]]  # CoCa's captions go pair by pair
     pixels, tokens = torch.stack(list(map(preprocess, images))), tokenizer(texts)
     features = torch.from_numpy(ImageTower(fetched, "fp32", "cpu", 1).features(pixels_of(fetched, images))).float()
-    classes_CD, lengths_C, scale, bias = encode_texts(
+    classes_CD, _, scale, bias = encode_texts(
         fetched, tokens_of(config.open_clip_name, [[t] for t in texts]), [1] * len(texts), "cpu"
     )
     found = zero_shot_logits(features, torch.from_numpy(classes_CD), scale, bias)

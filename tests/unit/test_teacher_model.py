@@ -180,5 +180,7 @@ def test_a_fetched_model_is_whole_and_its_preprocessing_is_read_without_torch(te
     tokens = tokens_of(f"local-dir:{teacher_folder}", texts)
     classes_CD, lengths_C, scale, bias = encode_texts(place, tokens, [3, 1], "cpu")
     assert classes_CD.shape == (2, 16)
+    assert lengths_C.shape == (2,)
+    assert (lengths_C > 0).all()
     np.testing.assert_allclose(np.linalg.norm(classes_CD, axis=1), 1, rtol=1e-5)
     assert (scale > 1, bias) == (True, 0.0)

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 from raykd.algo.dho import StudentNet
-from raykd.algo.heads import HEADS, rounded
+from raykd.algo.heads import HEADS
+from raykd.algo.zeroshot import rounded
 from raykd.errors import StorageError, UserError
 from raykd.models import training
 from raykd.models.preprocess import Preprocess

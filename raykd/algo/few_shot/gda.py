@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 
 from raykd.algo.few_shot.honest import Learned, text_only
 from raykd.algo.few_shot.scorer import linear
@@ -34,7 +35,7 @@ def gda(support: Support) -> Iterator[Learned]:
     """
     texts_CD, num_views = support.texts.directions_CD, support.seen_NVD[..., 0].size
     sums = moments(support.seen_NVD, support.labels_N, support.num_classes)
-    scales_D, axes_DD = np.linalg.eigh(sums.scatter_DD)
+    scales_D, axes_DD = (part.numpy() for part in torch.linalg.eigh(torch.from_numpy(sums.scatter_DD)))
     scales_D = np.maximum(scales_D, 0.0)
     precision_D = 1 / (scales_D + ridge_of(scales_D.sum(), num_views))
     noise = float((precision_D * scales_D).sum()) / max(num_views - sums.num_seen, 1)
@@ -106,20 +107,18 @@ class _LeftOut:
         others_N = self.counts_C[labels_N] - 1
         own_N1 = text_share(others_N, worth)[:, None]
         own_ND = (1 - own_N1) * self.means_ND + own_N1 * self.texts_ND
-        to_means_NRC = weighted_NRD @ means_CD.T
-        to_own_NR1 = weighted_NRD @ own_ND[:, :, None]
-        to_each_NRR = weighted_NRD @ self.vectors_NRD.transpose(0, 2, 1)
+        to_means_NRC = flat_product(weighted_NRD, means_CD.T)
+        to_own_NR1 = batch_product(weighted_NRD, own_ND[:, :, None])
+        to_each_NRR = batch_product(weighted_NRD, self.vectors_NRD.transpose(0, 2, 1))
         pair = to_each_NRR[:, 2:, :2]  # U'B of the image and of the change of the gap
 
         def products(with_columns: np.ndarray, plain: np.ndarray) -> np.ndarray:
             """p'Aq of the pair with each q, from U'Bq [n, r, q] and p'Bq [n, 2, q]."""
-            found: np.ndarray = plain + pair.transpose(0, 2, 1) @ middles @ with_columns
-            return found
+            return plain + batch_product(batch_product(pair.transpose(0, 2, 1), middles), with_columns)
 
         def squares(with_columns: np.ndarray, plain: np.ndarray) -> np.ndarray:
             """q'Aq of each q, from U'Bq [n, r, q] and q'Bq [n, q]."""
-            found: np.ndarray = plain + (with_columns * (middles @ with_columns)).sum(axis=1)
-            return found
+            return plain + np.einsum("nrq,nrq->nq", with_columns, batch_product(middles, with_columns))
 
         pair_to_means_N2C = products(to_means_NRC[:, 2:], to_means_NRC[:, :2])
         pair_to_pair_N22 = products(pair, to_each_NRR[:, :2, :2])
@@ -152,13 +151,15 @@ def _left_out(support: Support, sums: Moments, scales_D: np.ndarray, axes_DD: np
         if views > 1:
             columns.append(seen_NVD - own_ND[:, None])
         image_and_gap = [support.features_ND[rows][:, None], (gaps_ND[rows] - gap_D)[:, None]]
-        vectors_NRD = np.concatenate([*image_and_gap, *columns], axis=1) @ axes_DD
+        vectors_NRD = flat_product(np.concatenate([*image_and_gap, *columns], axis=1), axes_DD)
         columns_NrD = vectors_NRD[:, 2:]
         ridges_N = ridge_of(scales_D.sum() - (columns_NrD**2).sum(axis=(1, 2)), (count - 1) * views)
         inverse_ND = 1 / (scales_D + ridges_N[:, None])
         weighted_NrD = columns_NrD * inverse_ND[:, None]
-        middles_Nrr = np.linalg.inv(np.eye(rank) - weighted_NrD @ columns_NrD.transpose(0, 2, 1))
-        traces_N = inverse_ND.sum(axis=1) + np.einsum("nrs,nrd,nsd->n", middles_Nrr, weighted_NrD, weighted_NrD)
+        inner_Nrr = batch_product(weighted_NrD, columns_NrD.transpose(0, 2, 1))
+        middles_Nrr = np.linalg.inv(np.eye(rank) - inner_Nrr)
+        squares_Nrr = batch_product(weighted_NrD, weighted_NrD.transpose(0, 2, 1))
+        traces_N = inverse_ND.sum(axis=1) + (middles_Nrr * squares_Nrr).sum(axis=(1, 2))
         num_others = (count - 1) * views - (sums.num_seen - (counts_N == 1))
         yield _LeftOut(
             inverse_ND,
@@ -176,3 +177,16 @@ def ridge_of(trace: np.ndarray | float, num_views: int) -> np.ndarray:
     """GDA's ridge: the trace of the covariance; 1 where labels have no scatter at all (one view of one of each)."""
     trace = np.asarray(trace, np.float64)
     return np.where(trace > NO_SCATTER, trace / max(num_views - 1, 1), 1.0)
+
+
+def flat_product(first_NRD: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """Of all rows with one matrix, as one product: numpy would make N of it."""
+    count, rows, width = first_NRD.shape
+    product: np.ndarray = first_NRD.reshape(-1, width) @ second
+    return product.reshape(count, rows, -1)
+
+
+def batch_product(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """Of N matrices with N others; numpy's own is slow where they are small."""
+    product: np.ndarray = torch.bmm(torch.from_numpy(first), torch.from_numpy(second)).numpy()
+    return product
