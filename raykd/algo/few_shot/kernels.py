@@ -5,6 +5,7 @@ N labeled images, M keys, C classes, D feature width.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
@@ -125,10 +126,13 @@ def widths(squares_NN: np.ndarray) -> list[float]:
 
 
 def tuned(support: Support, offers: Rule) -> Mapping[str, float]:
-    """What a part of the labels chose of a rule's offers, where there are too many to try all on all; else nothing."""
-    count = len(support.labels_N)
-    if count <= TUNED_ON:
+    """What a part of the classes chose of a rule's offers, where there are too many labels to try all; else nothing.
+
+    All labels of each of these classes, so that they are as many as they will be.
+    """
+    step = math.ceil(len(support.labels_N) / TUNED_ON)
+    if step == 1:
         return {}
-    some = support.some(np.linspace(0, count - 1, TUNED_ON).astype(np.int64))
+    some = support.of_classes(np.arange(0, support.num_classes, min(step, support.num_classes - 1)))
     chosen = fitted("", some, offers).chosen
     return {name: value for name, value in chosen.items() if name not in ("temperature", "strength")}

@@ -98,6 +98,15 @@ class Support:
     def one_hot_NC(self) -> np.ndarray:
         return np.eye(self.num_classes)[self.labels_N]
 
+    def of_classes(self, classes: np.ndarray) -> Support:
+        """Of a part of the classes, at least two of them, int [c]: their labels and texts alone."""
+        texts = self.texts
+        lengths = None if texts.lengths_C is None else texts.lengths_C[classes]
+        texts = replace(texts, directions_CD=texts.directions_CD[classes], lengths_C=lengths)
+        rows = np.flatnonzero(np.isin(self.labels_N, classes))
+        some = self.some(rows)
+        return replace(some, labels_N=np.searchsorted(classes, some.labels_N), texts=texts)
+
     def some(self, rows: np.ndarray) -> Support:
         """Of a part of the images."""
         views = None if self.views_NVD is None else self.views_NVD[rows]
