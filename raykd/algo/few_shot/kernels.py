@@ -18,7 +18,6 @@ from raykd.algo.few_shot.support import Support, gaps_without, moments, text_bac
 WIDTHS = (0.5, 0.25, 1.0, 2.0, 4.0)  # beta, over the median squared distance of labeled images; the usual one first
 RIDGES = (3.0, 0.03, 0.1, 0.3, 1.0)  # lambda of ProKeR; the usual one first
 TUNED_ON = 1024  # labels at most by which width and ridge are chosen
-NEAR_NOTHING = 1e-9  # of a squared distance: what rounding leaves
 
 
 def proker(support: Support) -> Iterator[Learned]:
@@ -67,7 +66,7 @@ def tip(support: Support) -> Iterator[Learned]:
     """Tip-Adapter: the labels of near images, weighed by how near they are (Zhang et al., ECCV 2022, arXiv 2207.09519).
 
     ``learned_c = mean over images of class c of exp(-beta |x - x'|^2)``, so beta is half of theirs, whose cosines lie
-    in ``exp(-beta (1 - cos))`` (PAPERS.md 2.3).
+    in ``exp(-beta (1 - cos))`` (PAPERS.md 2.4).
 
     Departures: the mean, where they have the sum, which is the same for as many labels of each class; with lopsided
     labels a class would win by their number alone. The moved text stands in for a class without labels.
@@ -113,15 +112,17 @@ def squares_to_moved_texts(features_ND: np.ndarray, texts_CD: np.ndarray, gaps_N
 
 
 def image_distances(features_ND: np.ndarray) -> np.ndarray:
-    """Between directions, float64 [N, N]; exactly symmetric."""
-    squares_NN: np.ndarray = np.maximum(2 - 2 * features_ND @ features_ND.T, 0.0)
-    return (squares_NN + squares_NN.T) / 2
+    """Squared, between directions on the grid, float64 [N, N]: exact, so symmetric, and 0 between the same."""
+    products_NN = features_ND @ features_ND.T
+    lengths_N = np.diag(products_NN)
+    squares_NN: np.ndarray = lengths_N + lengths_N[:, None] - 2 * products_NN
+    return squares_NN
 
 
 def widths(squares_NN: np.ndarray) -> list[float]:
     """Betas to try: :data:`WIDTHS` over the median squared distance of two images."""
     upper = squares_NN[np.triu_indices(len(squares_NN), 1)]
-    median = float(np.median(upper[upper > NEAR_NOTHING])) if (upper > NEAR_NOTHING).any() else 1.0
+    median = float(np.median(upper[upper > 0])) if (upper > 0).any() else 1.0
     return [width / median for width in WIDTHS]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 
 import numpy as np
 
@@ -10,6 +11,7 @@ from raykd.algo.few_shot.gda import gda
 from raykd.algo.few_shot.honest import Fitted, Learned, Rule, fitted, text_only
 from raykd.algo.few_shot.kernels import proker, tip
 from raykd.algo.few_shot.support import Support
+from raykd.algo.few_shot.trained import PUBLISHED_CLAP, ClapSettings, clap, tip_f
 
 ENOUGH = 8  # labels that say something, from which on ``auto`` listens to them
 
@@ -19,17 +21,25 @@ def texts_alone(support: Support) -> Iterator[Learned]:
     yield text_only(support)
 
 
-RULES: dict[str, Rule] = {"zero_shot": texts_alone, "gda": gda, "proker": proker, "tip": tip}
+RULES: dict[str, Rule] = {
+    "zero_shot": texts_alone,
+    "gda": gda,
+    "proker": proker,
+    "tip": tip,
+    "clap": clap,
+    "tip_f": tip_f,
+}
 AUTO = ("gda", "proker")
 
 
-def fit_rule(rule: str, support: Support) -> Fitted:
+def fit_rule(rule: str, support: Support, clap_settings: ClapSettings = PUBLISHED_CLAP) -> Fitted:
     """The teacher of a rule, refitted.
 
     Args:
         rule: One of :data:`RULES`, or ``auto``: zero-shot, unless the labels say by more than a standard error that one
             of :data:`AUTO` is likelier; with fewer than :data:`ENOUGH` that say anything, zero-shot as it is.
         support: The labels.
+        clap_settings: How CLAP is trained; no other rule looks at them.
 
     Returns:
         With one label in all, which leaves nothing to learn from when it is left out: zero-shot as it is.
@@ -38,7 +48,8 @@ def fit_rule(rule: str, support: Support) -> Fitted:
     if len(says_N) < 2 or (rule == "auto" and says_N.sum() < ENOUGH):
         return fitted("zero_shot", support, texts_alone, tempered=False)
     if rule != "auto":
-        return fitted(rule, support, RULES[rule])
+        rules = RULES | {"clap": partial(clap, settings=clap_settings)}
+        return fitted(rule, support, rules[rule])
     texts, *others = (fitted(name, support, RULES[name]) for name in ("zero_shot", *AUTO))
     other = min(others, key=lambda each: float(says_N @ each.losses_N))
     gains_N = texts.losses_N - other.losses_N

@@ -15,12 +15,13 @@ SCORED_ROWS = 4096  # that are scored together
 
 @dataclass(frozen=True)
 class Scorer:
-    """``logits = x W' + b + exp(-beta |x - key|^2) V``, over directions x: what every rule comes to.
+    """``logits = x W' + b + exp(-2 beta (1 - x'key)) V``, over directions x: what every rule comes to.
 
     Args:
         weights_CD: float [C, D].
         bias_C: float [C].
-        keys_MD, values_MC: Of the kernel, float; no rows: it has none.
+        keys_MD, values_MC: Of the kernel, float; no rows: it has none. With keys of length 1, as all but trained ones
+            are, it is ``exp(-beta |x - key|^2)``.
         beta: Of the kernel, > 0.
     """
 
