@@ -237,19 +237,6 @@ class ModelConfig(Section):
         return self.model.replace("{raykd}", str(Path(__file__).parent))
 
 
-class ClapConfig(Section):
-    """How CLAP is trained; the defaults are the original's."""
-
-    depends: ClassVar[JsonDict] = until("refit")
-
-    learning_rate: float = Field(0.1, gt=0, description="SGD, peak")
-    batch_size: Count = Field(256, description="Labeled views a step")
-    epochs: Count = Field(300, description="Passes over the labels")
-    schedule: Literal["cosine", "linear"] = Field(
-        "cosine", description="cosine, one epoch of constant warm-up; linear, as ActiveKD's code: 10 % warm-up"
-    )
-
-
 class TeacherConfig(ModelConfig):
     """The vision-language model that sees every image once, and what it makes of its features and of labels."""
 
@@ -276,7 +263,11 @@ class TeacherConfig(ModelConfig):
         description="Let the features of the whole pool move the classes, anchored to the texts (StatA)",
         json_schema_extra=until("refit"),
     )
-    clap: ClapConfig = ClapConfig()
+    clap: Literal["published", "activekd"] = Field(
+        "published",
+        description="rule: clap: trained as its authors do, or as ActiveKD's code does",
+        json_schema_extra=until("refit"),
+    )
 
     @property
     def learns(self) -> bool:

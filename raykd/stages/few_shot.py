@@ -69,6 +69,7 @@ def fit_labels(config: TeacherConfig, texts: Done, labeled: LabeledFeatures, num
     """The rule of a config, fitted. Cost: seconds; see the rules in ``algo/few_shot``."""
     from raykd.algo.few_shot.rules import fit_rule
     from raykd.algo.few_shot.support import Support
+    from raykd.algo.few_shot.trained import ACTIVEKD_CLAP, PUBLISHED_CLAP
 
     views_NVD = labeled.views_NVD
     if views_NVD is not None:  # an image without views is its own
@@ -76,7 +77,7 @@ def fit_labels(config: TeacherConfig, texts: Done, labeled: LabeledFeatures, num
         views_NVD = np.where(missing_N[:, None, None], labeled.features_ND[:, None], views_NVD)
     support = Support(labeled.features_ND, labeled.labels_N, texts_of(texts), views_NVD)
     with limited_threads(num_threads):
-        return fit_rule(config.rule, support)
+        return fit_rule(config.rule, support, PUBLISHED_CLAP if config.clap == "published" else ACTIVEKD_CLAP)
 
 
 def texts_of(texts: Done) -> Texts:
