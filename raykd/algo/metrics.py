@@ -30,7 +30,9 @@ def macro_accuracy(probs_NC: np.ndarray, labels_N: np.ndarray) -> float:
     return float(np.nanmean(recall(probs_NC, labels_N)))
 
 
-def calibration_error(probs_NC: np.ndarray, labels_N: np.ndarray, num_bins: int = 15) -> float:
+def calibration_error(
+    probs_NC: np.ndarray, labels_N: np.ndarray, weights_N: np.ndarray | None = None, num_bins: int = 15
+) -> float:
     """Expected calibration error of the top class: mean |confidence - accuracy| over equal-width bins, by rows.
 
     0 (as sure as it is right) to 1. Guo et al. 2017 (arXiv 1706.04599), Eq. 3; bins are (lower, upper], the first one
@@ -43,8 +45,9 @@ def calibration_error(probs_NC: np.ndarray, labels_N: np.ndarray, num_bins: int 
     confidence_N = probs_NC.max(axis=1)
     correct_N = probs_NC.argmax(axis=1) == labels_N
     bins_N = np.clip(np.ceil(confidence_N * num_bins).astype(int) - 1, 0, num_bins - 1)
-    gaps = np.bincount(bins_N, weights=confidence_N - correct_N, minlength=num_bins)
-    return float(np.abs(gaps).sum() / len(labels_N))
+    weights_N = np.ones(len(labels_N)) if weights_N is None else weights_N
+    gaps = np.bincount(bins_N, weights=weights_N * (confidence_N - correct_N), minlength=num_bins)
+    return float(np.abs(gaps).sum() / weights_N.sum())
 
 
 class Scores(TypedDict):

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import TypeGuard
 
 from raykd.algo.class_list import CLOSE, NEUTRAL
+from raykd.algo.metrics import HeldOut
 from raykd.algo.statistics import Change, is_noise, wilson
 from raykd.store.outputs import ClassCheck, RoundFigures, TeacherFit
 
@@ -140,22 +141,25 @@ def worth_of_last(rounds: Sequence[RoundFigures]) -> str | None:
 # ---------------------------------------------------------------- what labels have made of the teacher
 
 
+def held_out_in_words(on: HeldOut) -> str:
+    return f"{percent(on['accuracy'])} right, log-loss {number(on['log_loss'])}, calibration error {percent(on['ece'])}"
+
+
 def refit_in_words(fit: TeacherFit, accuracy: float | None) -> str:
     """The line that a refit ends with: what it was, and what it has changed.
 
     Args:
         accuracy: On test.
     """
-    chosen = fit["chosen"]
-    before, after = (
-        f"{percent(on['accuracy'])} right, log-loss {number(on['log_loss'])}, calibration error {percent(on['ece'])}"
-        for on in (fit["before"], fit["after"])
-    )
+    chosen, (before, after) = fit["chosen"], (fit["before"], fit["after"])
     strength = f", strength {chosen['strength']:.2g}" if "strength" in chosen else ""
-    text = (
-        f"{fit['rule']} on {counted(fit['num_labels'], 'label')}, temperature {chosen['temperature']:.2g}{strength}; "
-    )
-    text += f"of labels that it has not seen {after} (texts alone: {before})"
+    text = f"{fit['rule']} on {counted(fit['num_labels'], 'label')}, temperature {chosen['temperature']:.2g}{strength}"
+    if before and after:
+        text += (
+            f"; of labels that it has not seen {held_out_in_words(after)} (texts alone: {held_out_in_words(before)})"
+        )
+    else:
+        text += "; one label of a class says nothing yet of how good it is"
     if (changed := fit["changed"]) is not None:
         text += f"; another first choice for {percent(changed)} of the pool"
     if (change := fit["change"]) is not None:

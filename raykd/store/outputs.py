@@ -224,9 +224,9 @@ class TeacherFit(TypedDict):
     rule: str  # of ``auto`` the one that was taken
     num_labels: int
     chosen: dict[str, float]  # temperature, strength, and the rule's own numbers
-    before: HeldOut  # on the labels, each by a teacher that has not seen it: by texts alone,
-    untempered: HeldOut  # with what is learned but temperature 1,
-    after: HeldOut  # and as it is
+    before: HeldOut | None  # on the labels, each by a teacher that has not seen it: by texts alone,
+    untempered: HeldOut | None  # with what is learned but temperature 1,
+    after: HeldOut | None  # and as it is; None: one label of each class says nothing of that
     confusions: list[tuple[str, str, int]]  # label, likeliest class and how often, on the labels; the most frequent
     passes: int  # over the features of the whole pool
     changed: float | None  # share of the pool whose likeliest class is another one than by texts alone

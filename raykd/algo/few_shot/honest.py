@@ -58,7 +58,7 @@ class Fitted(NamedTuple):
         chosen: What the labels chose, by name: ``temperature``, ``strength`` (of what is learned, 1 where it says as
             much as the texts) and the rule's own.
         before, untempered, after: On labels that it has not seen: the texts alone, with what is learned, and with the
-            temperature, too.
+            temperature, too. None: the labels say nothing of it (:attr:`Support.says_N`).
         losses_N: float64 [N], of ``after``: -log of each label's probability.
         choices_N: int64 [N], of ``after``: the likeliest class of each labeled image.
     """
@@ -66,9 +66,9 @@ class Fitted(NamedTuple):
     rule: str
     scorer: Scorer
     chosen: Mapping[str, float]
-    before: HeldOut
-    untempered: HeldOut
-    after: HeldOut
+    before: HeldOut | None
+    untempered: HeldOut | None
+    after: HeldOut | None
     losses_N: np.ndarray
     choices_N: np.ndarray
 
@@ -101,9 +101,9 @@ def fitted(name: str, support: Support, rule: Rule, tempered: bool = True) -> Fi
         name,
         scorer,
         {**chosen, **offer.chosen},
-        before=held_out(support.text_logits_NC, labels_N),
-        untempered=held_out(logits_NC / weights[0], labels_N),
-        after=held_out(logits_NC, labels_N),
+        before=held_out(support.text_logits_NC, labels_N, says_N),
+        untempered=held_out(logits_NC / weights[0], labels_N, says_N),
+        after=held_out(logits_NC, labels_N, says_N),
         losses_N=log_losses(logits_NC, labels_N),
         choices_N=logits_NC.argmax(axis=1),
     )
@@ -122,13 +122,15 @@ def log_losses(logits_NC: np.ndarray, labels_N: np.ndarray) -> np.ndarray:
     return losses_N
 
 
-def held_out(logits_NC: np.ndarray, labels_N: np.ndarray) -> HeldOut:
-    """Of logits that have not seen the labels."""
+def held_out(logits_NC: np.ndarray, labels_N: np.ndarray, says_N: np.ndarray) -> HeldOut | None:
+    """Of logits that have not seen the labels, which weigh what they say; None where they say nothing."""
+    if not says_N.any():
+        return None
     probs_NC = softmax(logits_NC)
     return {
-        "accuracy": float(np.mean(probs_NC.argmax(axis=1) == labels_N)),
-        "log_loss": float(log_losses(logits_NC, labels_N).mean()),
-        "ece": calibration_error(probs_NC, labels_N),
+        "accuracy": float(np.average(probs_NC.argmax(axis=1) == labels_N, weights=says_N)),
+        "log_loss": float(np.average(log_losses(logits_NC, labels_N), weights=says_N)),
+        "ece": calibration_error(probs_NC, labels_N, says_N),
     }
 
 
