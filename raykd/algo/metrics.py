@@ -31,12 +31,15 @@ def macro_accuracy(probs_NC: np.ndarray, labels_N: np.ndarray) -> float:
 
 
 def calibration_error(
-    probs_NC: np.ndarray, labels_N: np.ndarray, weights_N: np.ndarray | None = None, num_bins: int = 15
+    probs_NC: np.ndarray, labels_N: np.ndarray, num_bins: int = 15, weights_N: np.ndarray | None = None
 ) -> float:
     """Expected calibration error of the top class: mean |confidence - accuracy| over equal-width bins, by rows.
 
     0 (as sure as it is right) to 1. Guo et al. 2017 (arXiv 1706.04599), Eq. 3; bins are (lower, upper], the first one
     closed. Cost: one pass.
+
+    Args:
+        weights_N: Of the rows, float [N]; None: all the same.
 
     Example:
         >>> calibration_error(np.array([[0.75, 0.25], [0.75, 0.25]]), np.array([0, 1]))  # sure to 3/4, right on 1/2

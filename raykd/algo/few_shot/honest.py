@@ -130,7 +130,7 @@ def held_out(logits_NC: np.ndarray, labels_N: np.ndarray, says_N: np.ndarray) ->
     return {
         "accuracy": float(np.average(probs_NC.argmax(axis=1) == labels_N, weights=says_N)),
         "log_loss": float(np.average(log_losses(logits_NC, labels_N), weights=says_N)),
-        "ece": calibration_error(probs_NC, labels_N, says_N),
+        "ece": calibration_error(probs_NC, labels_N, weights_N=says_N),
     }
 
 
