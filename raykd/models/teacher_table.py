@@ -146,7 +146,7 @@ class TeacherTable:
         """Ids and logits, a few thousand rows at a time.
 
         Probabilities become their logarithms, so that a softmax gives them back; a 0 becomes
-        :data:`LEAST_PROBABILITY`, and sums that are 1 but for rounding become 1. Memory: one batch, whatever the size
+        :data:`LEAST_PROBABILITY`. Sums that are 1 but for rounding are left to the softmax, which makes them 1. Memory: one batch, whatever the size
         of row groups. Cost: one pass over the files.
 
         Yields:
@@ -290,7 +290,7 @@ def class_columns(
 ) -> tuple[str, ...]:
     """The columns that are called as classes are, or were."""
     known = set(classes)
-    columns = [name for name in schema.names if name != "sample_id" and renamed.get(name, name) in known]
+    columns = [name for name in schema.names if renamed.get(name, name) in known]
     if not columns:
         raise UserError(
             f"{OPTION}: {file} has no column probs or logits, and none that is called as a class "
@@ -455,7 +455,7 @@ class TableRows(NamedTuple):
         lengths_n = pc.list_value_length(column).to_numpy(zero_copy_only=False)
         expected = len(self.file.layout.order_M)
         if (others := np.flatnonzero(lengths_n != expected)).size:
-            raise other_width(self.named(int(others[0])), int(lengths_n[others[0]]), expected)
+            raise other_width(f"{self.named(int(others[0]))}: {name}", int(lengths_n[others[0]]), expected)
         return matrix(column, name).astype(np.float64)
 
     def side_by_side(self, batch: pa.RecordBatch) -> np.ndarray:
@@ -521,5 +521,4 @@ def as_logits(values_nM: np.ndarray, layout: Layout) -> np.ndarray:
     if layout.kind == "logits":
         return np.logaddexp.reduceat(ordered_nM, layout.starts_C, axis=1).astype(np.float32)
     probs_nC = np.add.reduceat(ordered_nM, layout.starts_C, axis=1)
-    probs_nC /= probs_nC.sum(axis=1, keepdims=True)
     return np.log(np.maximum(probs_nC, LEAST_PROBABILITY)).astype(np.float32)
