@@ -146,8 +146,8 @@ class TeacherTable:
         """Ids and logits, a few thousand rows at a time.
 
         Probabilities become their logarithms, so that a softmax gives them back; a 0 becomes
-        :data:`LEAST_PROBABILITY`. Sums that are 1 but for rounding are left to the softmax, which makes them 1. Memory: one batch, whatever the size
-        of row groups. Cost: one pass over the files.
+        :data:`LEAST_PROBABILITY`. Sums that are 1 but for rounding are left to the softmax, which makes them 1.
+        Memory: one batch, whatever the size of row groups. Cost: one pass over the files.
 
         Yields:
             Ids as text [n], and float32 [n, C] in the order of the campaign's classes, all finite.
