@@ -36,8 +36,9 @@ READ_ROWS = 4096
 BUFFER_BYTES = 2**26  # of all columns together; without, Arrow holds the whole of a row group
 SUM_TOLERANCE = 5e-3  # a float16 is off by a 2,048th of itself, a bfloat16 by a 256th
 LEAST_PROBABILITY = float(np.finfo(np.float32).tiny)
-"""What a probability of 0 becomes, 1.2e-38: its logarithm is -87.3. The smallest number that a softmax in float32 gives
-back as it is; 0 would become -inf, and a divergence 0 * inf. Softened by a temperature of 2 it is still below 1e-18."""
+"""What a probability of 0 becomes, 1.2e-38: its logarithm is -87.3. About the smallest that float32 holds in full, so a
+softmax still gives the table back; 0 itself would become -inf, and a divergence 0 * inf. Softened by a temperature of 2
+it is below 1e-18."""
 
 CLASSES_KEY = b"classes"
 OPTION = "teacher.table"

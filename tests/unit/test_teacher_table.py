@@ -106,7 +106,7 @@ def test_a_softmax_of_the_logits_gives_any_table_of_probabilities_back(tmp_path_
     ((_, logits_nC),) = opened(path, classes).logits()
     assert np.isfinite(logits_nC).all()
     np.testing.assert_allclose(softmax(logits_nC), probs, rtol=1e-5, atol=1.2e-38)
-    # in float32, as a GPU computes it: no power of a probability is 0, nor a subnormal that one may flush to it
+    # in float32, as a GPU computes it: no power is 0, nor (but for rounding) a subnormal
     assert np.exp(logits_nC).min() >= np.finfo(np.float32).tiny * (1 - 1e-5)
     powers = np.exp(logits_nC - logits_nC.max(axis=1, keepdims=True))
     np.testing.assert_allclose(powers / powers.sum(axis=1, keepdims=True), probs, rtol=2e-5, atol=1e-6)
