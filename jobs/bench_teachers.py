@@ -22,7 +22,6 @@ import argparse
 import io
 import json
 import resource
-import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
@@ -202,10 +201,9 @@ def compare_rules(data: Data, rules: Sequence[str], seeds: int) -> dict[str, Any
 
 def compare_students(folder: Path, rules: Sequence[str], seeds: int) -> dict[str, Any]:
     """The demo's campaign under each rule: accuracy of student and teacher by round."""
-    from raykd.presets import load_preset
+    from active_round import run  # beside this file
 
-    sys.path.insert(0, str(Path(__file__).parents[1]))
-    from jobs.active_round import run
+    from raykd.presets import load_preset
 
     found: dict[str, Any] = {}
     rows: dict[str, list[list[Any]]] = {rule: [] for rule in rules}
@@ -329,7 +327,7 @@ def main() -> None:
             for data in sets:
                 results[data.name] = compare_rules(data, given.rules or RULES, given.seeds)
             seen = digits(folder, views=10)
-            results[seen.name] = compare_rules(seen, [rule for rule in ("gda", "tip_f", "clap")], given.seeds)
+            results[seen.name] = compare_rules(seen, ("gda", "tip_f", "clap"), given.seeds)
         if "students" in given.themes:
             results["students"] = compare_students(folder, given.rules or STUDENT_RULES, given.seeds)
         if "scale" in given.themes:
