@@ -98,7 +98,7 @@ def digits(folder: Path, views: int = 0) -> Data:
             )  # fmt: skip
             views_NVD = seen.features(rows["sample_id"].take(pc.sort_indices(rows["sample_id"]))).astype(np.float32)
             assert isinstance(rows, pa.Table)
-    return Data("digits" + (f", {views} views" if views else ""), *found, texts_of(teacher.texts), views_NVD)
+    return Data("digits" + (f", {views} views" if views else ""), *found, texts_of(teacher.texts), views_NVD)  # type: ignore[call-arg]
 
 
 def tiny_imagenet(folder: Path, seed: int = 0, held_out: int = 10, noise: float = 0.5, gap: float = 1.0) -> Data:

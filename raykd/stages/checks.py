@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from raykd.algo.prompts import templates
+from raykd.algo.selection.strategies import needed
 from raykd.errors import UserError
 from raykd.labels.files import check_given
 from raykd.models.student import check_weights, try_student
 from raykd.models.teacher import check_teacher, own_files
+from raykd.models.teacher_table import list_table
 from raykd.stages.campaign import Campaign
 from raykd.stages.resources import check_resources
 from raykd.store.place import Place
@@ -24,9 +26,12 @@ def check_everything_cheap(campaign: Campaign) -> None:
     if config.cache_path:
         (campaign.cache / "encode").check_writable()
     templates(config.teacher.templates)
-    check_teacher(config.teacher)
-    for path in own_files(config.teacher):
-        check_opens("teacher", path)
+    if config.teacher.rule == "table":
+        check_brought(campaign)
+    else:
+        check_teacher(config.teacher)
+        for path in own_files(config.teacher):
+            check_opens("teacher", path)
     if given := campaign.new_given:
         check_given(Place.of(given))
     if config.labels.answers:
@@ -35,6 +40,20 @@ def check_everything_cheap(campaign: Campaign) -> None:
         check_weights(config.student)
         try_student(config.student, num_classes=2)
     check_resources(config, campaign.session, campaign.say)
+
+
+def check_brought(campaign: Campaign) -> None:
+    """Whether there is a table, and nothing needs features of it. Raises UserError."""
+    config = campaign.config
+    assert config.teacher.table is not None
+    list_table(Place.of(config.teacher.table), campaign.say)
+    asked = needed(config.selection.strategy, config.selection.cap)
+    cold = config.labels.start == "none" and read_done(campaign.round_place(0) / "select") is None
+    if cold and "features" in asked:
+        raise UserError(
+            f"selection.strategy: {config.selection.strategy} looks at the teacher's features in round 0, when "
+            "there is no student yet, and teacher.rule: table has none: begin with labels.start: given, or with pcoreset"
+        )
 
 
 def check_answers(path: str) -> None:

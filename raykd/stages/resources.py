@@ -27,6 +27,8 @@ def check_resources(config: Config, session: Session, say: Callable[[str, str], 
         "predict": (least(student.predict_replicas), student.num_cpus, student.num_gpus, 1),
         "selection": (selection.shards, selection.num_cpus, selection.num_gpus, 0),
     }
+    if teacher.rule == "table":
+        del asked["teacher"]
     if not session.is_up:
         session.check()
     if session.is_local and not session.is_up and not any(gpus for _, _, gpus, _ in asked.values()):

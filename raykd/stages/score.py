@@ -109,7 +109,7 @@ def score_pool(work: Work, request: ScoreRequest) -> Done:
             "classes": list(classes),
             "model": config.open_clip_name,
         }
-    for line in class_doubts(class_check(list(classes), texts, found)):
+    for line in class_doubts(class_check(list(classes), texts.facts["close"], found)):
         work.say("classes", line)
     return out.complete
 

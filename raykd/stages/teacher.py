@@ -21,6 +21,7 @@ from raykd.algo.prompts import templates
 from raykd.algo.statistics import Change, paired_change
 from raykd.report.words import class_doubts, refit_in_words
 from raykd.stages import few_shot
+from raykd.stages.brought_opinion import write_brought
 from raykd.stages.campaign import Campaign
 from raykd.stages.few_shot import LabeledFeatures, confusions, fit_labels, on_a_node, write_refitted, write_scorer
 from raykd.stages.views import encode_views
@@ -55,17 +56,32 @@ def teach(campaign: Campaign, pool: Pool, encoded: Encoded) -> Teacher:
         UserError: The teacher cannot tell two classes apart, or its tokenizer does not belong to it.
     """
     config = campaign.config.teacher
+    if config.rule == "table":
+        return brought(campaign, pool, encoded)
     rule = rule_of(encoded.model, pool.classes, pool.texts, templates(config.templates))
     name = campaign.folder("teacher", version=VERSION, made_from=rule).fingerprint
     place = campaign.place / "teacher" / name
     texts = embed_classes(campaign, config, rule, pool.texts, place / "classes", encoded.folder)
     parts = opinions(campaign, pool, encoded, place, name, write_logits, (texts,))
-    check = class_check(pool.classes, texts, [part.facts for part in parts.complete])
+    check = class_check(pool.classes, texts.facts["close"], [part.facts for part in parts.complete])
     if parts.made:
         for line in class_doubts(check):
             campaign.say("teacher", line)
     found = measured(campaign, place / "scores", parts.complete, name, pool)
     return Teacher(parts.complete, name, pool.classes, found, check, texts)
+
+
+def brought(campaign: Campaign, pool: Pool, encoded: Encoded) -> Teacher:
+    """The opinion of a table from elsewhere. Raises UserError where a row is no probabilities, or no logits."""
+    rule = {"table": encoded.model, "classes": list(pool.classes), "renamed": dict(pool.renamed)}
+    name = campaign.folder("teacher", version=VERSION, made_from=rule).fingerprint
+    place = campaign.place / "teacher" / name
+    parts, made = write_brought(campaign, pool, encoded, place, name)
+    check = class_check(pool.classes, [], [part.facts for part in parts])
+    if made:
+        for line in class_doubts(check):
+            campaign.say("teacher", line)
+    return Teacher(parts, name, pool.classes, measured(campaign, place / "scores", parts, name, pool), check)
 
 
 def refit(campaign: Campaign, number: int, pool: Pool, encoded: Encoded, teacher: Teacher, labels: Labels) -> Teacher:

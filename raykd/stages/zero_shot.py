@@ -158,14 +158,16 @@ def each_part(
     return found
 
 
-def class_check(classes: Sequence[str], texts: Done, parts: Sequence[Mapping[str, Any]]) -> ClassCheck:
-    """What is wrong with a class list, from the doubts of each part."""
+def class_check(
+    classes: Sequence[str], close: Sequence[tuple[str, str, float]], parts: Sequence[Mapping[str, Any]]
+) -> ClassCheck:
+    """What is wrong with a class list, from pairs with nearly equal prompts and the doubts of each part."""
     seen_C = np.sum([part["first_choices_C"] for part in parts], axis=0)
     examples = sorted((-margin, sample_id) for part in parts for margin, sample_id in part["examples"])
     return {
         "num_images": int(seen_C.sum()),
         "never": [name for name, count in zip(classes, seen_C, strict=True) if not count],
-        "close": [(first, second, share) for first, second, share in texts.facts["close"]],
+        "close": [(first, second, share) for first, second, share in close],
         "num_like_none": sum(part["num_like_none"] for part in parts),
         "examples": [sample_id for _, sample_id in examples[:EXAMPLES]],
     }

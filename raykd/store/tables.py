@@ -12,6 +12,7 @@ VIEWS      sample_id, error, crops i32[5k] (of k views of a labeled image each: 
            features f16[kD]: the teacher's, view after view
 QUARANTINE sample_id, uri, reason
 TEACHER    sample_id, split, error, features f16[D] (as encoded: a cold start may pick by them), logits f32[C]
+OPINION    sample_id, split, error, logits f32[C]: a teacher that is a table from elsewhere
 REFITTED   sample_id, split, error, logits f16[C] (the largest of a row is 0): a teacher that has learned from labels
 SCORES     sample_id, uri, label (null: none), features f16[D], probs f32[C]: what jobs/score.py gives
 PICKS      sample_id, rank (0-based, in the order picked), distance (NaN where it means nothing)
@@ -46,6 +47,7 @@ ENCODED = pa.schema([_ID, _ERROR, ("features", _VECTOR_F16)])
 VIEWS = pa.schema([_ID, _ERROR, ("crops", pa.list_(pa.int32())), ("features", _VECTOR_F16)])
 QUARANTINE = pa.schema([_ID, ("uri", pa.string()), ("reason", pa.string())])
 TEACHER = pa.schema([_ID, _SPLIT, _ERROR, ("features", _VECTOR_F16), ("logits", _VECTOR_F32)])
+OPINION = pa.schema([_ID, _SPLIT, _ERROR, ("logits", _VECTOR_F32)])
 REFITTED = pa.schema([_ID, _SPLIT, _ERROR, ("logits", _VECTOR_F16)])
 SCORES = pa.schema(
     [_ID, ("uri", pa.string()), ("label", pa.string()), ("features", _VECTOR_F16), ("probs", _VECTOR_F32)]

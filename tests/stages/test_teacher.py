@@ -236,19 +236,13 @@ def test_the_neutral_text_is_one_more_class_to_the_teacher(finished):
 
 def test_counts_of_parts_add_up_and_the_plainest_examples_of_all_are_shown():
     from raykd.stages.zero_shot import class_check
-    from raykd.store.place import Place
-    from raykd.store.stage_folder import Done
 
-    def done(**facts):
-        return Done(Place("/nowhere"), "f", facts)
-
-    texts = done(close=[["cat", "tomcat", 0.1]])
     many = [[0.5, "b"], [0.3, "c"], [0.2, "d"], [0.1, "e"]]
     parts = (
         {"first_choices_C": [2, 0, 1], "num_like_none": 40, "examples": many},
         {"first_choices_C": [0, 0, 97], "num_like_none": 2, "examples": [[0.9, "a"], [0.25, "f"]]},
     )
-    assert class_check(["cat", "tomcat", "owl"], texts, parts) == {
+    assert class_check(["cat", "tomcat", "owl"], [["cat", "tomcat", 0.1]], parts) == {
         "num_images": 100, "never": ["tomcat"], "close": [("cat", "tomcat", 0.1)], "num_like_none": 42,
         "examples": ["a", "b", "c", "f", "d"],
     }  # fmt: skip
