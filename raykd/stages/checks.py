@@ -52,7 +52,7 @@ def check_brought(campaign: Campaign) -> None:
     if cold and "features" in asked:
         raise UserError(
             f"selection.strategy: {config.selection.strategy} looks at the teacher's features in round 0, when "
-            "there is no student yet, and teacher.rule: table has none: begin with labels.start: given, or with pcoreset"
+            "there is no student yet, and teacher.rule: table has none: begin with labels.start: given, or pcoreset"
         )
 
 

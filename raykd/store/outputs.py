@@ -37,7 +37,7 @@ from raykd.algo.prompts import ClassTexts
 from raykd.algo.statistics import Change
 from raykd.store.place import Place
 from raykd.store.stage_folder import Done, fingerprint, read_done
-from raykd.store.tables import CARDS, MANIFEST, QUARANTINE, SPLITS, matrix, positions
+from raykd.store.tables import CARDS, MANIFEST, QUARANTINE, ROLES, SPLITS, matrix, positions
 
 MANIFEST_FILE, CLASSES_FILE = "manifest.parquet", "classes.json"
 QUARANTINE_FILE, BROKEN_FILE = "quarantine.parquet", "quarantine.json"  # of a campaign; of a part
@@ -292,11 +292,14 @@ class Picks(InFolder):
 
 @dataclass(frozen=True)
 class Labels(InFolder):
-    """The answers that a round trains on: tables.LABELS, by sample_id."""
+    """The answers that there are in a round: tables.LABELS, by sample_id."""
 
     @cached_property
     def table(self) -> pa.Table:
-        return (self.place / LABELS_FILE).read_table()
+        table = (self.place / LABELS_FILE).read_table()
+        if "role" not in table.column_names:  # of an older campaign, where all were to train on
+            table = table.append_column("role", pa.array([ROLES[0]] * table.num_rows, pa.string()))
+        return table
 
     @property
     def content(self) -> str:
@@ -322,8 +325,9 @@ class Labels(InFolder):
         return self.table.filter(pc.equal(self.table["outcome"], "label"))["sample_id"]
 
     def given(self, classes: Sequence[str], renamed: Mapping[str, str]) -> tuple[pa.ChunkedArray, np.ndarray]:
-        """Ids and class indices [n] of the images that have a label among these classes, by sample_id."""
-        table = self.table.filter(pc.equal(self.table["outcome"], "label"))
+        """Ids and class indices [n] of images with a label to learn from, among these classes; by sample_id."""
+        is_label, to_train = pc.equal(self.table["outcome"], "label"), pc.equal(self.table["role"], ROLES[0])
+        table = self.table.filter(pc.and_(is_label, to_train))
         names = renamed_labels(table["label"], renamed)
         indices = pc.index_in(names, value_set=pa.array(classes, pa.string()))
         kept = pc.is_valid(indices)

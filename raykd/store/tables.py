@@ -17,7 +17,7 @@ REFITTED   sample_id, split, error, logits f16[C] (the largest of a row is 0): a
 SCORES     sample_id, uri, label (null: none), features f16[D], probs f32[C]: what jobs/score.py gives
 PICKS      sample_id, rank (0-based, in the order picked), distance (NaN where it means nothing)
 CARDS      sample_id, rank, distance, uri, thumbnail (JPEG or PNG), teacher, student (the likeliest classes)
-LABELS     sample_id, label (class name), outcome: the answers that a round trains on
+LABELS     sample_id, label (class name), outcome, role: the answers of a round
 PREDICTED  sample_id, split, error, features f16[D], and the student's columns of logits f32[C]
 LEDGER     sample_id, outcome, label (class name or null), annotator, time, source, round, role (train, audit),
            probability (with which the image was drawn, where it was drawn at random)
@@ -56,7 +56,7 @@ PICKS = pa.schema([_ID, ("rank", pa.int32()), ("distance", pa.float64())])
 CARDS = pa.schema(
     [*PICKS, ("uri", pa.string()), ("thumbnail", pa.binary()), ("teacher", _GUESSES), ("student", _GUESSES)]
 )
-LABELS = pa.schema([_ID, ("label", pa.string()), ("outcome", pa.string())])
+LABELS = pa.schema([_ID, ("label", pa.string()), ("outcome", pa.string()), ("role", pa.string())])
 PREDICTED = pa.schema([_ID, _SPLIT, _ERROR, ("features", _VECTOR_F16)])
 LEDGER = pa.schema(
     [
