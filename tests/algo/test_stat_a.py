@@ -107,10 +107,10 @@ def centered(logits_NC):
 )
 @examples(40)
 def test_it_is_the_plain_loop_of_the_formulas(seed, num_classes, num_labels, alpha, gamma, trust, iterations):
-    features_ND, labels_N, texts_CD, teacher = world(seed, num_classes, width=7, per_class=6)
-    features_ND = directions(features_ND, "row")
+    given_ND, labels_N, texts_CD, teacher = world(seed, num_classes, width=7, per_class=6)
+    features_ND = directions(given_ND, "row")
     some = np.random.default_rng(seed).permutation(len(labels_N))[:num_labels]
-    labeled = Support(features_ND[some], labels_N[some], Texts(texts_CD, 1.0)) if num_labels else None
+    labeled = Support(given_ND[some], labels_N[some], Texts(texts_CD, 1.0)) if num_labels else None
     numbers = {"alpha": alpha, "gamma": gamma, "trust": trust}
     expected_NC = plain(
         features_ND, exact_logits(teacher, features_ND), texts_CD, labeled, iterations=iterations, **numbers
@@ -119,10 +119,10 @@ def test_it_is_the_plain_loop_of_the_formulas(seed, num_classes, num_labels, alp
         patch.setattr(stat_a, "on_grid", lambda probs_NC: probs_NC)
         patch.setattr(stat_a, "SQUARES_GRID", 2.0**50)
         patch.setattr(stat_a, "Z_GRID", 2.0**50)  # less than a step of a class is in all images together
-        scorer = run(teacher, texts_CD, features_ND, labeled, iterations, **numbers).scorer
+        scorer = run(teacher, texts_CD, given_ND, labeled, iterations, **numbers).scorer
     found_NC, step = exact_logits(scorer, features_ND), np.linalg.norm(scorer.weights_CD, axis=1).max() / 2**34
     np.testing.assert_allclose(centered(found_NC), centered(expected_NC), rtol=1e-6, atol=1e-6 + 7 * step)
-    on_the_grid = run(teacher, texts_CD, features_ND, labeled, iterations, **numbers).scorer
+    on_the_grid = run(teacher, texts_CD, given_ND, labeled, iterations, **numbers).scorer
     np.testing.assert_allclose(softmax(exact_logits(on_the_grid, features_ND)), softmax(expected_NC), atol=0.01)
 
 
