@@ -43,7 +43,7 @@ class Inputs(NamedTuple):
 def labels_of(folder: Path, answers: dict[str, tuple[str, str | None]]) -> Labels:
     """Answers as the label stage leaves them: outcome and class name by sample_id."""
     ids = sorted(answers)
-    columns = [ids, [answers[name][1] for name in ids], [answers[name][0] for name in ids]]
+    columns = [ids, [answers[name][1] for name in ids], [answers[name][0] for name in ids], ["train"] * len(ids)]
     (Place.of(folder) / "labels.parquet").write_table(pa.table(columns, schema=LABELS))
     return Labels(Done(Place.of(folder), "labels", {"content": "as given"}))
 

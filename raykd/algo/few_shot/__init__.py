@@ -13,6 +13,6 @@ so a class without any is the normal case: its text stands in for its images, mo
 images; CLAP holds it to its text as strongly as the others.
 
 Begin with rules.py, which has them all; support.py is what goes in, scorer.py what comes out, honest.py how the numbers
-are found that a rule leaves open. Features and texts are directions: rows of length 1. A fit is float64, scoring
-float32.
+are found that a rule leaves open. stat_a.py lets the pool itself refine any of them. Features and texts are directions:
+rows of length 1. A fit is float64, scoring float32.
 """

@@ -18,6 +18,7 @@ from raykd.algo.metrics import HeldOut, calibration_error
 
 USUAL = (1.0, 0.5)  # weights of texts and of what is learned, as long as labels say nothing of them
 DEVIATIONS = (0.5, 1.0)  # how far the logarithm of a weight may be from that of the usual one, about
+FARTHEST = 10.0  # that it is looked for: a step of the search may go anywhere, and its exponential to infinity
 
 
 class Learned(NamedTuple):
@@ -148,16 +149,19 @@ def honest_weights(terms: Sequence[np.ndarray], labels_N: np.ndarray, says_N: np
     stacked_KNC = torch.from_numpy(np.stack(terms))
     labels, says = torch.from_numpy(labels_N.astype(np.int64)), torch.from_numpy(says_N)
     usual, deviations = (torch.tensor(of[: len(terms)], dtype=torch.float64) for of in (USUAL, DEVIATIONS))
-    logs_K = usual.log().requires_grad_()
-    search = torch.optim.LBFGS([logs_K], max_iter=60, tolerance_grad=1e-6, line_search_fn="strong_wolfe")
+    moved_K = torch.zeros_like(usual).requires_grad_()  # logarithms, from those of the usual weights
+    search = torch.optim.LBFGS([moved_K], max_iter=60, tolerance_grad=1e-6, line_search_fn="strong_wolfe")
+
+    def weights() -> torch.Tensor:
+        return usual * moved_K.clamp(-FARTHEST, FARTHEST).exp()
 
     def loss() -> torch.Tensor:
         search.zero_grad()
-        logits_NC = torch.tensordot(logs_K.exp(), stacked_KNC, dims=1)
+        logits_NC = torch.tensordot(weights(), stacked_KNC, dims=1)
         losses_N = torch.nn.functional.cross_entropy(logits_NC, labels, reduction="none")
-        total: torch.Tensor = says @ losses_N + 0.5 * (((logs_K - usual.log()) / deviations) ** 2).sum()
+        total: torch.Tensor = says @ losses_N + 0.5 * ((moved_K / deviations) ** 2).sum()
         total.backward()
         return total
 
     search.step(loss)
-    return [float(weight) for weight in logs_K.detach().exp()]
+    return [float(weight) for weight in weights().detach()]

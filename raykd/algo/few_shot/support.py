@@ -81,9 +81,12 @@ class Support:
 
         Classes weigh the same, as those that have many labels are not therefore the frequent ones. A label that is the
         only one of its class says how classes without labels fare, so all of these together weigh at most what there
-        are of such classes: with one label of each class, none says anything.
+        are of such classes: with one label of each class, none says anything. Nor do labels of one class alone, as the
+        likeliest teacher then knows no other.
         """
         counts_C = self.counts_C
+        if (counts_C > 0).sum() < 2:
+            return np.zeros(len(self.labels_N))
         alone, empty = int((counts_C == 1).sum()), int((counts_C == 0).sum())
         of_class_C = np.where(counts_C > 1, 1.0, min(1.0, empty / max(alone, 1)))
         says_N: np.ndarray = (of_class_C / np.maximum(counts_C, 1))[self.labels_N]
