@@ -227,7 +227,10 @@ def test_it_is_better_than_zero_shot_where_classes_lie_beside_their_texts():
         features_ND, labels_N, texts_CD, teacher = world(seed)
         pool, test = slice(0, None, 2), slice(1, None, 2)
         scorer = run(teacher, texts_CD, features_ND[pool]).scorer
-        before, after = (held_out(each.logits(features_ND[test]), labels_N[test]) for each in (teacher, scorer))
+        before, after = (
+            held_out(each.logits(features_ND[test]), labels_N[test], np.ones(len(labels_N[test])))
+            for each in (teacher, scorer)
+        )
         assert after["accuracy"] > before["accuracy"] + 0.05
         assert after["log_loss"] < before["log_loss"] - 0.1
 

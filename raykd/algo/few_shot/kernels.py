@@ -29,7 +29,9 @@ def proker(support: Support) -> Iterator[Learned]:
     worth in labels, are found with the temperature. What a term says of a labeled image that it has not seen is ``y_i -
     [H y]_i / H_ii`` with ``H = (K + lambda I)^-1``: the leave-one-out identity of kernel ridge, exact.
 
-    Departure: lambda of an image grows with the root of the labels of its class, so that many do not outvote few.
+    Departures, for lopsided labels. Lambda of an image grows with the root of the labels of its class, so that many do
+    not outvote few. In the second term the moved text stands in for the images of a class without labels, which else no
+    image would speak for; leaving an image out leaves these stand-ins as they are.
 
     Cost: N^3, memory N^2; beta and lambda are chosen by at most :data:`TUNED_ON` labels. Views are not looked at.
     """
@@ -40,26 +42,37 @@ def proker(support: Support) -> Iterator[Learned]:
 def _ridge_offers(
     support: Support, betas: Sequence[float] | None = None, ridges: Sequence[float] = RIDGES
 ) -> Iterator[Learned]:
-    squares_NN = image_distances(support.features_ND)
-    keys_ND, targets = support.features_ND, (support.text_logits_NC, support.one_hot_NC)
+    count, (keys_MD, values_MC) = len(support.labels_N), cache(support)
+    one_hot_MC, squares_MM = np.sign(values_MC), image_distances(keys_MD)
     texts = text_only(support).texts
     nothing = texts.times(0.0)
     counts_N = support.counts_C[support.labels_N]
-    crowding_N = np.sqrt(counts_N / counts_N.mean())
-    for beta in betas or widths(squares_NN):
-        near_NN = torch.from_numpy(np.exp(-beta * squares_NN))
+    counts_M = np.append(counts_N, np.ones(len(keys_MD) - count))  # a stand-in is one image
+    crowding_M = np.sqrt(counts_M / counts_N.mean())
+    for beta in betas or widths(squares_MM[:count, :count]):
+        near_MM = np.exp(-beta * squares_MM)
         for ridge in ridges:
-            whole_NN = near_NN + torch.diag(torch.from_numpy(ridge * crowding_N))
-            inverse_NN = torch.cholesky_inverse(torch.linalg.cholesky(whole_NN)).numpy()
-            of_texts_NC, of_labels_NC = (inverse_NN @ target_NC for target_NC in targets)
-            own_N1 = np.diag(inverse_NN)[:, None]
+            inverse_MM = inverse(near_MM + np.diag(ridge * crowding_M))
+            inverse_NN = inverse_MM
+            if len(keys_MD) > count:
+                inverse_NN = inverse(near_MM[:count, :count] + np.diag(ridge * crowding_M[:count]))
+            of_texts_NC, of_labels_MC = inverse_NN @ support.text_logits_NC, inverse_MM @ one_hot_MC
+            own_texts_N1, own_labels_N1 = (np.diag(of)[:count, None] for of in (inverse_NN, inverse_MM))
+            texts_MC = np.zeros_like(of_labels_MC)
+            texts_MC[:count] = -of_texts_NC
             yield Learned(
-                replace(texts, keys_MD=keys_ND, values_MC=-of_texts_NC, beta=beta),
-                of_texts_NC / own_N1,
-                replace(nothing, keys_MD=keys_ND, values_MC=of_labels_NC, beta=beta),
-                support.one_hot_NC - of_labels_NC / own_N1,
+                replace(texts, keys_MD=keys_MD, values_MC=texts_MC, beta=beta),
+                of_texts_NC / own_texts_N1,
+                replace(nothing, keys_MD=keys_MD, values_MC=of_labels_MC, beta=beta),
+                support.one_hot_NC - of_labels_MC[:count] / own_labels_N1,
                 {"beta": beta, "ridge": ridge},
             )
+
+
+def inverse(matrix_MM: np.ndarray) -> np.ndarray:
+    """Of a symmetric positive definite matrix, float64."""
+    found: np.ndarray = torch.cholesky_inverse(torch.linalg.cholesky(torch.from_numpy(matrix_MM))).numpy()
+    return found
 
 
 def tip(support: Support) -> Iterator[Learned]:
@@ -127,13 +140,17 @@ def widths(squares_NN: np.ndarray) -> list[float]:
 
 
 def tuned(support: Support, offers: Rule) -> Mapping[str, float]:
-    """What a part of the classes chose of a rule's offers, where there are too many labels to try all; else nothing.
+    """What a part of the labels chose of a rule's offers, where there are too many to try all on all; else nothing.
 
-    All labels of each of these classes, so that they are as many as they will be.
+    A part of the classes, at least two, with all their labels, so that these are as many as they will be; and a part of
+    those, where classes are few.
     """
-    step = math.ceil(len(support.labels_N) / TUNED_ON)
-    if step == 1:
+    count, seen_C = len(support.labels_N), support.counts_C > 0
+    if count <= TUNED_ON:
         return {}
-    some = support.of_classes(np.arange(0, support.num_classes, min(step, support.num_classes - 1)))
+    step = max(1, min(math.ceil(count / TUNED_ON), int(seen_C.sum()) // 2))
+    some = support.of_classes(np.sort([*np.flatnonzero(seen_C)[::step], *np.flatnonzero(~seen_C)[::step]]))
+    if (left := len(some.labels_N)) > TUNED_ON:
+        some = some.some(np.linspace(0, left - 1, TUNED_ON).astype(np.int64))
     chosen = fitted("", some, offers).chosen
     return {name: value for name, value in chosen.items() if name not in ("temperature", "strength")}
