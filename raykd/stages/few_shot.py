@@ -1,7 +1,7 @@
 """What labels make of a teacher: a rule fitted to the stored features of labeled images, and applied to those of all.
 
 No image is read but, where views are asked for, the labeled ones. Two passes over the features: one picks out those of
-the labeled images, one scores all.
+the labeled images, one scores all; StatA goes over those of the pool ten times more.
 """
 
 from __future__ import annotations
@@ -10,6 +10,8 @@ import io
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import reduce
+from operator import add
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
@@ -20,7 +22,7 @@ from raykd.config import TeacherConfig
 from raykd.errors import UserError
 from raykd.models.threads import limited_threads, num_cores
 from raykd.stages.work import Work
-from raykd.stages.zero_shot import read_texts, stored_features
+from raykd.stages.zero_shot import each_part, read_texts, stored_features
 from raykd.store.place import Place
 from raykd.store.stage_folder import Done
 from raykd.store.tables import REFITTED, checked, positions, vectors
@@ -28,7 +30,8 @@ from raykd.store.tables import REFITTED, checked, positions, vectors
 if TYPE_CHECKING:
     from raykd.algo.few_shot.honest import Fitted
     from raykd.algo.few_shot.scorer import Scorer
-    from raykd.algo.few_shot.support import Texts
+    from raykd.algo.few_shot.stat_a import PoolMoments
+    from raykd.algo.few_shot.support import Support, Texts
 
 VERSION = 1
 CONFUSIONS = 5  # that are told
@@ -68,16 +71,11 @@ class LabeledFeatures:
 def fit_labels(config: TeacherConfig, texts: Done, labeled: LabeledFeatures, num_threads: int) -> Fitted:
     """The rule of a config, fitted. Cost: seconds; see the rules in ``algo/few_shot``."""
     from raykd.algo.few_shot.rules import fit_rule
-    from raykd.algo.few_shot.support import Support
     from raykd.algo.few_shot.trained import ACTIVEKD_CLAP, PUBLISHED_CLAP
 
-    views_NVD = labeled.views_NVD
-    if views_NVD is not None:  # an image without views is its own
-        missing_N = ~np.isfinite(views_NVD).all(axis=(1, 2))
-        views_NVD = np.where(missing_N[:, None, None], labeled.features_ND[:, None], views_NVD)
-    support = Support(labeled.features_ND, labeled.labels_N, texts_of(texts), views_NVD)
     with limited_threads(num_threads):
-        return fit_rule(config.rule, support, PUBLISHED_CLAP if config.clap == "published" else ACTIVEKD_CLAP)
+        clap_settings = PUBLISHED_CLAP if config.clap == "published" else ACTIVEKD_CLAP
+        return fit_rule(config.rule, support_of(texts, labeled), clap_settings)
 
 
 def texts_of(texts: Done) -> Texts:
@@ -85,6 +83,45 @@ def texts_of(texts: Done) -> Texts:
 
     classes_CD, lengths_C, _ = read_texts(texts)
     return Texts(classes_CD, texts.facts["scale"], lengths_C)
+
+
+def support_of(texts: Done, labeled: LabeledFeatures) -> Support:
+    from raykd.algo.few_shot.support import Support
+
+    views_NVD = labeled.views_NVD
+    if views_NVD is not None:  # an image without views is its own
+        missing_N = ~np.isfinite(views_NVD).all(axis=(1, 2))
+        views_NVD = np.where(missing_N[:, None, None], labeled.features_ND[:, None], views_NVD)
+    return Support(labeled.features_ND, labeled.labels_N, texts_of(texts), views_NVD)
+
+
+def refined_by_pool(
+    work: Work, num_cpus: float, features: Sequence[Place], unlabeled: pa.Array, texts: Done, labeled: LabeledFeatures,
+    scorer: Scorer,
+) -> tuple[Scorer, int]:  # fmt: skip
+    """StatA: a teacher whose classes the features of the unlabeled pool have moved; and its passes over these.
+
+    Args:
+        features: tables.ENCODED, by parts.
+        unlabeled: Ids of the pool's images that have no label.
+        scorer: The teacher to begin with.
+    """
+    from raykd.algo.few_shot.stat_a import ITERATIONS, start, update
+
+    state = start(scorer, texts_of(texts).directions_CD, support_of(texts, labeled))
+    for _ in range(ITERATIONS):
+        calls = [(part, state.scorer, max(1, int(num_cpus))) for part in features]
+        state = update(state, reduce(add, each_part(work, num_cpus, moments_of_part, calls, unlabeled)))
+    return state.scorer, ITERATIONS
+
+
+def moments_of_part(features: Place, scorer: Scorer, num_threads: int, unlabeled: pa.Array) -> PoolMoments:
+    from raykd.algo.few_shot.stat_a import pool_moments
+
+    table, stored_ND = stored_features(features)
+    mine_N = pc.is_in(table["sample_id"], value_set=unlabeled).to_numpy()
+    with limited_threads(num_threads):
+        return pool_moments(stored_ND[mine_N], scorer)
 
 
 def confusions(labels_N: np.ndarray, choices_N: np.ndarray, classes: Sequence[str]) -> list[tuple[str, str, int]]:

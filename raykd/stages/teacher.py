@@ -23,7 +23,15 @@ from raykd.report.words import class_doubts, refit_in_words
 from raykd.stages import few_shot
 from raykd.stages.brought_opinion import write_brought
 from raykd.stages.campaign import Campaign
-from raykd.stages.few_shot import LabeledFeatures, confusions, fit_labels, on_a_node, write_refitted, write_scorer
+from raykd.stages.few_shot import (
+    LabeledFeatures,
+    confusions,
+    fit_labels,
+    on_a_node,
+    refined_by_pool,
+    write_refitted,
+    write_scorer,
+)
 from raykd.stages.views import encode_views
 from raykd.stages.zero_shot import VERSION, class_check, each_part, embed_classes, opinion_of, rule_of
 from raykd.store.outputs import (
@@ -110,25 +118,41 @@ def refit(campaign: Campaign, number: int, pool: Pool, encoded: Encoded, teacher
             return teacher
         labeled = labeled_features(campaign, number, pool, encoded, teacher, labels)
         with folder.writing() as out:
-            fitted = on_a_node(campaign, config.teacher.num_cpus, fit_labels, config.teacher, teacher.texts, labeled)
-            write_scorer(out.place, fitted.scorer)
-            out.facts |= {
-                "rule": fitted.rule,
-                "num_labels": len(labeled.labels_N),
-                "chosen": dict(fitted.chosen),
-                "before": fitted.before,
-                "untempered": fitted.untempered,
-                "after": fitted.after,
-                "confusions": confusions(labeled.labels_N, fitted.choices_N, teacher.classes),
-                "passes": 2,
-                "model": encoded.model,
-                "classes": list(teacher.classes),
-            }
+            out.facts |= write_fit(campaign, pool, encoded, teacher, labels, labeled, out.place)
         fit = out.complete
     if fit.facts["model"] != encoded.model or fit.facts["classes"] != list(teacher.classes):
         return teacher  # the round is done; since then another model, or other classes, have been asked for
     parts = opinions(campaign, pool, encoded, place, fit.fingerprint, write_refitted, (fit, teacher.texts))
     return learned(campaign, number, pool, teacher, fit, parts.complete, said=parts.made)
+
+
+def write_fit(
+    campaign: Campaign, pool: Pool, encoded: Encoded, teacher: Teacher, labels: Labels, labeled: LabeledFeatures,
+    out: Place,
+) -> dict[str, Any]:  # fmt: skip
+    """What the labels, and if asked for the pool, make of the teacher, in a file; and about it, for the facts."""
+    config, texts = campaign.config.teacher, teacher.texts
+    assert texts is not None
+    fitted = on_a_node(campaign, config.num_cpus, fit_labels, config, texts, labeled)
+    scorer, more_passes = fitted.scorer, 0
+    if config.stat_a:
+        rows = encoded.readable(pool.split("pool"))["sample_id"]
+        free = rows.filter(pc.invert(pc.is_in(rows, value_set=labels.labeled_ids))).combine_chunks()
+        features = [part.place for part in encoded.parts]
+        scorer, more_passes = refined_by_pool(campaign, config.num_cpus, features, free, texts, labeled, scorer)
+    write_scorer(out, scorer)
+    return {
+        "rule": fitted.rule,
+        "num_labels": len(labeled.labels_N),
+        "chosen": dict(fitted.chosen),
+        "before": fitted.before,
+        "untempered": fitted.untempered,
+        "after": fitted.after,
+        "confusions": confusions(labeled.labels_N, fitted.choices_N, teacher.classes),
+        "passes": 2 + more_passes,
+        "model": encoded.model,
+        "classes": list(teacher.classes),
+    }
 
 
 class Opinions:
