@@ -47,7 +47,7 @@ from raykd.store.outputs import (
     rows_of,
 )
 from raykd.store.place import Place
-from raykd.store.stage_folder import Done, read_done
+from raykd.store.stage_folder import Done, fingerprint, read_done
 from raykd.store.tables import TEACHER, checked, positions, vectors
 
 READ_ROWS = 8192  # of a row group
@@ -104,14 +104,14 @@ def refit(campaign: Campaign, number: int, pool: Pool, encoded: Encoded, teacher
     config = campaign.config
     if number + 1 < campaign.num_done or teacher.texts is None:  # nobody looks at an earlier round's opinion any more
         return teacher
-    place = campaign.round_place(number) / "teacher"
-    settings = {"texts": teacher.texts.fingerprint, **config.part("refit")}
+    made_from = {"round": number, "labels": labels.content, "texts": teacher.texts.fingerprint}
+    place = campaign.round_place(number) / "teacher" / fingerprint(made_from)  # other classes: beside it
+    settings = config.part("refit")
     if config.teacher.views:
         settings |= {"crop_area": list(config.student.crop_area), "flip": config.student.flip}
     folder = campaign.folder(
-        "teacher", number, version=few_shot.VERSION, made_from={"labels": labels.content, "round": number},
-        settings=settings, at=place / "fit",
-    )  # fmt: skip
+        "teacher", number, version=few_shot.VERSION, made_from=made_from, settings=settings, at=place / "fit"
+    )
     fit = campaign.done(folder, number)
     if fit is None:
         if not config.teacher.learns or read_done(campaign.round_place(number) / "train"):
@@ -120,10 +120,8 @@ def refit(campaign: Campaign, number: int, pool: Pool, encoded: Encoded, teacher
         with folder.writing() as out:
             out.facts |= write_fit(campaign, pool, encoded, teacher, labels, labeled, out.place)
         fit = out.complete
-    if fit.facts["model"] != encoded.model or fit.facts["classes"] != list(teacher.classes):
-        return teacher  # the round is done; since then another model, or other classes, have been asked for
     parts = opinions(campaign, pool, encoded, place, fit.fingerprint, write_refitted, (fit, teacher.texts))
-    return learned(campaign, number, pool, teacher, fit, parts.complete, said=parts.made)
+    return learned(campaign, number, pool, teacher, fit, parts.complete, place, said=parts.made)
 
 
 def write_fit(
@@ -150,8 +148,6 @@ def write_fit(
         "after": fitted.after,
         "confusions": confusions(labeled.labels_N, fitted.choices_N, teacher.classes),
         "passes": 2 + more_passes,
-        "model": encoded.model,
-        "classes": list(teacher.classes),
     }
 
 
@@ -259,11 +255,11 @@ def views_of(campaign: Campaign, number: int, pool: Pool, encoded: Encoded) -> V
 
 
 def learned(
-    campaign: Campaign, number: int, pool: Pool, teacher: Teacher, fit: Done, parts: tuple[Done, ...], said: bool
-) -> Teacher:
+    campaign: Campaign, number: int, pool: Pool, teacher: Teacher, fit: Done, parts: tuple[Done, ...], place: Place,
+    said: bool,
+) -> Teacher:  # fmt: skip
     """The refitted teacher, measured; and a line that says what labels have made of it."""
     name = fit.fingerprint
-    place = campaign.round_place(number) / "teacher"
     seen_C = np.sum([part.facts["first_choices_C"] for part in parts], axis=0)
     num_images = int(seen_C.sum())
     facts: dict[str, Any] = {key: fit.facts[key] for key in few_shot.TOLD}
