@@ -33,7 +33,8 @@ from typing import Any
 import numpy as np
 
 SHOTS = (1, 2, 4, 8, 16)
-RULES = ("zero_shot", "gda", "proker", "tip", "tip_f", "clap", "auto")
+STAT_A = "+stat_a"
+RULES = ("zero_shot", "gda", "proker", "tip", "tip_f", "clap", "auto", "zero_shot+stat_a", "gda+stat_a")
 STUDENT_RULES = ("zero_shot", "gda", "proker", "auto", "tip_f", "clap")
 ROUNDS = 6
 T975 = {2: 12.71, 3: 4.30, 4: 3.18, 5: 2.78, 6: 2.57, 7: 2.45, 8: 2.36, 9: 2.31, 10: 2.26}  # Student's, by seeds
@@ -158,15 +159,24 @@ def one_fit(data: Data, rows: np.ndarray, rule: str) -> dict[str, float]:
     """Of a rule on some labels, on test."""
     from raykd.algo.few_shot.honest import log_losses
     from raykd.algo.few_shot.rules import fit_rule
+    from raykd.algo.few_shot.stat_a import ITERATIONS, pool_moments, start, update
     from raykd.algo.few_shot.support import Support
     from raykd.algo.heads import softmax
     from raykd.algo.metrics import calibration_error
 
     views_NVD = None if data.views_NVD is None else data.views_NVD[rows]
+    support = Support(data.pool_ND[rows], data.labels_N[rows], data.texts, views_NVD)
     started = time.perf_counter()
-    fitted = fit_rule(rule, Support(data.pool_ND[rows], data.labels_N[rows], data.texts, views_NVD))
+    fitted = fit_rule(rule.removesuffix(STAT_A), support)
+    scorer = fitted.scorer
+    if rule.endswith(STAT_A):
+        state = start(scorer, data.texts.directions_CD, support)
+        unlabeled_ND = np.delete(data.pool_ND, rows, axis=0)
+        for _ in range(ITERATIONS):
+            state = update(state, pool_moments(unlabeled_ND, state.scorer))
+        scorer = state.scorer
     seconds = time.perf_counter() - started
-    logits_NC = fitted.scorer.logits(data.test_ND).astype(np.float64)
+    logits_NC = scorer.logits(data.test_ND).astype(np.float64)
     probs_NC, untempered_NC = softmax(logits_NC), softmax(logits_NC * fitted.chosen["temperature"])
     return {
         "accuracy": float(np.mean(logits_NC.argmax(axis=1) == data.test_labels_N)),
