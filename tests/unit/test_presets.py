@@ -37,7 +37,9 @@ def test_presets_are_made_anew_for_each_call():
 def test_an_unknown_preset_lists_the_known_ones():
     with pytest.raises(UserError, match=r"unknown preset 'caltech'; did you mean 'caltech101'\?"):
         load_preset("caltech")
-    with pytest.raises(UserError, match="unknown preset 'x'; known: caltech101, demo, imagenet"):
+    with pytest.raises(
+        UserError, match="unknown preset 'x'; known: caltech101, caltech101_few_shot, demo, imagenet, imagenet_few_shot"
+    ):
         load_preset("x")
 
 
@@ -99,3 +101,14 @@ def test_demo_is_a_whole_small_campaign():
     assert given.teacher.model.startswith("local-dir:{raykd}/")  # the same in every checkout and job
     assert Path(given.teacher.open_clip_name.removeprefix("local-dir:")).is_dir()
     assert len(given.classes) == 10
+
+
+@pytest.mark.parametrize(("name", "ce_weight"), [("caltech101", 0.5), ("imagenet", 0.2)])
+def test_the_few_shot_setting_is_the_other_one_with_activekds_clap_and_its_share_of_the_ce_head(name, ce_weight):
+    """PAPERS.md 1.5 and 2.4; only what depends on the teacher is another."""
+    plain, few_shot = load_preset(name), load_preset(f"{name}_few_shot")
+    assert (few_shot.teacher.rule, few_shot.teacher.clap, few_shot.teacher.views) == ("clap", "activekd", 20)
+    assert few_shot.mixture.ce_weight == ce_weight
+    for part in ("student", "selection", "labels", "pool", "rounds", "classes", "seed"):
+        assert getattr(few_shot, part) == getattr(plain, part)
+    assert plain.teacher.rule == "zero_shot"
