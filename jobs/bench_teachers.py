@@ -291,7 +291,7 @@ def measure_scale(folder: Path, rules: Sequence[str], rows: int) -> dict[str, An
     labels_N = np.concatenate(labels)
     texts = Done(Place.of(folder / "texts"), "texts", {"scale": 100.0, "bias": 0.0, "close": []}, {}, {})
     picked = np.sort(np.random.default_rng(1).choice(rows, min(LABELS, rows), replace=False))
-    splits = pa.table({"sample_id": [f"{row:09d}" for row in range(rows)], "split": ["pool"] * rows})
+    others = pa.table({"sample_id": pa.array([], pa.string()), "split": pa.array([], pa.string())})
     ids = pa.chunked_array([[f"{row:09d}" for row in picked]])
     found: dict[str, Any] = {}
     print(f"\n{rows:,} x {WIDTH} features, {CLASSES:,} classes, {LABELS:,} labels, {num_cores()} cores\n")
@@ -306,7 +306,7 @@ def measure_scale(folder: Path, rules: Sequence[str], rows: int) -> dict[str, An
         write_scorer(fit.place, fitted.scorer)
         times.append(time.perf_counter())
         for number, part in enumerate(parts):
-            write_refitted(part.place, Place.of(folder / f"out_{rule}_{number}"), fit, texts, num_cores(), splits)
+            write_refitted(part.place, Place.of(folder / f"out_{rule}_{number}"), fit, texts, num_cores(), others)
         times.append(time.perf_counter())
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
         spent = [*np.diff(times), times[-1] - times[0]]

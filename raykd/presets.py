@@ -139,8 +139,8 @@ def caltech101_few_shot() -> dict[str, Any]:
     ``python jobs/active_round.py --preset caltech101_few_shot --set pool.path=DIR
     pool.split_file=DIR/split_zhou_Caltech101.json classes=CLASSES.txt``
 
-    Hardware: one 8 GB GPU. Cost: as caltech101, and 20 more images through the teacher a label. Not run yet (no data, no
-    GPU): neither hours nor a score are known.
+    Hardware: one 8 GB GPU. Cost: as caltech101, and 20 more images through the teacher a label. Not run yet (no data,
+    no GPU): neither hours nor a score are known.
 
     Departures from the reference, beside those of caltech101: the teacher learns from the labels of the round that it
     teaches in, theirs from those of the round before; from 20 views of each image, encoded once, as CLAP's authors

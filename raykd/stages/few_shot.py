@@ -20,12 +20,12 @@ import pyarrow.compute as pc
 
 from raykd.config import TeacherConfig
 from raykd.errors import UserError
-from raykd.models.threads import limited_threads, num_cores
+from raykd.models.threads import limited_threads
 from raykd.stages.work import Work
-from raykd.stages.zero_shot import each_part, read_texts, stored_features
+from raykd.stages.zero_shot import each_part, read_texts, splits_of, stored_features, threads_of
 from raykd.store.place import Place
 from raykd.store.stage_folder import Done
-from raykd.store.tables import REFITTED, checked, positions, vectors
+from raykd.store.tables import REFITTED, checked, vectors
 
 if TYPE_CHECKING:
     from raykd.algo.few_shot.honest import Fitted
@@ -110,7 +110,7 @@ def refined_by_pool(
 
     state = start(scorer, texts_of(texts).directions_CD, support_of(texts, labeled))
     for _ in range(ITERATIONS):
-        calls = [(part, state.scorer, max(1, int(num_cpus))) for part in features]
+        calls = [(part, state.scorer, threads_of(work, num_cpus)) for part in features]
         state = update(state, reduce(add, each_part(work, num_cpus, moments_of_part, calls, unlabeled)))
     return state.scorer, ITERATIONS
 
@@ -149,7 +149,7 @@ def read_scorer(place: Place) -> Scorer:
 
 
 def write_refitted(
-    features: Place, out: Place, fit: Done, texts: Done, num_threads: int, splits: pa.Table
+    features: Place, out: Place, fit: Done, texts: Done, num_threads: int, others: pa.Table
 ) -> dict[str, Any]:
     """One part: tables.ENCODED in, tables.REFITTED out; what has changed in its pool images, for the facts."""
     from raykd.algo.few_shot.honest import text_scorer
@@ -160,7 +160,7 @@ def write_refitted(
         logits_NC = read_scorer(fit.place).logits(stored_ND)
         before_NC = text_scorer(texts_of(texts)).logits(stored_ND)
     bad_N = table["error"].is_valid().to_numpy()
-    split = pc.take(splits["split"], positions(table["sample_id"], splits["sample_id"], "the manifest"))
+    split = splits_of(table["sample_id"], others)
     columns = {"sample_id": table["sample_id"], "split": split, "error": table["error"]}
     columns["logits"] = vectors(rounded(logits_NC), bad_N)
     (out / LOGITS_FILE).write_table(checked(pa.table(columns), REFITTED), row_group_rows=READ_ROWS)
@@ -175,9 +175,9 @@ def write_refitted(
 def on_a_node(work: Work, num_cpus: float, function: Callable[..., Result], *arguments: Any) -> Result:
     """``function(*arguments, num_threads)``: here with all cores, or on a cluster as a task."""
     if work.session.is_local:
-        return function(*arguments, num_cores())
+        return function(*arguments, threads_of(work, num_cpus))
     import ray
 
     work.session.ensure()
-    found: Result = ray.get(ray.remote(num_cpus=num_cpus)(function).remote(*arguments, max(1, int(num_cpus))))
+    found: Result = ray.get(ray.remote(num_cpus=num_cpus)(function).remote(*arguments, threads_of(work, num_cpus)))
     return found

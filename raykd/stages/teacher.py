@@ -33,7 +33,16 @@ from raykd.stages.few_shot import (
     write_scorer,
 )
 from raykd.stages.views import encode_views
-from raykd.stages.zero_shot import VERSION, class_check, each_part, embed_classes, opinion_of, rule_of
+from raykd.stages.zero_shot import (
+    VERSION,
+    class_check,
+    each_part,
+    embed_classes,
+    opinion_of,
+    rule_of,
+    splits_of,
+    threads_of,
+)
 from raykd.store.outputs import (
     ClassCheck,
     Encoded,
@@ -48,7 +57,7 @@ from raykd.store.outputs import (
 )
 from raykd.store.place import Place
 from raykd.store.stage_folder import Done, fingerprint, read_done
-from raykd.store.tables import TEACHER, checked, positions, vectors
+from raykd.store.tables import TEACHER, checked, vectors
 
 READ_ROWS = 8192  # of a row group
 LOGITS_FILE = "logits.parquet"
@@ -162,7 +171,7 @@ def opinions(
     campaign: Campaign, pool: Pool, encoded: Encoded, place: Place, name: str, write: Callable[..., Any],
     arguments: tuple[Any, ...],
 ) -> Opinions:  # fmt: skip
-    """The opinion of each part of the features: ``write(features, out, *arguments, num_threads, splits)`` gives facts.
+    """The opinion of each part of the features: ``write(features, out, *arguments, num_threads, others)`` gives facts.
 
     Args:
         place: Where the parts lie.
@@ -177,14 +186,14 @@ def opinions(
     missing = [n for n, found in enumerate(done) if found is None]
     if missing:
         num_cpus = campaign.config.teacher.num_cpus
-        splits = pool.manifest.select(["sample_id", "split"])
+        others = pool.manifest.filter(pc.not_equal(pool.manifest["split"], "pool")).select(["sample_id", "split"])
         with ExitStack() as stack:
             outs = [stack.enter_context(folders[n].writing()) for n in missing]
             calls = [
-                (encoded.parts[n].place, out.place, *arguments, int(num_cpus))
+                (encoded.parts[n].place, out.place, *arguments, threads_of(campaign, num_cpus))
                 for n, out in zip(missing, outs, strict=True)
             ]
-            for out, facts in zip(outs, each_part(campaign, num_cpus, write, calls, splits), strict=True):
+            for out, facts in zip(outs, each_part(campaign, num_cpus, write, calls, others), strict=True):
                 out.facts |= facts
         for n, out in zip(missing, outs, strict=True):
             done[n] = out.complete
@@ -204,10 +213,10 @@ def measured(campaign: Campaign, place: Place, parts: tuple[Done, ...], name: st
     return found
 
 
-def write_logits(features: Place, out: Place, texts: Done, num_threads: int, splits: pa.Table) -> dict[str, Any]:
+def write_logits(features: Place, out: Place, texts: Done, num_threads: int, others: pa.Table) -> dict[str, Any]:
     """One part: tables.ENCODED in, tables.TEACHER out; what its pool images say of the class list, for the facts."""
     found = opinion_of(features, texts, num_threads)
-    split = pc.take(splits["split"], positions(found.ids, splits["sample_id"], "the manifest"))
+    split = splits_of(found.ids, others)
     columns = {"sample_id": found.ids, "split": split, "error": found.errors}
     columns |= {"features": vectors(found.features_ND, found.bad_N), "logits": vectors(found.logits_NC, found.bad_N)}
     (out / LOGITS_FILE).write_table(checked(pa.table(columns), TEACHER), row_group_rows=READ_ROWS)

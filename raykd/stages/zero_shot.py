@@ -11,13 +11,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from raykd.algo.class_list import NEUTRAL, close_pairs, first_choices, neutral_margins
 from raykd.algo.prompts import ClassTexts, prompts
 from raykd.config import ModelConfig
 from raykd.errors import UserError
 from raykd.models.teacher import encode_texts, tokens_of
-from raykd.models.threads import limited_threads
+from raykd.models.threads import limited_threads, num_cores
 from raykd.stages.work import Work
 from raykd.store.outputs import ClassCheck
 from raykd.store.place import Place
@@ -141,6 +142,16 @@ def opinion_of(features: Place, texts: Done, num_threads: int) -> Opinion:
         logits_NC = zero_shot_logits(features_ND, torch.from_numpy(classes_CD), scale, bias).numpy()
         neutral_N = zero_shot_logits(features_ND, torch.from_numpy(neutral_D[None]), scale, bias).numpy()[:, 0]
     return Opinion(table["sample_id"], table["error"], stored_ND, logits_NC, neutral_N)
+
+
+def splits_of(ids: pa.ChunkedArray, others: pa.Table) -> pa.ChunkedArray:
+    """The split of images, given the ids and splits of those that are not of the pool."""
+    return pc.fill_null(pc.take(others["split"], pc.index_in(ids, value_set=others["sample_id"])), "pool")
+
+
+def threads_of(work: Work, num_cpus: float) -> int:
+    """Of a computation over one part: all cores in this process, its own CPUs in a task of a cluster."""
+    return num_cores() if work.session.is_local else max(1, int(num_cpus))
 
 
 def each_part(
