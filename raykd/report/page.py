@@ -15,21 +15,25 @@ from typing import Any, Literal, NamedTuple, TypedDict
 import jinja2
 
 from raykd.algo.metrics import Scores
-from raykd.algo.statistics import wilson
+from raykd.algo.statistics import Change, wilson
 from raykd.report.words import (
     UNKNOWN,
     class_doubts,
     counted,
     duration,
     finite,
+    fit_of,
     gain_range,
+    has_learned,
     head_and_tail,
     interval,
     known,
     labels_spent,
+    mistakes,
     number,
     percent,
     points,
+    steps,
     whole,
     words,
     worth_of_last,
@@ -43,9 +47,10 @@ Guess = tuple[str, float]  # class, probability 0 to 1
 
 
 class TeacherFigures(Scores):
-    """How good the teacher is, on the labeled test images."""
+    """What the teacher is, and how good on the labeled test images."""
 
-    model: str
+    model: str  # or the table that stands in its place
+    rule: str  # of the config: what it makes of labels
 
 
 class PickCard(TypedDict):
@@ -126,7 +131,9 @@ def render(report: ReportData) -> str:
         tested=is_tested(report),
         summary=summary(report),
         worth=worth_of_last(rounds),
-        doubts=class_doubts(report["class_check"], SHOWN_DOUBTS) if report["status"] != "complete" else [],
+        doubts=[] if report["status"] == "complete" else class_doubts(report["class_check"], SHOWN_DOUBTS),
+        fits=teacher_fits(rounds),
+        blind_spots=blind_spots(report),
         figures=headline(report),
         charts=charts(report),
         gallery=gallery(report["picks"]),
@@ -165,7 +172,8 @@ def summary(report: ReportData) -> str:
     if gain is None:
         return text
     compared = f"{points(abs(gain)).lstrip('+')} points {'more' if gain > 0 else 'less'} than" if gain else "as much as"
-    return f"{text} That is {compared} its teacher, {teacher['model']}."
+    taught = ", which has learned from the same labels" if has_learned(fit_of(last)) else ""
+    return f"{text} That is {compared} its teacher, {teacher['model']}{taught}."
 
 
 def headline(report: ReportData) -> list[tuple[str, str, str]]:
@@ -233,27 +241,62 @@ class Noted(NamedTuple):
     small: str
 
 
+def changed(change: Change | None) -> str | Noted:
+    return Noted(points(change["gain"]), gain_range(change)) if change else UNKNOWN
+
+
 def round_numbers(report: ReportData) -> tuple[list[str], list[list[str | Noted]]]:
     """Headings and rows of the table of all rounds; columns that would be empty are left out."""
     rounds = report["rounds"]
     outcomes = [o for o in names_in(r["outcomes"] for r in rounds) if any(r["outcomes"].get(o) for r in rounds)]
     tested = is_tested(report)
-    named = {"mixture": "Student", "ce_head": "CE head", "kd_head": "KD head", "teacher": "Teacher"}
-    heads = {who: name for who, name in named.items() if any(known(score(r, who)) for r in rounds)}
-    headings = ["Round", "Labels"] + [{"label": "New labels"}.get(o, words(o)) for o in outcomes] + list(heads.values())
-    headings += ["Change, points"] if tested else []
+    named = {"teacher": "Teacher", "ce_head": "CE head", "kd_head": "KD head"}
+    others = {who: name for who, name in named.items() if any(known(score(r, who)) for r in rounds)}
+    headings = ["Round", "Labels"] + [{"label": "New labels"}.get(o, words(o)) for o in outcomes]
+    headings += (["Student", "Change, points"] if tested else []) + list(others.values())
     rows: list[list[str | Noted]] = []
     for r in rounds:
         row: list[str | Noted] = [str(r["round"]), whole(r["num_labeled"])]
         row += [whole(r["outcomes"].get(o, 0)) for o in outcomes]
-        shares = {head: percent(score(r, head)) for head in heads}
-        row += [Noted(share, interval(r)) if head == "mixture" else share for head, share in shares.items()]
         if tested:
-            change = r.get("change")
-            row.append(Noted(points(change["gain"]), gain_range(change)) if change else UNKNOWN)
+            row += [Noted(percent(score(r, "mixture")), interval(r)), changed(r.get("change"))]
+        for who in others:
+            share = percent(score(r, who))
+            row.append(Noted(share, interval(r, who)) if who == "teacher" else share)
         row += [percent(r["macro_accuracy"]), percent(r["ece"])] if tested else []
         rows.append([*row, number(r["coverage_radius"])])
     return [*headings, *(["Macro", "ECE"] if tested else []), "Radius"], rows
+
+
+def teacher_fits(rounds: Sequence[RoundFigures]) -> tuple[list[str], list[list[str | Noted]]]:
+    """Headings and rows of what labels made of the teacher, a row a round that had a refit."""
+    refitted = [(r, fit) for r in rounds if (fit := fit_of(r))]
+    tested = any(fit["change"] for _, fit in refitted)
+    loses = any(r.get("teacher_never") for r, _ in refitted)
+    headings = ["Round", "Rule", "Temperature", "Strength", "Right", "Log-loss", "Calibration error"]
+    headings += ["First choice changed", *(["Gain on test, points"] if tested else [])]
+    rows: list[list[str | Noted]] = []
+    for r, fit in refitted:
+        on, chosen = (fit["before"], fit["untempered"], fit["after"]), fit["chosen"]
+        row: list[str | Noted] = [str(r["round"]), Noted(fit["rule"], counted(fit["num_labels"], "label"))]
+        row += [number(chosen.get(name), 2) for name in ("temperature", "strength")]
+        row += [steps(on, "accuracy", percent), steps(on, "log_loss", number), steps(on, "ece", percent)]
+        row.append(percent(fit["changed"]))
+        row += [changed(fit["change"])] if tested else []
+        rows.append([*row, *([whole(len(r.get("teacher_never", ())))] if loses else [])])
+    return [*headings, *(["Classes never chosen"] if loses else [])], rows
+
+
+def blind_spots(report: ReportData) -> list[str]:
+    """What the latest teacher does not see; of the class list only what the page's head does not say already."""
+    check, lines = report["class_check"], []
+    if report["status"] == "complete":
+        lines += class_doubts(check, SHOWN_DOUBTS)
+    if check["num_images"] and not check["never"]:
+        lines.append(f"No class is missed out: each is the likeliest for some of {check['num_images']:,} pool images")
+    if report["rounds"] and (fit := fit_of(report["rounds"][-1])) and (said := mistakes(fit)):
+        lines.append(said)
+    return lines
 
 
 def class_rows(report: ReportData) -> list[dict[str, Any]]:
@@ -340,10 +383,11 @@ def charts(report: ReportData) -> dict[str, Any] | None:
         band = [wilson(y, r["num_test"]) for r, y in seen] if interval else []
         return [Line(name=name, style=style, xy=[(r["num_labeled"], y) for r, y in seen], band=band)] if seen else []
 
+    refitted = len({teacher_accuracy(report, r) for r in rounds}) > 1
     accuracy = [
         *curve("CE head", "ce", lambda r: score(r, "ce_head")),
         *curve("KD head", "kd", lambda r: score(r, "kd_head")),
-        *curve("Teacher", "teacher", lambda r: teacher_accuracy(report, r)),
+        *curve("Teacher", "teacher", lambda r: teacher_accuracy(report, r), interval=refitted),
         *curve("Student", "student", lambda r: score(r, "mixture"), interval=True),
     ]
     candidates = [

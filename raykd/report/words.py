@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import unicodedata
-from collections.abc import Sequence
-from typing import TypeGuard
+from collections.abc import Callable, Sequence
+from typing import Literal, TypeGuard
 
 from raykd.algo.class_list import CLOSE, NEUTRAL
 from raykd.algo.metrics import HeldOut
 from raykd.algo.statistics import Change, is_noise, wilson
 from raykd.store.outputs import ClassCheck, RoundFigures, TeacherFit
 
-UNKNOWN = "\N{EN DASH}"
+UNKNOWN, TO = "\N{EN DASH}", "\N{RIGHTWARDS ARROW}"
 LIKE_NONE = 0.05  # of the pool, from which on it is said
 
 
@@ -44,7 +45,7 @@ def points(value: float | None) -> str:
 
 def plain(text: str) -> str:
     """For a log or a terminal, which may know no other letters: a hyphen for a minus."""
-    return text.replace("\N{MINUS SIGN}", "-").replace(UNKNOWN, "-")
+    return text.replace("\N{MINUS SIGN}", "-").replace(UNKNOWN, "-").replace(TO, "->")
 
 
 def duration(seconds: float | None) -> str:
@@ -96,9 +97,9 @@ def head_and_tail(text: str, tail: int) -> tuple[str, str]:
 # ---------------------------------------------------------------- how good a round is
 
 
-def interval(r: RoundFigures) -> str:
-    """92.1 to 96.5%; a dash where there is no test image."""
-    share = (r["accuracy"] or {}).get("mixture")
+def interval(r: RoundFigures, who: str = "mixture") -> str:
+    """92.1 to 96.5%, of a key of ``accuracy``; a dash where there is no test image."""
+    share = (r["accuracy"] or {}).get(who)
     if not known(share):
         return UNKNOWN
     low, high = wilson(share, r["num_test"])
@@ -141,30 +142,50 @@ def worth_of_last(rounds: Sequence[RoundFigures]) -> str | None:
 # ---------------------------------------------------------------- what labels have made of the teacher
 
 
-def held_out_in_words(on: HeldOut) -> str:
-    return f"{percent(on['accuracy'])} right, log-loss {number(on['log_loss'])}, calibration error {percent(on['ece'])}"
+def fit_of(r: RoundFigures) -> TeacherFit | None:
+    """What labels made of a round's teacher; None where it learns from none, and of older campaigns."""
+    return r.get("teacher_fit")
+
+
+def has_learned(fit: TeacherFit | None) -> bool:
+    """Whether a pool image has another first choice than by texts alone; ``auto`` may have stayed with these."""
+    return fit is not None and known(fit["changed"]) and fit["changed"] > 0
+
+
+def steps(
+    on: Sequence[HeldOut | None], key: Literal["accuracy", "log_loss", "ece"], show: Callable[[float], str]
+) -> str:
+    """0.945 → 0.555: a figure as labels changed it, step by step; a step that changes nothing is left out."""
+    shown = [show(each[key]) for each in on if each]
+    return f" {TO} ".join(text for text, _ in itertools.groupby(shown)) or UNKNOWN
+
+
+def mistakes(fit: TeacherFit) -> str | None:
+    """What a teacher takes for what, most often; None where it is right on all labels."""
+    pairs = [f"{label!r} seen as {choice!r}: {count:,}" for label, choice, count in fit["confusions"]]
+    return f"Its most frequent mistakes on {counted(fit['num_labels'], 'label')}: {'; '.join(pairs)}" if pairs else None
 
 
 def refit_in_words(fit: TeacherFit, accuracy: float | None) -> str:
-    """The line that a refit ends with: what it was, and what it has changed.
+    """The line that a refit ends with: by what rule, how good it is, what it has changed.
 
     Args:
         accuracy: On test.
     """
-    chosen, (before, after) = fit["chosen"], (fit["before"], fit["after"])
-    strength = f", strength {chosen['strength']:.2g}" if "strength" in chosen else ""
-    text = f"{fit['rule']} on {counted(fit['num_labels'], 'label')}, temperature {chosen['temperature']:.2g}{strength}"
-    if before and after:
-        text += (
-            f"; of labels that it has not seen {held_out_in_words(after)} (texts alone: {held_out_in_words(before)})"
-        )
+    chosen, held_out = fit["chosen"], (fit["before"], fit["after"])
+    text = f"{fit['rule']} on {counted(fit['num_labels'], 'label')}"
+    if known(accuracy):
+        text += f": {percent(accuracy)} of the test images"
+        text += f", {gained(fit['change'])} points by labels" if fit["change"] and has_learned(fit) else ""
+    if all(held_out):
+        text += f"; of labels not seen {steps(held_out, 'accuracy', percent)} right"
+        text += f", log-loss {steps(held_out, 'log_loss', number)}, calibration error {steps(held_out, 'ece', percent)}"
     else:
         text += "; one label of a class says nothing yet of how good it is"
-    if (changed := fit["changed"]) is not None:
-        text += f"; another first choice for {percent(changed)} of the pool"
-    if (change := fit["change"]) is not None:
-        text += f"; {percent(accuracy)} of the test images, {gained(change)} points"
-    return plain(text)
+    if has_learned(fit):
+        text += f"; another first choice for {percent(fit['changed'])} of the pool"
+    text += f"; temperature {chosen['temperature']:.2g}"
+    return plain(text + (f", strength {chosen['strength']:.2g}" if "strength" in chosen else ""))
 
 
 # ---------------------------------------------------------------- what is wrong with the class list

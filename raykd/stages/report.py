@@ -48,7 +48,7 @@ def write_report(campaign: Campaign, pool: Pool, encoded: Encoded, teacher: Teac
         "classes": classes,
         "samples": {**pool.counts, "quarantined": bad.num_rows},
         "quarantine": bad.slice(0, SHOWN_QUARANTINE).to_pylist(),
-        "teacher": {"model": teacher_name(campaign), **teacher.scores},
+        "teacher": {"model": teacher_name(campaign), "rule": config.teacher.rule, **teacher.scores},
         "class_check": teacher.check,
         "rounds": rounds,
         "setup_seconds": {"pool": pool.seconds, "encode": encoded.seconds, "teacher": teacher.seconds},
@@ -93,17 +93,18 @@ def print_summary(campaign: Campaign) -> list[RoundFigures]:
     """Print the learning curve and where the report is; the figures of all rounds."""
     figures = campaign.figures()
     apart = list(dict.fromkeys(use for r in figures for use in labels_apart(r)))
-    heads = {"ce_head": "CE head", "kd_head": "KD head", "teacher": "teacher"}
+    heads = {"ce_head": "CE head", "kd_head": "KD head"}
     rows = [
-        ("round", "labels", *apart, "student", "95% interval", "change, points", *heads.values(), "coverage radius")
-    ]
+        ("round", "labels", *apart, "student", "95% interval", "change, points", "teacher", "95% interval",
+         *heads.values(), "coverage radius")
+    ]  # fmt: skip
     for r in figures:
         accuracy = r["accuracy"] or {}
         counts = (r["num_labeled"], *(labels_apart(r).get(use, 0) for use in apart))
         shares = (percent(accuracy.get(name)) for name in heads)
         rows.append(
             (str(r["round"]), *map(str, counts), percent(accuracy.get("mixture")), interval(r), gained(r.get("change")),
-             *shares, number(r["coverage_radius"]))
+             percent(accuracy.get("teacher")), interval(r, "teacher"), *shares, number(r["coverage_radius"]))
         )  # fmt: skip
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     print()

@@ -74,6 +74,50 @@ def make_round(r: int) -> dict:
     }
 
 
+def make_fit(r: int, **changes) -> dict:
+    before, untempered = (
+        {"accuracy": 0.6, "log_loss": 1.1, "ece": 0.25},
+        {"accuracy": 0.7, "log_loss": 0.8, "ece": 0.2},
+    )
+    fit = {
+        "rule": "proker",
+        "num_labels": 10 * (r + 1),
+        "chosen": {"temperature": 0.63, "strength": 2.18, "beta": 1.25},
+        "before": before,
+        "untempered": untempered,
+        "after": untempered | {"log_loss": 0.75, "ece": 0.1},
+        "confusions": [("cat", "dog", 7), ("owl", "cat", 2)],
+        "passes": 2,
+        "changed": 0.171,
+        "change": {
+            "gain": 0.05 * r,
+            "low": 0.05 * r - 0.04,
+            "high": 0.05 * r + 0.04,
+            "won": 43,
+            "lost": 29,
+            "num_test": 400,
+        },
+    }
+    return fit | changes
+
+
+def refitted(report: dict) -> dict:
+    """A campaign whose teacher stays with the texts in round 0, and learns from then on."""
+    report["teacher"] |= {"rule": "auto"}
+    nothing = {"before": None, "untempered": None, "after": None, "confusions": [], "changed": 0.0}
+    for r, fit in zip(report["rounds"], [make_fit(0, rule="zero_shot", chosen={"temperature": 1.0}, **nothing),
+                                         make_fit(1), make_fit(2)], strict=True):  # fmt: skip
+        r |= {"teacher_fit": fit, "teacher_never": []}
+        r["accuracy"] |= {"teacher": 0.65 + fit["change"]["gain"]}
+    return report
+
+
+def teacher_section(report: dict) -> str:
+    text = Page(page.render(report)).text
+    start = text.index(f"Teacher {report['teacher']['model']} ", text.index("Rounds in numbers"))
+    return text[start : text.index("What was picked")]
+
+
 def make_pick(r: int, rank: int, **changes) -> dict:
     pick = {
         "round": r,
@@ -107,7 +151,14 @@ def report() -> dict:
         "classes": ["cat", "dog", "owl"],
         "samples": {"pool": 1000, "test": 400, "val": 150, "quarantined": 0},
         "quarantine": [],
-        "teacher": {"model": "ViT", "accuracy": 0.65, "macro_accuracy": 0.6, "ece": 0.2, "recall_C": [0.9, 0.3, None]},
+        "teacher": {
+            "model": "ViT",
+            "rule": "zero_shot",
+            "accuracy": 0.65,
+            "macro_accuracy": 0.6,
+            "ece": 0.2,
+            "recall_C": [0.9, 0.3, None],
+        },
         "class_check": {"num_images": 1000, "never": [], "close": [], "num_like_none": 3, "examples": ["a.png"]},
         "rounds": [make_round(r) for r in range(3)],
         "setup_seconds": {"pool": 4.2, "teacher": 251.0},
@@ -133,8 +184,11 @@ def hostile(value):
     return HOSTILE if isinstance(value, str) else value
 
 
+STATES = ("full", "none", "one", "untested", "unmeasured", "refitted", "hostile", "nan")
+
+
 def states(report: dict) -> dict[str, dict]:
-    made = {name: copy.deepcopy(report) for name in ("full", "none", "one", "untested", "unmeasured", "hostile", "nan")}
+    made = {name: copy.deepcopy(report) for name in STATES}
     made["none"] |= {"rounds": [], "picks": []}
     made["one"]["rounds"] = made["one"]["rounds"][:1]
     without_test_split(made["untested"])
@@ -142,7 +196,13 @@ def states(report: dict) -> dict[str, dict]:
         r | {"coverage_radius": None} for r in made["unmeasured"]["rounds"]
     ]
     quarantine = [{"sample_id": "a", "uri": "/a", "reason": "cut"}]
-    made["hostile"] = hostile(made["hostile"] | {"quarantine": quarantine})
+    refitted(made["refitted"])
+    for key in ("before", "untempered", "after"):
+        refitted(made["nan"])["rounds"][1]["teacher_fit"][key] = dict.fromkeys(
+            ("accuracy", "log_loss", "ece"), math.nan
+        )
+    made["nan"]["rounds"][2]["teacher_fit"] |= {"changed": None, "change": None}
+    made["hostile"] = hostile(refitted(made["hostile"]) | {"quarantine": quarantine})
     made["hostile"] |= {"config": {HOSTILE: {HOSTILE: HOSTILE}}, "versions": {HOSTILE: HOSTILE}}
     for r in made["nan"]["rounds"]:
         r |= {"coverage_radius": math.inf, "ece": math.nan, "recall_C": [math.nan] * 3, "macro_accuracy": math.nan}
@@ -213,6 +273,20 @@ def test_teacher_is_a_line_across_the_chart_unless_it_changes(report):
     moving, *_ = [line for line in page.charts(report)["large"][0]["lines"] if line["style"] == "teacher"]
     assert len(moving["path"].split()) == 3
     assert len(moving["spots"]) == 3
+
+
+def test_a_teacher_that_changes_has_its_band_and_one_that_does_not_has_none(report):
+    flat, *_ = [line for line in page.charts(report)["large"][0]["lines"] if line["style"] == "teacher"]
+    assert not flat["band"]
+    chart = page.charts(refitted(report))["large"][0]
+    teacher, *_ = [line for line in chart["lines"] if line["style"] == "teacher"]
+    corners = [tuple(map(float, corner.split(","))) for corner in teacher["band"].split()]
+    (_, top), (_, bottom) = corners[0], corners[-1]  # of the first round: 260 of 400 images, Wilson 0.602 to 0.695
+    tick_y = {text: y for y, text in chart["y_ticks"]}
+    per_point = (tick_y["60%"] - tick_y["80%"]) / 20
+    assert len(corners) == 6
+    assert top == pytest.approx(tick_y["60%"] - 9.5 * per_point, abs=0.1 * per_point)
+    assert bottom == pytest.approx(tick_y["60%"] - 0.2 * per_point, abs=0.1 * per_point)
 
 
 @pytest.mark.parametrize(("low", "high"), [(0, 1), (0.613, 0.902), (10, 50), (0, 0), (0.04, 0.041), (137, 128_000)])
@@ -451,6 +525,97 @@ def test_validation_labels_are_named_apart(report):
     )
 
 
+# ---------------------------------------------------------------- the teacher
+
+
+def test_the_table_of_rounds_has_the_teachers_interval_below_its_accuracy_as_the_students(report):
+    headings, rows = page.round_numbers(refitted(report))
+    student, teacher = headings.index("Student"), headings.index("Teacher")
+    assert [row[student] for row in rows][2] == ("80.0%", "75.8 to 83.6%")
+    assert [row[teacher] for row in rows] == [  # Wilson, 260, 280 and 300 of 400
+        ("65.0%", "60.2 to 69.5%"), ("70.0%", "65.3 to 74.3%"), ("75.0%", "70.5 to 79.0%"),
+    ]  # fmt: skip
+    assert headings[student + 1] == "Change, points"
+
+
+def test_of_each_refit_it_says_what_was_taken_and_what_that_changed_on_what_it_has_not_seen(report):
+    headings, (texts, *_, last) = page.teacher_fits(refitted(report)["rounds"])
+    assert dict(zip(headings, last, strict=True)) == {
+        "Round": "2", "Rule": ("proker", "30 labels"), "Temperature": "0.63", "Strength": "2.18",
+        "Right": "60.0% → 70.0%",  # a temperature changes no first choice
+        "Log-loss": "1.100 → 0.800 → 0.750", "Calibration error": "25.0% → 20.0% → 10.0%",
+        "First choice changed": "17.1%", "Gain on test, points": ("+10.0", "+6.0 to +14.0"),
+    }  # fmt: skip
+    assert texts[1:7] == [("zero_shot", "10 labels"), "1.00", *[page.UNKNOWN] * 4]
+    said = teacher_section(report)
+    assert "harder than the pool" in said
+    assert "+10.0 +6.0 to +14.0" in said
+    assert "harder than the pool" not in teacher_section(report | {"strategy": "random"})
+
+
+def test_classes_that_a_refit_loses_are_counted_by_round(report):
+    refitted(report)["rounds"][1]["teacher_never"] = ["owl", "dog"]
+    headings, rows = page.teacher_fits(report["rounds"])
+    assert headings[-1] == "Classes never chosen"
+    assert [row[-1] for row in rows] == ["0", "2", "0"]
+
+
+def test_without_a_test_split_a_refit_has_no_gain(report):
+    for r in without_test_split(refitted(report))["rounds"]:
+        r["teacher_fit"]["change"] = None
+    said = teacher_section(report)
+    assert "60.0% → 70.0%" in said
+    assert "Gain on test" not in said
+
+
+def test_a_teacher_that_learns_from_no_label_has_the_short_form(report):
+    for r in report["rounds"]:
+        r |= {"teacher_fit": None, "teacher_never": []}
+    said = teacher_section(report)
+    assert "ViT knows the classes by their texts alone" in said
+    assert "What labels made of it" not in said
+    assert "mistakes" not in said
+    assert "owl" not in said
+    report["teacher"] |= {"model": "table clip.parquet", "rule": "table"}
+    assert "table clip.parquet stands in the teacher's place" in teacher_section(report)
+
+
+def test_a_campaign_of_before_teachers_learned_is_shown_as_ever(report):
+    assert not [key for r in report["rounds"] for key in r if key.startswith("teacher_")]
+    assert "knows the classes by their texts alone" in teacher_section(report)
+    report["rounds"][2] |= {"teacher_fit": make_fit(2)}  # teacher_never is missing still
+    assert page.teacher_fits(report["rounds"])[1][0][0] == "2"
+
+
+def test_blind_spots_are_said_once(report):
+    doubtful = {
+        "num_images": 1000,
+        "never": ["owl"],
+        "close": [("cat", "tomcat", 0.12)],
+        "num_like_none": 0,
+        "examples": [],
+    }
+    refitted(report)["class_check"] = doubtful
+    never, close = "likeliest for none of 1,000 pool images", "prompts that nearly coincide"
+    for state in (report, waiting(report)):
+        text = Page(page.render(state)).text
+        assert text.count(never) == text.count(close) == 1
+        assert text.count("'cat' seen as 'dog': 7; 'owl' seen as 'cat': 2") == 1
+        assert "No class is missed out" not in text
+    assert never in teacher_section(report)
+    assert never not in teacher_section(waiting(report))
+    assert "by its prompts and the labels so far" in Page(page.render(waiting(report))).text
+    report["class_check"] = doubtful | {"never": []}
+    assert "No class is missed out: each is the likeliest for some of 1,000 pool images" in teacher_section(report)
+
+
+def test_the_summary_says_when_the_teacher_has_seen_the_same_labels(report):
+    said = "its teacher, ViT, which has learned from the same labels."
+    assert said in page.summary(refitted(report))
+    report["rounds"][2]["teacher_fit"] |= {"rule": "zero_shot", "changed": 0.0}
+    assert said not in page.summary(report)
+
+
 # ---------------------------------------------------------------- room
 
 NORTH, E_ACUTE = "\N{CJK UNIFIED IDEOGRAPH-5317}", "e\N{COMBINING ACUTE ACCENT}"  # a wide letter; one of two signs
@@ -494,7 +659,7 @@ document.title = `${document.documentElement.scrollWidth} of ${innerWidth}, ${wi
 @pytest.mark.parametrize("width", [800, 1200])  # a headless window is at least 500 wide
 def test_in_a_browser_neither_the_page_nor_on_a_desk_a_table_scrolls_sideways(report, tmp_path, width):
     full = waiting(report) | {"rounds": [], "classes": [f"a class of birds with a long name {i}" for i in range(120)]}
-    full["teacher"]["recall_C"] = [0.5] * 120
+    full["teacher"] |= {"recall_C": [0.5] * 120, "rule": "auto"}
     long = "station_north/camera_17/2026-08-01/" + "IMG_20260801_" * 8
     full["picks"] = [make_pick(11, i, sample_id=f"{long}{i}.jpg", label=None, outcome=None) for i in range(12)]
     full["quarantine"] = [{"sample_id": long, "uri": f"s3://bucket/{long}", "reason": "truncated " * 9}]
@@ -507,6 +672,7 @@ def test_in_a_browser_neither_the_page_nor_on_a_desk_a_table_scrolls_sideways(re
             make_round(0)
             | {"round": r, "num_labeled": 1200 * (r + 1), "change": change, "seconds": seconds, "outcomes": outcomes}
             | of_classes
+            | {"teacher_fit": make_fit(0, num_labels=1200 * (r + 1), rule="zero_shot"), "teacher_never": ["owl"]}
         )
     file = tmp_path / "page.html"
     file.write_text(page.render(full).replace("</head>", SCROLLED + "</head>"), "utf-8")

@@ -1,11 +1,21 @@
 """Sentences that the log, the table and the page share."""
 
+import math
+
 import pytest
 
 from raykd.report import words
 from raykd.stages.evaluate import in_words
 
 SOUND = {"num_images": 1000, "never": [], "close": [], "num_like_none": 50, "examples": ["a"]}
+FIT = {
+    "rule": "proker", "num_labels": 50, "chosen": {"temperature": 0.938, "strength": 2.331, "beta": 1.25},
+    "before": {"accuracy": 0.7389, "log_loss": 0.945, "ece": 0.2094},
+    "untempered": {"accuracy": 0.7717, "log_loss": 0.559, "ece": 0.0743},
+    "after": {"accuracy": 0.7717, "log_loss": 0.555, "ece": 0.1147},
+    "confusions": [("a", "b", 7)], "passes": 2, "changed": 0.1508,
+    "change": {"gain": 0.0922, "low": 0.0542, "high": 0.1333, "won": 52, "lost": 15, "num_test": 400},
+}  # fmt: skip
 
 
 @pytest.fixture
@@ -35,6 +45,39 @@ def test_it_says_when_a_head_is_far_behind_as_the_mixture_hides_that(figures):
     assert in_words(figures).endswith("; far behind is the CE head: few or lopsided labels")
     figures["accuracy"] |= {"ce_head": None}
     assert "far behind" not in in_words(figures)
+
+
+def test_it_says_what_labels_gave_the_teacher_if_anything(figures):
+    figures["teacher_fit"] = FIT
+    assert "KD head 75.0%, teacher 70.0% (+9.2 by labels); coverage" in in_words(figures)
+    figures["teacher_fit"] = FIT | {"changed": 0.0}
+    assert "teacher 70.0%; coverage" in in_words(figures)
+    figures["teacher_fit"] = FIT | {"change": None}
+    assert "teacher 70.0%; coverage" in in_words(figures)
+
+
+def test_a_refits_line_begins_with_what_came_of_it():
+    assert words.refit_in_words(FIT, 0.932) == (
+        "proker on 50 labels: 93.2% of the test images, +9.2 (+5.4 to +13.3) points by labels; of labels not seen "
+        "73.9% -> 77.2% right, log-loss 0.945 -> 0.555, calibration error 20.9% -> 11.5%; another first choice for "
+        "15.1% of the pool; temperature 0.94, strength 2.3"
+    )
+    texts = {"rule": "zero_shot", "num_labels": 1, "chosen": {"temperature": 1.0}, "before": None, "after": None}
+    assert words.refit_in_words(FIT | texts | {"changed": 0.0}, None) == (
+        "zero_shot on 1 label; one label of a class says nothing yet of how good it is; temperature 1"
+    )
+
+
+def test_a_step_that_changes_nothing_is_left_out():
+    on = [{"accuracy": a, "log_loss": math.nan, "ece": 0.2} for a in (0.6, 0.7, 0.7)]
+    assert words.steps(on, "accuracy", words.percent) == "60.0% \N{RIGHTWARDS ARROW} 70.0%"
+    assert words.steps(on, "ece", words.percent) == "20.0%"
+    assert words.steps(on, "log_loss", words.number) == words.steps([None] * 3, "ece", words.percent) == words.UNKNOWN
+
+
+def test_mistakes_are_named_with_how_often():
+    assert words.mistakes(FIT) == "Its most frequent mistakes on 50 labels: 'a' seen as 'b': 7"
+    assert words.mistakes(FIT | {"confusions": []}) is None
 
 
 def test_without_test_images_it_says_what_it_can(figures):
