@@ -35,7 +35,7 @@ import numpy as np
 SHOTS = (1, 2, 4, 8, 16)
 STAT_A = "+stat_a"
 RULES = ("zero_shot", "gda", "proker", "tip", "tip_f", "clap", "auto", "zero_shot+stat_a", "gda+stat_a")
-STUDENT_RULES = ("zero_shot", "gda", "proker", "auto", "tip_f", "clap")
+STUDENT_RULES = ("zero_shot", "gda", "proker", "auto")
 ROUNDS = 6
 T975 = {2: 12.71, 3: 4.30, 4: 3.18, 5: 2.78, 6: 2.57, 7: 2.45, 8: 2.36, 9: 2.31, 10: 2.26}  # Student's, by seeds
 

@@ -16,7 +16,7 @@ from raykd.algo.few_shot.honest import Learned, Rule, fitted, text_only
 from raykd.algo.few_shot.support import Support, gaps_without, moments, text_backed
 
 WIDTHS = (0.5, 0.25, 1.0, 2.0, 4.0)  # beta, over the median squared distance of labeled images; the usual one first
-RIDGES = (3.0, 0.03, 0.1, 0.3, 1.0)  # lambda of ProKeR; the usual one first
+RIDGES = (3.0, 0.3, 1.0)  # lambda of ProKeR; the usual one first. Smaller ones overfit picks, which are unlike the pool
 TUNED_ON = 1024  # labels at most by which width and ridge are chosen
 
 
