@@ -11,7 +11,7 @@
       student_model/           the student's pretrained backbone, fetched once
       ledger/ answers/         every answer ever given, append-only; where people put their label files
       round_000/
-        select/ ask/ label/ train/ predict/ student/ evaluate/      each complete or absent
+        select/ ask/ label/ teacher/ train/ predict/ student/ evaluate/      each complete or absent
         tasks.csv              what to label
       ray_train/ ray_tune/     of trainings and searches under way
       metrics.jsonl report.html quarantine.parquet                  views, written anew

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import ExitStack
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -61,6 +61,7 @@ from raykd.store.tables import TEACHER, checked, vectors
 
 READ_ROWS = 8192  # of a row group
 LOGITS_FILE = "logits.parquet"
+LONG = 10**7  # numbers from which on what takes so long is said before
 SEES_VIEWS = ("gda", "tip_f", "clap", "auto")
 
 
@@ -126,6 +127,9 @@ def refit(campaign: Campaign, number: int, pool: Pool, encoded: Encoded, teacher
         if not config.teacher.learns or read_done(campaign.round_place(number) / "train"):
             return teacher
         labeled = labeled_features(campaign, number, pool, encoded, teacher, labels)
+        if len(labeled.labels_N) * len(teacher.classes) * 100 > LONG:
+            words = f"learns from {len(labeled.labels_N):,} labels of {len(teacher.classes):,} classes"
+            campaign.say(folder.name, f"{words} by {config.teacher.rule}")
         with folder.writing() as out:
             out.facts |= write_fit(campaign, pool, encoded, teacher, labels, labeled, out.place)
         fit = out.complete
@@ -160,11 +164,11 @@ def write_fit(
     }
 
 
-class Opinions:
+class Opinions(NamedTuple):
     """The parts of an opinion, and whether any had still to be made."""
 
-    def __init__(self, complete: tuple[Done, ...], made: bool) -> None:
-        self.complete, self.made = complete, made
+    complete: tuple[Done, ...]
+    made: bool
 
 
 def opinions(
@@ -186,6 +190,8 @@ def opinions(
     missing = [n for n, found in enumerate(done) if found is None]
     if missing:
         num_cpus = campaign.config.teacher.num_cpus
+        if (rows := sum(encoded.parts[n].facts["rows"] for n in missing)) * len(pool.classes) > LONG:
+            campaign.say("teacher", f"scores {rows:,} images")
         others = pool.manifest.filter(pc.not_equal(pool.manifest["split"], "pool")).select(["sample_id", "split"])
         with ExitStack() as stack:
             outs = [stack.enter_context(folders[n].writing()) for n in missing]
