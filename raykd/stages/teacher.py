@@ -61,7 +61,7 @@ from raykd.store.tables import TEACHER, checked, vectors
 
 READ_ROWS = 8192  # of a row group
 LOGITS_FILE = "logits.parquet"
-LONG = 10**7  # numbers from which on what takes so long is said before
+LONG, LONG_FIT = 10**7, 10**5  # logits, and labels times classes, from which on it is said before what takes so long
 SEES_VIEWS = ("gda", "tip_f", "clap", "auto")
 
 
@@ -127,7 +127,7 @@ def refit(campaign: Campaign, number: int, pool: Pool, encoded: Encoded, teacher
         if not config.teacher.learns or read_done(campaign.round_place(number) / "train"):
             return teacher
         labeled = labeled_features(campaign, number, pool, encoded, teacher, labels)
-        if len(labeled.labels_N) * len(teacher.classes) * 100 > LONG:
+        if len(labeled.labels_N) * len(teacher.classes) > LONG_FIT:
             words = f"learns from {len(labeled.labels_N):,} labels of {len(teacher.classes):,} classes"
             campaign.say(folder.name, f"{words} by {config.teacher.rule}")
         with folder.writing() as out:
