@@ -39,7 +39,7 @@ from raykd.store.outputs import (
     rows_of,
 )
 from raykd.store.place import Place
-from raykd.store.stage_folder import Done, read_done
+from raykd.store.stage_folder import Done, fingerprint, read_done
 from raykd.store.tables import TEACHER, checked, positions, vectors
 
 READ_ROWS = 8192  # of a row group
@@ -96,7 +96,7 @@ def refit(campaign: Campaign, number: int, pool: Pool, encoded: Encoded, teacher
     config = campaign.config
     if number + 1 < campaign.num_done or teacher.texts is None:  # nobody looks at an earlier round's opinion any more
         return teacher
-    place = campaign.round_place(number) / "teacher"
+    place = campaign.round_place(number) / "teacher" / fingerprint([encoded.model, teacher.classes])
     settings = {"texts": teacher.texts.fingerprint, **config.part("refit")}
     if config.teacher.views:
         settings |= {"crop_area": list(config.student.crop_area), "flip": config.student.flip}
@@ -121,14 +121,11 @@ def refit(campaign: Campaign, number: int, pool: Pool, encoded: Encoded, teacher
                 "after": fitted.after,
                 "confusions": confusions(labeled.labels_N, fitted.choices_N, teacher.classes),
                 "passes": 2,
-                "model": encoded.model,
-                "classes": list(teacher.classes),
             }
         fit = out.complete
-    if fit.facts["model"] != encoded.model or fit.facts["classes"] != list(teacher.classes):
-        return teacher  # the round is done; since then another model, or other classes, have been asked for
     parts = opinions(campaign, pool, encoded, place, fit.fingerprint, write_refitted, (fit, teacher.texts))
-    return learned(campaign, number, pool, teacher, fit, parts.complete, said=parts.made)
+    scores = measured(campaign, place / "scores", parts.complete, fit.fingerprint, pool)
+    return learned(campaign, number, pool, teacher, fit, parts, scores)
 
 
 class Opinions:
@@ -235,11 +232,10 @@ def views_of(campaign: Campaign, number: int, pool: Pool, encoded: Encoded) -> V
 
 
 def learned(
-    campaign: Campaign, number: int, pool: Pool, teacher: Teacher, fit: Done, parts: tuple[Done, ...], said: bool
+    campaign: Campaign, number: int, pool: Pool, teacher: Teacher, fit: Done, opinion: Opinions, found: Scores
 ) -> Teacher:
-    """The refitted teacher, measured; and a line that says what labels have made of it."""
-    name = fit.fingerprint
-    place = campaign.round_place(number) / "teacher"
+    """The refitted teacher; and a line that says what labels have made of it."""
+    parts = opinion.complete
     seen_C = np.sum([part.facts["first_choices_C"] for part in parts], axis=0)
     num_images = int(seen_C.sum())
     facts: dict[str, Any] = {key: fit.facts[key] for key in few_shot.TOLD}
@@ -255,10 +251,9 @@ def learned(
         "num_like_none": 0,  # no prompt speaks for none of the classes here
         "examples": [],
     }
-    found = measured(campaign, place / "scores", parts, name, pool)
-    if said:
+    if opinion.made:
         campaign.say(f"round {number} teacher", refit_in_words(about, found["accuracy"]))
-    return Teacher(parts, name, teacher.classes, found, check, teacher.texts, about)
+    return Teacher(parts, fit.fingerprint, teacher.classes, found, check, teacher.texts, about)
 
 
 def change_since_texts(pool: Pool, teacher: Teacher, parts: tuple[Done, ...]) -> Change | None:
