@@ -113,7 +113,7 @@ def test_a_softmax_gives_the_tables_probabilities_back_whatever_its_form(bring, 
     assert [row["error"] for row in brought.rows.values()] == [None] * 49
 
 
-def test_what_jobs_score_has_written_is_taken_with_its_own_order_of_classes(bring, tmp_path, finished, monkeypatch):
+def test_what_jobs_score_has_written_is_taken_with_its_own_order_of_classes(bring, tmp_path, finished):
     from raykd.config import ModelConfig, Source
     from raykd.stages.progress import Progress
     from raykd.stages.score import ScoreRequest, score_pool
@@ -134,13 +134,12 @@ def test_what_jobs_score_has_written_is_taken_with_its_own_order_of_classes(brin
     assert "1 of 29 pool images have no row in" in brought.said
 
 
-def test_no_model_is_fetched_and_no_image_is_shown_to_anything(bring, tmp_path, ids, probs, no_image_is_read):
+def test_no_model_is_fetched_and_no_image_is_read(bring, tmp_path, ids, probs, no_image_is_read, monkeypatch):
     from raykd.stages import pool
 
+    monkeypatch.setattr(pool, "check_readable", lambda *_: None)  # the look at a few when the pool is listed
     write(tmp_path / "opinion.parquet", ids, probs)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pool, "check_readable", lambda *_: None)  # a look at a few when the pool is listed
-        brought = bring()
+    brought = bring()
     folder = Path(brought.campaign.place.path)
     assert not list(folder.rglob("teacher_model"))
     assert "features" not in brought.teacher.parts[0].place.read_table().schema.names
@@ -255,7 +254,8 @@ def test_other_classes_are_refused_by_name(bring, tmp_path, ids, probs):
     write(tmp_path / "opinion.parquet", ids, probs, {"classes": json.dumps(["blue", "green", "crimson"])})
     with pytest.raises(UserError, match=r"it lacks 'red'; 'crimson' is none here"):
         bring()
-    pq.write_table(pa.table({"sample_id": ids, "blue": probs[:, 0], "green": probs[:, 1]}), tmp_path / "opinion.parquet")
+    two = {"sample_id": ids, "blue": probs[:, 0], "green": probs[:, 1]}
+    pq.write_table(pa.table(two), tmp_path / "opinion.parquet")
     with pytest.raises(UserError, match=r"none for 'red'"):
         bring()
 
