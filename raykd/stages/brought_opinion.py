@@ -23,6 +23,7 @@ from raykd.store.stage_folder import Done, fingerprint
 from raykd.store.tables import OPINION, QUARANTINE, checked, count_splits, vectors
 
 VERSION = 1
+TABLE_FILE = "table.json"  # beside the parts of the look-up: the identity of the last table that was looked at
 NO_ROW = "has no row in the teacher's table"
 FILE_ROWS = 65_536
 
@@ -37,17 +38,22 @@ def open_brought(campaign: Campaign, pool: Pool) -> TeacherTable:
 def look_up(campaign: Campaign, pool: Pool) -> Encoded:
     """Which images have a row, by parts, in the place of features, which there are none of.
 
+    A finished campaign is only looked at: its table may be another by now, or gone.
+
     Raises:
         UserError: More than ``max_bad_share`` of the pool have none; or as :class:`TeacherTable` says.
     """
-    table = open_brought(campaign, pool)
-    name = fingerprint(table.identity)
+    at = campaign.place / "encode"
+    note, finished = at / TABLE_FILE, campaign.num_done >= campaign.config.rounds
+    table = None if finished and note.exists() else open_brought(campaign, pool)
+    name = fingerprint(table.identity if table else note.read_json())
     parts: list[Done] = []
     missing: pa.ChunkedArray | None = None
     for rows in pool.listed:
-        made_from, at = {"table": name, "rows": manifest_content(rows)}, campaign.place / "encode"
+        made_from = {"table": name, "rows": manifest_content(rows)}
         folder = campaign.folder("encode", version=VERSION, made_from=made_from, at=at).under(at)
         if (done := folder.done()) is None:
+            assert table is not None, folder
             if missing is None:
                 missing = missing_ids(table.ids(), pool.manifest["sample_id"], table.place)
                 check_missing(campaign, pool, table.place, missing)
@@ -61,7 +67,9 @@ def look_up(campaign: Campaign, pool: Pool) -> Encoded:
                 out.facts |= {"rows": rows.num_rows, "unreadable": lost.num_rows, "changes": {}}
             done = out.complete
         parts.append(done)
-    encoded = Encoded(tuple(parts), name, table.place)
+    if table:
+        note.write_json(table.identity)
+    encoded = Encoded(tuple(parts), name, at)
     if encoded.quarantine.num_rows:
         (campaign.place / QUARANTINE_FILE).write_table(encoded.quarantine)
     return encoded

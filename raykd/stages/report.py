@@ -116,8 +116,9 @@ def print_summary(campaign: Campaign) -> list[RoundFigures]:
 
 def teacher_name(campaign: Campaign) -> str:
     config = campaign.config.teacher
-    if config.model is None:
+    if config.rule == "table":
         return f"table {Place.of(config.table or '').name}"
+    assert config.model is not None
     if config.model.startswith("local-dir:"):
         return f"local-dir:{Place.of(config.model.removeprefix('local-dir:')).name}"
     return f"{config.model} / {config.pretrained}" if config.pretrained else config.model

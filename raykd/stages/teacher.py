@@ -134,7 +134,8 @@ def refit(campaign: Campaign, number: int, pool: Pool, encoded: Encoded, teacher
             out.facts |= write_fit(campaign, pool, encoded, teacher, labels, labeled, out.place)
         fit = out.complete
     parts = opinions(campaign, pool, encoded, place, fit.fingerprint, write_refitted, (fit, teacher.texts))
-    return learned(campaign, number, pool, teacher, fit, parts.complete, place, said=parts.made)
+    scores = measured(campaign, place / "scores", parts.complete, fit.fingerprint, pool)
+    return learned(campaign, number, pool, teacher, fit, parts, scores)
 
 
 def write_fit(
@@ -270,11 +271,10 @@ def views_of(campaign: Campaign, number: int, pool: Pool, encoded: Encoded) -> V
 
 
 def learned(
-    campaign: Campaign, number: int, pool: Pool, teacher: Teacher, fit: Done, parts: tuple[Done, ...], place: Place,
-    said: bool,
-) -> Teacher:  # fmt: skip
-    """The refitted teacher, measured; and a line that says what labels have made of it."""
-    name = fit.fingerprint
+    campaign: Campaign, number: int, pool: Pool, teacher: Teacher, fit: Done, opinion: Opinions, found: Scores
+) -> Teacher:
+    """The refitted teacher; and a line that says what labels have made of it."""
+    parts = opinion.complete
     seen_C = np.sum([part.facts["first_choices_C"] for part in parts], axis=0)
     num_images = int(seen_C.sum())
     facts: dict[str, Any] = {key: fit.facts[key] for key in few_shot.TOLD}
@@ -290,10 +290,9 @@ def learned(
         "num_like_none": 0,  # no prompt speaks for none of the classes here
         "examples": [],
     }
-    found = measured(campaign, place / "scores", parts, name, pool)
-    if said:
+    if opinion.made:
         campaign.say(f"round {number} teacher", refit_in_words(about, found["accuracy"]))
-    return Teacher(parts, name, teacher.classes, found, check, teacher.texts, about)
+    return Teacher(parts, fit.fingerprint, teacher.classes, found, check, teacher.texts, about)
 
 
 def change_since_texts(pool: Pool, teacher: Teacher, parts: tuple[Done, ...]) -> Change | None:

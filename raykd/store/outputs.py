@@ -321,13 +321,17 @@ class Labels(InFolder):
 
     @property
     def labeled_ids(self) -> pa.ChunkedArray:
-        """Of the images that have a label, whatever class that is."""
-        return self.table.filter(pc.equal(self.table["outcome"], "label"))["sample_id"]
+        """Of the images that have a label to learn from, whatever class that is."""
+        return self._to_learn_from["sample_id"]
+
+    @property
+    def _to_learn_from(self) -> pa.Table:
+        is_label, to_train = pc.equal(self.table["outcome"], "label"), pc.equal(self.table["role"], ROLES[0])
+        return self.table.filter(pc.and_(is_label, to_train))
 
     def given(self, classes: Sequence[str], renamed: Mapping[str, str]) -> tuple[pa.ChunkedArray, np.ndarray]:
         """Ids and class indices [n] of images with a label to learn from, among these classes; by sample_id."""
-        is_label, to_train = pc.equal(self.table["outcome"], "label"), pc.equal(self.table["role"], ROLES[0])
-        table = self.table.filter(pc.and_(is_label, to_train))
+        table = self._to_learn_from
         names = renamed_labels(table["label"], renamed)
         indices = pc.index_in(names, value_set=pa.array(classes, pa.string()))
         kept = pc.is_valid(indices)

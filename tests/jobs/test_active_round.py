@@ -362,6 +362,66 @@ def test_stopped_in_and_after_every_stage_and_resumed_it_ends_where_an_undisturb
     assert "Round 1" in (place / "report.html").read_text("utf-8")
 
 
+def test_stopped_while_its_teacher_learns_it_ends_as_if_it_had_not_been(seeded, run_job, tmp_path, monkeypatch):
+    """At the fit, at the opinion and at its score, before and after each is complete."""
+    settings, _ = seeded("teacher.rule=gda", "rounds=1", name="undisturbed")
+    assert run_job(settings).code == 0
+    original, left = Writing.commit, {(name, when) for name in ("fit", "part", "score") for when in ("before", "after")}
+
+    def commit(out):
+        path, name = out.folder.place.path, "other"
+        if "/round_000/teacher/" in path:
+            name = "fit" if path.endswith("/fit") else "score" if "/scores/" in path else "part"
+        for when in ("before", "after"):
+            if (name, when) in left:
+                left.remove((name, when))
+                if when == "after":
+                    original(out)
+                raise Killed(name, when)
+        return original(out)
+
+    monkeypatch.setattr(Writing, "commit", commit)
+    stopped, _ = seeded("teacher.rule=gda", "rounds=1", name="stopped")
+    for _ in range(6):
+        with pytest.raises(Killed):
+            run_job(stopped)
+    assert not left
+    assert run_job(stopped).code == 0
+    for key, value in outcome_of(tmp_path / "undisturbed", 1).items():
+        assert outcome_of(tmp_path / "stopped", 1)[key] == value, key
+    assert not [file for file in (tmp_path / "stopped").rglob("*") if file.name.endswith(".aside")]
+
+
+def test_with_a_table_for_a_teacher_no_model_is_needed(finished, run_job, tmp_path):
+    """A whole round from a list of probabilities; the student learns from it as from any teacher."""
+    ids = [name for name in manifest_of(finished.place)["sample_id"].to_pylist() if name != "red/broken.png"]
+    names = ["blue", "green", "red"]
+    probs = np.array([0.05 + 0.85 * (np.array(names) == name.split("/")[0]) for name in ids])
+    table = pa.table({"sample_id": ids, **{name: probs[:, c] for c, name in enumerate(names)}})
+    pq.write_table(table, tmp_path / "mine.parquet")
+    place = tmp_path / "run"
+    settings = finished.settings | {"storage_path": str(place)}
+    settings |= {"teacher": {"rule": "table", "table": str(tmp_path / "mine.parquet")}}
+    ended = run_job(settings, "rounds=1", "labels.start=none")
+    assert ended.code == 0, ended.err
+    assert lines_of(place)[0]["accuracy"]["teacher"] == 1
+    assert lines_of(place)[0]["teacher_fit"] is None
+    assert not (place / "teacher_model").exists()
+    assert not list(place.glob("encode/*/*.parquet"))
+    assert "table mine.parquet" in (place / "report.html").read_text("utf-8")
+
+
+@pytest.mark.xfail(strict=True, reason="a table says of no image whether it can be read, and training stops at it")
+def test_a_broken_image_that_has_a_row_in_the_teachers_table_stops_nothing(finished, run_job, tmp_path):
+    ids = manifest_of(finished.place)["sample_id"].to_pylist()
+    assert "red/broken.png" in ids
+    pq.write_table(pa.table({"sample_id": ids, "probs": [[0.2, 0.3, 0.5]] * len(ids)}), tmp_path / "mine.parquet")
+    settings = finished.settings | {"storage_path": str(tmp_path / "run")}
+    settings |= {"teacher": {"rule": "table", "table": str(tmp_path / "mine.parquet")}}
+    ended = run_job(settings, "rounds=1", "student.batch_unlabeled=29")
+    assert ended.code == 0, ended.err
+
+
 def processes_with(mark: str) -> list[int]:
     """The processes whose environment holds a text that nobody else's does."""
     found = []

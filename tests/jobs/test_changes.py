@@ -4,10 +4,12 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
+import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
-from campaigns import Reached, fill, labels_of, manifest_of, picks_of
+from campaigns import Reached, fill, labels_of, lines_of, manifest_of, picks_of
 from PIL import Image
 
 from raykd.labels.ledger import Ledger
@@ -191,6 +193,115 @@ def test_people_can_go_on_with_a_new_budget_in_the_middle(finished, run_job, tmp
         run_job(settings, "selection.budget=9", "student.backbone=test_resnet")
     assert picks_of(place, 0) == picks
     assert len(labels_of(place, 0)) == 3
+
+
+# ---------------------------------------------------------------- what the teacher learns, and is
+
+
+@pytest.fixture
+def no_teacher_sees_an_image(monkeypatch):
+    from raykd.stages import image_features
+
+    monkeypatch.setattr(image_features, "Encoder", lambda **_: pytest.fail("the teacher was shown an image"))
+
+
+def marker_of(place: Path, pattern: str) -> dict:
+    (file,) = place.glob(f"{pattern}/_DONE.json")
+    return json.loads(file.read_text())
+
+
+def tree_of(place: Path) -> dict[Path, bytes]:
+    return {file: file.read_bytes() for file in place.rglob("*") if file.is_file()}
+
+
+def test_rules_that_change_from_round_to_round_read_no_image_and_each_round_keeps_its_own(
+    second_round, run_job, no_teacher_sees_an_image
+):
+    """Zero-shot, GDA, ProKeR, CLAP; each student is trained on the teacher of its own round's labels."""
+    settings, place = second_round
+    kept: dict[Path, bytes] = {}
+    for number, rule in enumerate(("gda", "proker", "clap"), 1):
+        ended = run_job(settings, f"teacher.rule={rule}", f"rounds={number + 1}")
+        assert ended.code == 0, ended.err
+        now = tree_of(place / f"round_{number - 1:03d}")
+        assert kept.items() <= now.items()
+        kept = tree_of(place / f"round_{number:03d}")
+        fit, trained, labels = (
+            marker_of(place / f"round_{number:03d}", name) for name in ("teacher/*/fit", "train", "label")
+        )
+        assert fit["facts"]["rule"] == rule
+        assert fit["facts"]["num_labels"] == 3 * (number + 1)
+        assert fit["made_from"]["labels"] == trained["made_from"]["labels"] == labels["facts"]["content"]
+        assert trained["settings"]["teacher"] == fit["fingerprint"]
+    assert not (place / "round_000" / "teacher").exists()
+    lines = lines_of(place)
+    assert [line["teacher_fit"] and line["teacher_fit"]["rule"] for line in lines] == [None, "gda", "proker", "clap"]
+    assert [entry["before_round"] for entry in history_of(place)] == [0, 1, 2, 3]
+    assert [[line for line in entry["changed"] if "rule" in line] for entry in history_of(place)[1:]] == [
+        ["teacher.rule: was 'zero_shot', now 'gda'"],
+        ["teacher.rule: was 'gda', now 'proker'"],
+        ["teacher.rule: was 'proker', now 'clap'"],
+    ]
+    before = tree_of(place / "round_003")
+    again = run_job(settings, "teacher.rule=tip", "rounds=4", "progress=lines")
+    assert (again.code, again.out) == (0, ended.out)
+    assert "is done, and keeps" not in again.err  # there is no round to come
+    assert tree_of(place / "round_003") == before
+    assert "clap" in (place / "report.html").read_text("utf-8")
+
+
+def test_a_rule_that_changes_after_the_fit_of_the_open_round_is_said_to_count_from_the_next_one_on(
+    second_round, run_job, up_to_training, monkeypatch
+):
+    from raykd.stages.progress import Progress
+
+    settings, place = second_round
+    with pytest.raises(Reached):
+        run_job(settings, "teacher.rule=gda")
+    fit = marker_of(place / "round_001", "teacher/*/fit")
+    said: list[str] = []
+    monkeypatch.setattr(Progress, "say", lambda _, name, text: said.append(f"{name}: {text}"))
+    with pytest.raises(Reached):
+        run_job(settings, "teacher.rule=proker")
+    assert marker_of(place / "round_001", "teacher/*/fit") == fit
+    assert [line for line in said if "keeps" in line] == [
+        "round 1 teacher: is done, and keeps what was set then; from the next round on: teacher.rule: was 'gda', now "
+        "'proker'"
+    ]
+
+
+def write_table(file: Path, ids: list[str], seed: int) -> str:
+    probs = np.random.default_rng(seed).dirichlet([0.5] * 3, size=len(ids))
+    pq.write_table(pa.table({"sample_id": ids, "probs": list(probs)}), file)
+    return f"teacher.table={file}"
+
+
+def test_a_table_takes_the_teachers_place_changes_and_goes_away_and_the_rounds_before_keep_theirs(
+    second_round, run_job, tmp_path, no_teacher_sees_an_image
+):
+    settings, place = second_round
+    manifest = manifest_of(place)
+    ids = [name for name in manifest["sample_id"].to_pylist() if name != "red/broken.png"]
+    first = tree_of(place / "round_000")
+    table = write_table(tmp_path / "mine.parquet", ids, 1)
+    assert run_job(settings, "teacher.rule=table", table).code == 0
+    second = tree_of(place / "round_001")
+    splits = dict(zip(*(manifest[name].to_pylist() for name in ("sample_id", "split")), strict=True))
+    in_pool = [name for name in ids if splits[name] == "pool"]
+    write_table(tmp_path / "mine.parquet", in_pool, 2)
+    ended = run_job(settings, "teacher.rule=table", table, "rounds=3")
+    assert ended.code == 0, ended.err
+    assert first.items() <= tree_of(place / "round_000").items()
+    assert second.items() <= tree_of(place / "round_001").items()
+    teachers = [marker_of(place / f"round_{number:03d}", "train")["settings"]["teacher"] for number in range(3)]
+    assert len(set(teachers)) == 3
+    accuracies = [line["accuracy"]["teacher"] for line in lines_of(place)]
+    assert accuracies[1] is not None
+    assert accuracies[2] is None  # the second table has no row of a test image
+    assert "table mine.parquet" in (place / "report.html").read_text("utf-8")
+    (tmp_path / "mine.parquet").unlink()
+    again = run_job(settings, "teacher.rule=table", table, "rounds=3")
+    assert (again.code, again.out) == (0, ended.out), again.err
 
 
 def test_a_finished_campaign_is_only_looked_at_whatever_is_asked_for(finished, run_job, tmp_path, monkeypatch):

@@ -268,3 +268,14 @@ def test_another_table_in_the_same_place_is_told_by_what_differs(run, image_fold
     assert run(*given)[0] == 0
     _, said = run(*given, "--classes", "red,green,blue,gray")
     assert "holds another table: of other classes; give another --out" in said
+
+
+def test_without_a_model_it_says_which_option_is_missing(image_folder, tmp_path):
+    ended = subprocess.run(
+        [sys.executable, ROOT / "jobs" / "score.py", "--pool", image_folder, "--out", tmp_path / "s"],
+        capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+    assert ended.returncode == 2
+    assert "--model" in ended.stderr
+    assert "Traceback" not in ended.stderr
+    assert not (tmp_path / "s").exists()
