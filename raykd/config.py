@@ -277,6 +277,8 @@ class TeacherConfig(ModelConfig):
     @model_validator(mode="after")
     def _rule_has_what_it_needs(self) -> TeacherConfig:
         if self.rule != "table":
+            if self.table:
+                raise UserError(f"table is for rule: table, rule: {self.rule} would not look at it; change one of them")
             assert self.open_clip_name
             return self
         if not self.table:

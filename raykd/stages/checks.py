@@ -47,12 +47,15 @@ def check_brought(campaign: Campaign) -> None:
     config = campaign.config
     assert config.teacher.table is not None
     list_table(Place.of(config.teacher.table), campaign.say)
-    asked = needed(config.selection.strategy, config.selection.cap)
+    strategy = config.selection.strategy
     cold = config.labels.start == "none" and read_done(campaign.round_place(0) / "select") is None
-    if cold and "features" in asked:
+    if cold and "features" in needed(strategy, config.selection.cap):
+        what, instead = f"strategy: {strategy}", "pcoreset"
+        if "features" not in needed(strategy):
+            what, instead = "duplicate_column: features", "probs"
         raise UserError(
-            f"selection.strategy: {config.selection.strategy} looks at the teacher's features in round 0, when "
-            "there is no student yet, and teacher.rule: table has none: begin with labels.start: given, or pcoreset"
+            f"selection.{what} looks at the teacher's features in round 0, when there is no student yet, and "
+            f"teacher.rule: table has none: begin with labels.start: given, or {instead}"
         )
 
 

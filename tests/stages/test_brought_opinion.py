@@ -274,19 +274,27 @@ def test_a_table_that_is_not_named_and_a_model_that_is_missing_are_told(finished
         with pytest.raises(UserError, match=r"teacher: model is missing; expected an open_clip name"):
             load(finished.settings | {"teacher": {"rule": rule}})
     load(finished.settings | {"teacher": {"rule": "table", "table": "x.parquet"}})
+    with pytest.raises(UserError, match=r"teacher: table is for rule: table, rule: zero_shot would not look at it"):
+        load(finished.settings, ["teacher.table=x.parquet"])
 
 
-@pytest.mark.parametrize("strategy", ["coreset", "badge"])
-def test_a_cold_start_by_features_is_refused_in_the_first_seconds(finished, tmp_path, ids, probs, strategy):
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("selection.strategy=coreset", r"strategy: coreset looks .* or pcoreset"),
+        ("selection.strategy=badge", r"strategy: badge looks .* or pcoreset"),
+        ("selection.max_duplicates=1", r"duplicate_column: features looks .* or probs"),
+    ],
+)
+def test_a_cold_start_by_features_is_refused_in_the_first_seconds(finished, tmp_path, ids, probs, override, words):
     from raykd.stages.checks import check_everything_cheap
 
     write(tmp_path / "opinion.parquet", ids, probs)
     settings = finished.settings | {"storage_path": str(tmp_path / "run")}
     settings |= {"teacher": {"rule": "table", "table": str(tmp_path / "opinion.parquet")}}
-    campaign = new_campaign(settings, f"selection.strategy={strategy}", "labels.start=none")
-    with pytest.raises(UserError, match=rf"selection\.strategy: {strategy} looks at the teacher's features in round 0"):
-        check_everything_cheap(campaign)
-    check_everything_cheap(new_campaign(settings, f"selection.strategy={strategy}"))  # one_per_class
+    with pytest.raises(UserError, match=rf"selection\.{words}"):
+        check_everything_cheap(new_campaign(settings, override, "labels.start=none"))
+    check_everything_cheap(new_campaign(settings, override))  # one_per_class: then there is a student
     check_everything_cheap(new_campaign(settings, "labels.start=none"))  # pcoreset
 
 

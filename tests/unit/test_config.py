@@ -297,6 +297,7 @@ def with_path(name, path):
         "test.path": {"test": {"format": "images"}},
         "val.path": {"val": {"format": "images"}},
         "teacher.model": {"teacher__pretrained": None},
+        "teacher.table": {"teacher__rule": "table"},
         "labels.given": {"labels": {"start": "given"}},
     }.get(name, {})
     return settings(**more, **{name.replace(".", "__"): BEGIN.get(name, "") + path})
