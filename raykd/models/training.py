@@ -138,8 +138,8 @@ class TrainingImages:
         image = load_one(self.reader, self.uris[place].as_py(), partial(self.crop, seed=seed), self.shrinks)
         if isinstance(image, str):
             raise UserError(
-                f"image {self.ids[place].as_py()!r} was readable and is no more: {image}. Put it back, or leave it out: "
-                "answer it with cannot_label; or, where teacher.rule is table, take its row out of that"
+                f"image {self.ids[place].as_py()!r} was readable and is no more: {image}. Put it back, or leave it "
+                "out: answer it with cannot_label, or, where teacher.rule is table, take its row out of that"
             )
         return torch.from_numpy(np.array(image))
 
