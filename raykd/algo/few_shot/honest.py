@@ -18,6 +18,7 @@ from raykd.algo.metrics import HeldOut, calibration_error
 
 USUAL = (1.0, 0.5)  # weights of texts and of what is learned, as long as labels say nothing of them
 DEVIATIONS = (0.5, 1.0)  # how far the logarithm of a weight may be from that of the usual one, about
+FLAT = 1e-6  # of the texts' spread: what says less says nothing
 FARTHEST = 10.0  # that it is looked for: a step of the search may go anywhere, and its exponential to infinity
 
 
@@ -59,8 +60,9 @@ class Fitted(NamedTuple):
         chosen: What the labels chose, by name: ``temperature``, ``strength`` (of what is learned, 1 where it says as
             much as the texts) and the rule's own.
         before, untempered, after: On labels that it has not seen: the texts alone, with what is learned, and with the
-            temperature, too. None: the labels say nothing of it (:attr:`Support.says_N`).
-        losses_N: float64 [N], of ``after``: -log of each label's probability.
+            temperature, too. None: the labels say nothing of it (:attr:`Support.shares_C`).
+        losses_M, says_M: float64 [M], of ``after``: -log of each label's probability, and what that says
+            (:class:`Evidence`).
         choices_N: int64 [N], of ``after``: the likeliest class of each labeled image.
     """
 
@@ -70,8 +72,35 @@ class Fitted(NamedTuple):
     before: HeldOut | None
     untempered: HeldOut | None
     after: HeldOut | None
-    losses_N: np.ndarray
+    losses_M: np.ndarray
+    says_M: np.ndarray
     choices_N: np.ndarray
+
+
+class Evidence(NamedTuple):
+    """Labeled images, for teachers that have not seen them to be judged by; some twice, left out alone and by class.
+
+    Args:
+        labels_M: int [M], class indices; the first N are those of the support, left out one by one.
+        says_M: float64 [M], what each says; their sum is the effective number.
+        folds: The rows of the others among the support, and the support without all of their classes.
+    """
+
+    labels_M: np.ndarray
+    says_M: np.ndarray
+    folds: list[tuple[np.ndarray, Support]]
+
+
+def evidence_of(support: Support) -> Evidence:
+    """What there is to judge a teacher by; see :attr:`Support.shares_C`."""
+    (one_C, all_C), labels_N = support.shares_C, support.labels_N
+    counts_N = support.counts_C[labels_N]
+    folds = support.without_classes() if all_C.any() else []
+    rows = np.concatenate([np.arange(0), *(rows for rows, _ in folds)])
+    share = len(np.unique(labels_N)) / max(len(np.unique(labels_N[rows])), 1)  # of classes that are left out
+    says_M = np.concatenate([one_C[labels_N] / counts_N, share * (all_C[labels_N] / counts_N)[rows]])
+    says_M = says_M * (says_M.sum() / max((says_M**2).sum(), 1e-12))
+    return Evidence(np.concatenate([labels_N, labels_N[rows]]), says_M, folds)
 
 
 def fitted(name: str, support: Support, rule: Rule, tempered: bool = True) -> Fitted:
@@ -80,34 +109,53 @@ def fitted(name: str, support: Support, rule: Rule, tempered: bool = True) -> Fi
     Args:
         tempered: Whether the labels choose weights at all; else the usual ones.
     """
-    labels_N, says_N = support.labels_N, support.says_N
+    labels_M, says_M, folds = evidence = evidence_of(support)
     best: tuple[float, Learned, list[float], float, np.ndarray] | None = None
-    for offer in rule(support):
-        terms, unit = [offer.texts_NC], 1.0
+    for offer, *others in zip(rule(support), *(rule(left) for _, left in folds), strict=True):
+        terms, unit = [judged(support, offer.texts_NC, [other.texts for other in others], evidence)], 1.0
         if offer.learned_NC is not None:  # in units of the texts' spread, so that a strength means the same anywhere
-            unit = row_spread(offer.texts_NC) / max(row_spread(offer.learned_NC), 1e-12)
-            terms.append(unit * offer.learned_NC)
-        weights = honest_weights(terms, labels_N, says_N) if tempered else list(USUAL[: len(terms)])
-        logits_NC = np.sum([weight * term_NC for weight, term_NC in zip(weights, terms, strict=True)], axis=0)
-        loss = float(says_N @ log_losses(logits_NC, labels_N))
+            learned_MC = judged(support, offer.learned_NC, [other.learned for other in others], evidence)
+            spreads = row_spread(offer.texts_NC), row_spread(learned_MC)
+            unit = spreads[0] / spreads[1] if spreads[1] > FLAT * spreads[0] else 0.0
+            terms.append(unit * learned_MC)
+        weights = honest_weights(terms, labels_M, says_M) if tempered else list(USUAL[: len(terms)])
+        logits_MC = np.sum([weight * term_MC for weight, term_MC in zip(weights, terms, strict=True)], axis=0)
+        loss = float(says_M @ log_losses(logits_MC, labels_M))
         if best is None or loss < best[0]:
-            best = loss, offer, weights, unit, logits_NC
+            best = loss, offer, weights, unit, logits_MC
     assert best is not None, name
-    _, offer, weights, unit, logits_NC = best
+    _, offer, weights, unit, logits_MC = best
     scorer, chosen = offer.texts.times(weights[0]), {"temperature": 1 / weights[0]}
     if offer.learned is not None:
         scorer = scorer.plus(offer.learned.times(weights[1] * unit))
         chosen["strength"] = weights[1] / weights[0]
+    texts_NC = support.text_logits_NC
+    texts_MC = np.concatenate([texts_NC, *(texts_NC[rows] for rows, _ in folds)])
     return Fitted(
         name,
         scorer,
         {**chosen, **offer.chosen},
-        before=held_out(support.text_logits_NC, labels_N, says_N),
-        untempered=held_out(logits_NC / weights[0], labels_N, says_N),
-        after=held_out(logits_NC, labels_N, says_N),
-        losses_N=log_losses(logits_NC, labels_N),
-        choices_N=logits_NC.argmax(axis=1),
+        before=held_out(texts_MC, labels_M, says_M),
+        untempered=held_out(logits_MC / weights[0], labels_M, says_M),
+        after=held_out(logits_MC, labels_M, says_M),
+        losses_M=log_losses(logits_MC, labels_M),
+        says_M=says_M,
+        choices_N=logits_MC[: len(support.labels_N)].argmax(axis=1),
     )
+
+
+def judged(support: Support, one_NC: np.ndarray, others: Sequence[Scorer | None], evidence: Evidence) -> np.ndarray:
+    """What a term says of the images of the evidence, float64 [M, C].
+
+    Args:
+        one_NC: Of those that are left out one by one.
+        others: The same term without the classes of each fold.
+    """
+    found = [one_NC]
+    for (rows, _), scorer in zip(evidence.folds, others, strict=True):
+        assert scorer is not None
+        found.append(scorer.logits(support.features_ND[rows]).astype(np.float64))
+    return np.concatenate(found)
 
 
 def row_spread(logits_NC: np.ndarray) -> float:

@@ -17,6 +17,7 @@ from raykd.algo.few_shot.support import Support, gaps_without, moments, text_bac
 
 WIDTHS = (0.5, 0.25, 1.0, 2.0, 4.0)  # beta, over the median squared distance of labeled images; the usual one first
 RIDGES = (3.0, 0.3, 1.0)  # lambda of ProKeR; the usual one first. Smaller ones overfit picks, which are unlike the pool
+NEAREST = 0.01  # median squared distance, below which images are copies, and a kernel no narrower for them
 TUNED_ON = 1024  # labels at most by which width and ridge are chosen
 
 
@@ -136,7 +137,7 @@ def widths(squares_NN: np.ndarray) -> list[float]:
     """Betas to try: :data:`WIDTHS` over the median squared distance of two images."""
     upper = squares_NN[np.triu_indices(len(squares_NN), 1)]
     median = float(np.median(upper[upper > 0])) if (upper > 0).any() else 1.0
-    return [width / median for width in WIDTHS]
+    return [width / max(median, NEAREST) for width in WIDTHS]
 
 
 def tuned(support: Support, offers: Rule) -> Mapping[str, float]:

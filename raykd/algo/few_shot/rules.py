@@ -8,7 +8,7 @@ from functools import partial
 import numpy as np
 
 from raykd.algo.few_shot.gda import gda
-from raykd.algo.few_shot.honest import Fitted, Learned, Rule, fitted, text_only
+from raykd.algo.few_shot.honest import Fitted, Learned, Rule, evidence_of, fitted, text_only
 from raykd.algo.few_shot.kernels import proker, tip
 from raykd.algo.few_shot.support import Support
 from raykd.algo.few_shot.trained import PUBLISHED_CLAP, ClapSettings, clap, tip_f
@@ -44,15 +44,15 @@ def fit_rule(rule: str, support: Support, clap_settings: ClapSettings = PUBLISHE
     Returns:
         With one label in all, which leaves nothing to learn from when it is left out: zero-shot as it is.
     """
-    says_N = support.says_N
-    if len(says_N) < 2 or (rule == "auto" and says_N.sum() < ENOUGH):
+    says = evidence_of(support).says_M.sum() if len(support.labels_N) > 1 else 0.0
+    if len(support.labels_N) < 2 or (rule == "auto" and says < ENOUGH):
         return fitted("zero_shot", support, texts_alone, tempered=False)
     if rule != "auto":
         rules = RULES | {"clap": partial(clap, settings=clap_settings)}
         return fitted(rule, support, rules[rule])
     texts, *others = (fitted(name, support, RULES[name]) for name in ("zero_shot", *AUTO))
-    other = min(others, key=lambda each: float(says_N @ each.losses_N))
-    gains_N = texts.losses_N - other.losses_N
-    gain = float(says_N @ gains_N) / says_N.sum()
-    error = float(np.sqrt((says_N**2) @ (gains_N - gain) ** 2)) / says_N.sum()
+    other = min(others, key=lambda each: float(each.says_M @ each.losses_M))
+    gains_M, says_M = texts.losses_M - other.losses_M, texts.says_M
+    gain = float(says_M @ gains_M) / says_M.sum()
+    error = float(np.sqrt((says_M**2) @ (gains_M - gain) ** 2)) / says_M.sum()
     return other if gain > error else texts

@@ -11,6 +11,9 @@ import numpy as np
 
 from raykd.algo.errors import UserError
 
+CLASS_FOLDS = 4  # in which classes are left out
+MANY = 1024  # labels, from which on one of these folds has to do
+
 GRID = 2.0**16  # directions are whole multiples of 1/GRID: finer than float16 for all but the smallest features
 
 
@@ -76,21 +79,35 @@ class Support:
         return np.bincount(self.labels_N, minlength=self.num_classes)
 
     @property
-    def says_N(self) -> np.ndarray:
-        """What each label says, left out, of how good a teacher is; float64 [N], their sum is the effective number.
+    def shares_C(self) -> tuple[np.ndarray, np.ndarray]:
+        """What the labels of a class say of how good a teacher is, float64 [C] each: left out one by one, or all.
 
-        Classes weigh the same, as those that have many labels are not therefore the frequent ones. A label that is the
-        only one of its class says how classes without labels fare, so all of these together weigh at most what there
-        are of such classes: with one label of each class, none says anything. Nor do labels of one class alone, as the
-        likeliest teacher then knows no other.
+        Classes weigh the same, as those that have many labels are not therefore the frequent ones. A class whose labels
+        are left out one by one says how classes with labels fare; with a single one it cannot. A class that is left out
+        whole says how classes fare that have none, so all of these together weigh as much as those do, and, as a single
+        label is not much more, half as much as those that have one. With one label of each class nothing says anything:
+        the class that is left out is then the only one without, and that gives it away. Nor do labels of one class, or
+        of two among more, as too few are then left to tell a class without labels from.
         """
         counts_C = self.counts_C
-        if (counts_C > 0).sum() < 2:
-            return np.zeros(len(self.labels_N))
-        alone, empty = int((counts_C == 1).sum()), int((counts_C == 0).sum())
-        of_class_C = np.where(counts_C > 1, 1.0, min(1.0, empty / max(alone, 1)))
-        says_N: np.ndarray = (of_class_C / np.maximum(counts_C, 1))[self.labels_N]
-        return says_N * (says_N.sum() / max((says_N**2).sum(), 1e-12))
+        many, alone, empty = (int(some.sum()) for some in (counts_C > 1, counts_C == 1, counts_C == 0))
+        if many + alone < (3 if empty else 2):
+            return np.zeros(len(counts_C)), np.zeros(len(counts_C))
+        weak = empty + (alone / 2 if many else 0)
+        return (counts_C > 1).astype(float), np.where(counts_C > 0, min(weak / (many + alone), 3.0), 0.0)
+
+    def without_classes(self) -> list[tuple[np.ndarray, Support]]:
+        """Labels of some classes, int [n], and all the others: every class is left out once, of many labels only some.
+
+        There must be two classes with labels.
+        """
+        seen = np.flatnonzero(self.counts_C > 0)
+        folds = min(CLASS_FOLDS, len(seen))
+        found = []
+        for fold in range(folds if len(self.labels_N) <= MANY else 1):
+            out_N = np.isin(self.labels_N, seen[fold::folds])
+            found.append((np.flatnonzero(out_N), self.some(np.flatnonzero(~out_N))))
+        return found
 
     @property
     def text_logits_NC(self) -> np.ndarray:
