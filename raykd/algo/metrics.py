@@ -56,6 +56,7 @@ def calibration_error(
 class Scores(TypedDict):
     """How good predictions are, in plain numbers; None where there is nothing to measure on."""
 
+    num_images: int  # that it is measured on
     accuracy: float | None
     macro_accuracy: float | None
     ece: float | None
@@ -73,8 +74,9 @@ class HeldOut(TypedDict):
 def scores(probs_NC: np.ndarray, labels_N: np.ndarray) -> Scores:
     """All of these; of no rows at all, None each."""
     if not len(labels_N):
-        return {"accuracy": None, "macro_accuracy": None, "ece": None, "recall_C": None}
+        return {"num_images": 0, "accuracy": None, "macro_accuracy": None, "ece": None, "recall_C": None}
     return {
+        "num_images": len(labels_N),
         "accuracy": accuracy(probs_NC, labels_N),
         "macro_accuracy": macro_accuracy(probs_NC, labels_N),
         "ece": calibration_error(probs_NC, labels_N),

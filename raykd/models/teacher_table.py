@@ -506,14 +506,15 @@ class TableRows(NamedTuple):
 
 
 def refuse_misnamed(file: TableFile, rows: TableRows, values_nM: np.ndarray) -> None:
-    """Probabilities that are called logits would be smoothed to almost nothing, unseen."""
+    """Probabilities that are called logits would be smoothed to almost nothing, unseen; percents be all or nothing."""
     if file.layout.kind != "logits" or (values_nM < 0).any():
         return
-    if (np.abs(values_nM.sum(axis=1) - 1) <= SUM_TOLERANCE).all():
-        raise UserError(
-            f"{OPTION}: the column logits of {file.place} holds probabilities, as in the row of "
-            f"{rows.ids[0].as_py()!r}: none is below 0, and each row sums to 1. Name the column probs"
-        )
+    for whole, words, advice in ((1, "probabilities", ""), (100, "percents", " and divide by 100")):
+        if np.median(np.abs(values_nM.sum(axis=1) / whole - 1)) <= 0.05 and (values_nM <= 1.01 * whole).all():
+            raise UserError(
+                f"{OPTION}: the column logits of {file.place} holds {words}, as in the row of {rows.ids[0].as_py()!r}: "
+                f"none is below 0, and rows sum to about {whole}. Name the column probs{advice}"
+            )
 
 
 def as_logits(values_nM: np.ndarray, layout: Layout) -> np.ndarray:

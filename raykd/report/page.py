@@ -30,6 +30,7 @@ from raykd.report.words import (
     known,
     labels_spent,
     mistakes,
+    num_measured,
     number,
     percent,
     points,
@@ -380,7 +381,7 @@ def charts(report: ReportData) -> dict[str, Any] | None:
     ) -> list[Line]:
         """The line through the rounds where y is known; no line where it never is."""
         seen = [(r, y) for r in rounds if known(y := y_of(r))]
-        band = [wilson(y, r["num_test"]) for r, y in seen] if interval else []
+        band = [wilson(y, num_measured(r, style)) for r, y in seen] if interval else []
         return [Line(name=name, style=style, xy=[(r["num_labeled"], y) for r, y in seen], band=band)] if seen else []
 
     refitted = len({teacher_accuracy(report, r) for r in rounds}) > 1

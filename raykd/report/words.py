@@ -102,8 +102,13 @@ def interval(r: RoundFigures, who: str = "mixture") -> str:
     share = (r["accuracy"] or {}).get(who)
     if not known(share):
         return UNKNOWN
-    low, high = wilson(share, r["num_test"])
+    low, high = wilson(share, num_measured(r, who))
     return f"{100 * low:.1f} to {percent(high)}"
+
+
+def num_measured(r: RoundFigures, who: str) -> int:
+    """Test images that a key of ``accuracy`` is of; a table in the teacher's place may have a row for some of them."""
+    return r["teacher"].get("num_images", r["num_test"]) if who == "teacher" else r["num_test"]
 
 
 def gain_range(change: Change) -> str:
@@ -152,6 +157,11 @@ def has_learned(fit: TeacherFit | None) -> bool:
     return fit is not None and known(fit["changed"]) and fit["changed"] > 0
 
 
+def taught_by(fit: TeacherFit) -> str:
+    """What has moved it: StatA goes over the features more than twice."""
+    return "labels and pool" if fit["passes"] > 2 else "labels"
+
+
 def steps(
     on: Sequence[HeldOut | None], key: Literal["accuracy", "log_loss", "ece"], show: Callable[[float], str]
 ) -> str:
@@ -176,7 +186,8 @@ def refit_in_words(fit: TeacherFit, accuracy: float | None) -> str:
     text = f"{fit['rule']} on {counted(fit['num_labels'], 'label')}"
     if known(accuracy):
         text += f": {percent(accuracy)} of the test images"
-        text += f", {gained(fit['change'])} points by labels" if fit["change"] and has_learned(fit) else ""
+        if fit["change"] and has_learned(fit):
+            text += f", {gained(fit['change'])} points by {taught_by(fit)}"
     if all(held_out):
         text += f"; of labels not seen {steps(held_out, 'accuracy', percent)} right"
         text += f", log-loss {steps(held_out, 'log_loss', number)}, calibration error {steps(held_out, 'ece', percent)}"

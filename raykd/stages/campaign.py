@@ -186,6 +186,9 @@ def open_campaign(config: Config) -> Iterator[Campaign]:
     check_unchanged(place, config, before)
     finished = bool(before) and count_done(place) >= config.rounds
     if finished:  # a change counts when there are rounds to come: only what is shown, and where, is as it is now
+        settings = {**config.identity(), "rounds": before[-1]["settings"]["rounds"]}  # rounds may be fewer
+        if changed := differences(at_current_folder(before[-1]["settings"]), settings):
+            progress.say("campaign", f"all rounds are done, raise rounds for a change to count: {'; '.join(changed)}")
         shown = {"storage_path": config.storage_path, "progress": config.progress, "rounds": config.rounds}
         config = Config.model_validate(before[-1]["config"] | shown)
     with ExitStack() as stack:

@@ -14,7 +14,7 @@ from raykd.algo import metrics
 from raykd.algo.heads import probabilities
 from raykd.algo.selection.kcenter import coverage_radius
 from raykd.algo.statistics import Change, is_noise, paired_change, wilson
-from raykd.report.words import fit_of, gained, has_learned, interval, labels_spent, plain, points
+from raykd.report.words import fit_of, gained, has_learned, interval, labels_spent, plain, points, taught_by
 from raykd.stages.campaign import Campaign
 from raykd.stages.probability_space import open_space
 from raykd.store.outputs import (
@@ -139,7 +139,7 @@ def in_words(values: RoundFigures) -> str:
     parts = [f"{said} {accuracy[name]:.1%}" for name, said in names.items() if accuracy[name] is not None]
     fit = fit_of(values)
     if fit and fit["change"] and has_learned(fit) and accuracy["teacher"] is not None:
-        parts[-1] += f" ({points(fit['change']['gain'])} by labels)"
+        parts[-1] += f" ({points(fit['change']['gain'])} by {taught_by(fit)})"
     text = f"{accuracy['mixture']:.1%} of {values['num_test']:,} test images (95% interval {interval(values)})"
     if change := values["change"]:
         text += f", {gained(change)} points since round {values['round'] - 1}"

@@ -15,8 +15,18 @@ from profiles import examples
 from raykd.algo.errors import UserError
 from raykd.algo.few_shot import gda as gda_module
 from raykd.algo.few_shot import kernels, rules, scorer
+from raykd.algo.few_shot import support as support_module
 from raykd.algo.few_shot.gda import gda, text_worth
-from raykd.algo.few_shot.honest import DEVIATIONS, USUAL, fitted, held_out, honest_weights, log_losses, text_only
+from raykd.algo.few_shot.honest import (
+    DEVIATIONS,
+    USUAL,
+    evidence_of,
+    fitted,
+    held_out,
+    honest_weights,
+    log_losses,
+    text_only,
+)
 from raykd.algo.few_shot.kernels import cache, proker, tip
 from raykd.algo.few_shot.rules import RULES, fit_rule
 from raykd.algo.few_shot.scorer import Scorer, linear
@@ -498,7 +508,7 @@ def test_a_step_of_the_search_to_infinity_is_taken_back():
     for offer in proker(support):
         spread = [np.sqrt(np.mean(np.var(term, axis=1))) for term in (offer.texts_NC, offer.learned_NC)]
         terms = [offer.texts_NC, spread[0] / spread[1] * offer.learned_NC]
-        weights = honest_weights(terms, support.labels_N, support.says_N)
+        weights = honest_weights(terms, support.labels_N, np.ones(len(support.labels_N)))
         assert 1e-3 < min(weights) <= max(weights) < 1e3, offer.chosen
 
 
@@ -515,13 +525,27 @@ def labeled(counts):
     return Support(np.ones((len(labels_N), 2)), labels_N, Texts(unit(np.ones((len(counts), 2))), 1.0))
 
 
+def shares(counts):
+    one_C, all_C = labeled(counts).shares_C
+    return one_C.tolist(), all_C.tolist()
+
+
 def test_one_label_of_each_class_says_nothing():
-    assert labeled([1, 1, 1]).says_N.tolist() == [0, 0, 0]
-    assert labeled([1, 1, 3]).says_N.tolist()[:2] == [0, 0]
+    assert shares([1, 1, 1]) == ([0, 0, 0], [0, 0, 0])
+    assert not evidence_of(labeled([1, 1, 1])).says_M.any()
 
 
-def test_labels_of_one_class_alone_say_nothing():
-    assert labeled([0, 4, 0]).says_N.tolist() == [0, 0, 0, 0]
+def test_what_classes_say_one_by_one_and_whole():
+    assert shares([4, 4, 4]) == ([1, 1, 1], [0, 0, 0])
+    assert shares([4, 9, 2, 0, 0, 0]) == ([1, 1, 1, 0, 0, 0], [1, 1, 1, 0, 0, 0])  # three without, by three that have
+    assert shares([4, 9, 1, 1]) == ([1, 1, 0, 0], [0.25] * 4)  # two with a single label: half as much
+    assert shares([1, 1, 1, 0]) == ([0, 0, 0, 0], [1 / 3, 1 / 3, 1 / 3, 0])
+    assert shares([2, 2, 2, *[0] * 90])[1][:3] == [3, 3, 3]  # at most
+
+
+def test_labels_of_one_class_alone_or_of_two_among_more_say_nothing():
+    assert shares([0, 4, 0]) == shares([0, 4, 5]) == ([0, 0, 0], [0, 0, 0])
+    assert shares([4, 5]) == ([1, 1], [0, 0])
     support = cone(np.random.default_rng(0), [0, 100], noise=0.6, gap=0.0)
     done = fit_rule("proker", support)
     assert (done.chosen["temperature"], done.chosen["strength"]) == pytest.approx((1.0, 0.5))
@@ -531,61 +555,114 @@ def test_labels_of_one_class_alone_say_nothing():
 
 @given(st.lists(st.integers(0, 6), min_size=2, max_size=8).filter(any))
 @examples(60)
-def test_what_labels_say(counts):
+def test_evidence_is_every_label_and_again_each_that_is_left_out_with_its_class(counts):
     support = labeled(counts)
-    says_N, counts = support.says_N, np.array(counts)
-    alone, empty = np.sum(counts == 1), np.sum(counts == 0)
-    of_class_C = np.bincount(support.labels_N, says_N, len(counts))
-    if np.sum(counts > 0) == 1:
-        assert not says_N.any()
-        return
-    of_many = of_class_C[counts > 1]
-    assert (of_many == pytest.approx(of_many[0]) and of_many[0] > 0) if len(of_many) else True
-    if len(of_many):
-        assert of_class_C[counts == 1].sum() == pytest.approx(of_many[0] * min(alone, empty))
-    if says_N.any():
-        assert says_N.sum() == pytest.approx(says_N.sum() ** 2 / (says_N**2).sum())
-        assert says_N.sum() <= len(says_N) + 1e-9
-    assert says_N.any() == bool(len(of_many) or (alone and empty))
+    labels_M, says_M, folds = evidence_of(support)
+    count, (one_C, all_C) = len(support.labels_N), support.shares_C
+    assert labels_M[:count].tolist() == support.labels_N.tolist()
+    rows = [row for rows, _ in folds for row in rows]
+    assert labels_M[count:].tolist() == support.labels_N[rows].tolist()
+    assert sorted(rows) == (list(range(count)) if all_C.any() else [])
+    for rows, left in folds:
+        assert not set(support.labels_N[rows]) & set(left.labels_N)
+        assert len(rows) + len(left.labels_N) == count
+    of_class_C = np.bincount(labels_M[:count], says_M[:count], len(counts))
+    of_whole_C = np.bincount(labels_M[count:], says_M[count:], len(counts))
+    scale = of_class_C.sum() / one_C.sum() if one_C.any() else of_whole_C.sum() / max(all_C.sum(), 1e-9)
+    np.testing.assert_allclose(of_class_C, scale * one_C, atol=1e-9)
+    np.testing.assert_allclose(of_whole_C, scale * all_C, atol=1e-9)
+    if says_M.any():
+        assert says_M.sum() == pytest.approx(says_M.sum() ** 2 / (says_M**2).sum())
+        assert says_M.sum() <= len(says_M) + 1e-9
 
 
-def test_labels_of_classes_that_weigh_the_same_say_as_much_as_there_are_of_them():
-    assert labeled([4, 4, 4]).says_N == pytest.approx(np.ones(12))
-    assert labeled([100, 2]).says_N.sum() == pytest.approx(4 / (1 / 100 + 1 / 2))
+def test_of_many_labels_only_a_part_of_the_classes_is_left_out_and_weighs_for_all(monkeypatch):
+    whole = evidence_of(labeled([9, 9, 9, 9, 9, 9, 9, 9, 0, 0]))
+    monkeypatch.setattr(support_module, "MANY", 10)
+    part = evidence_of(labeled([9, 9, 9, 9, 9, 9, 9, 9, 0, 0]))
+    assert [len(each.folds) for each in (whole, part)] == [4, 1]
+    shares = [each.says_M[72:].sum() / each.says_M[:72].sum() for each in (whole, part)]
+    assert shares == pytest.approx([2 / 8, 2 / 8])
+
+
+def test_copies_make_no_kernel_too_narrow_for_single_precision():
+    """Frames of a fixed camera: nearly one image; logits must be those of the formula, and finite."""
+    rng = np.random.default_rng(0)
+    base = unit(rng.normal(size=32))
+    features = unit(base + 1e-4 * rng.normal(size=(40, 32)))
+    support = Support(features[:20], np.arange(20) % 2, Texts(unit(rng.normal(size=(2, 32))), SCALE))
+    for rule in ("proker", "tip", "tip_f", "gda", "auto"):
+        logits = fit_rule(rule, support).scorer.logits(np.float16(features[20:]))
+        assert np.isfinite(logits).all(), rule
+        assert abs(logits).max() < 1e4, rule
+
+
+def test_what_says_the_same_of_every_class_is_not_made_large():
+    support = Support(np.ones((6, 3)), np.array([0, 0, 0, 1, 1, 1]), Texts(np.eye(3)[:2], SCALE))
+    for rule in RULES:
+        assert abs(fit_rule(rule, support).scorer.logits(np.ones((1, 3)))).max() < 100, rule
+
+
+@pytest.mark.parametrize("rule", ["gda", "proker", "auto"])
+def test_classes_without_labels_keep_their_images_where_others_have_many(rule):
+    """Half of the classes have 30 labels each, the others none: they must not fall far below zero-shot."""
+    recalls = []
+    for seed in range(4):
+        everything = cone(np.random.default_rng(seed), [60] * 8, noise=0.8, off=0.6)
+        train, test = halves(everything)
+        some = train.some(np.flatnonzero(train.labels_N < 4))
+        rest = test.labels_N >= 4
+        right = [
+            scorer.logits(test.features_ND[rest]).argmax(axis=1) == test.labels_N[rest]
+            for scorer in (fit_rule(rule, some).scorer, fit_rule("zero_shot", some).scorer)
+        ]
+        recalls.append([each.mean() for each in right])
+    ours, texts = np.mean(recalls, axis=0)
+    assert ours > texts - 0.15
 
 
 # ---------------------------------------------------------------- a refit
 
 
+@pytest.mark.parametrize("counts", [[4, 3, 2, 9, 2], [4, 1, 0, 9, 2]])
 @pytest.mark.parametrize("rule", list(RULES))
-def test_a_refit_takes_the_likeliest_offer_and_says_what_it_makes_of_it(rule):
-    support = cone(np.random.default_rng(5), [4, 1, 0, 9, 2])
+def test_a_refit_takes_the_likeliest_offer_and_says_what_it_makes_of_it(rule, counts):
+    support = cone(np.random.default_rng(5), counts)
     done = fit_rule(rule, support)
+    labels_M, says_M, folds = evidence_of(support)
+
+    def judged(one_NC, name, offer):
+        others = (getattr(offer.again(left), name).logits(support.features_ND[rows]) for rows, left in folds)
+        return np.concatenate([one_NC, *others])
+
     losses = []
     for offer in RULES[rule](support):
-        terms = [offer.texts_NC]
+        terms, ratio = [judged(offer.texts_NC, "texts", offer)], 1.0
         if offer.learned_NC is not None:
-            spread = [np.sqrt(np.mean(np.var(term, axis=1))) for term in (offer.texts_NC, offer.learned_NC)]
-            terms.append(spread[0] / spread[1] * offer.learned_NC)
-        weights = honest_weights(terms, support.labels_N, support.says_N)
-        logits_NC = sum(w * term for w, term in zip(weights, terms, strict=True))
-        losses.append((support.says_N @ log_losses(logits_NC, support.labels_N), offer, weights, logits_NC))
-    _, offer, weights, logits_NC = min(losses, key=lambda each: each[0])
+            terms.append(judged(offer.learned_NC, "learned", offer))
+            ratio = np.sqrt(np.mean(np.var(offer.texts_NC, axis=1)) / np.mean(np.var(terms[1], axis=1)))
+            terms[1] = ratio * terms[1]
+        weights = honest_weights(terms, labels_M, says_M)
+        logits_MC = sum(w * term for w, term in zip(weights, terms, strict=True))
+        losses.append((says_M @ log_losses(logits_MC, labels_M), offer, weights, ratio, logits_MC))
+    _, offer, weights, ratio, logits_MC = min(losses, key=lambda each: each[0])
     assert done.chosen["temperature"] == pytest.approx(1 / weights[0])
     assert {name: done.chosen[name] for name in offer.chosen} == offer.chosen
     rows_ND = unit(np.random.default_rng(6).normal(size=(9, 24)))
     expected = weights[0] * offer.texts.logits(rows_ND)
     if offer.learned is not None:
         assert done.chosen["strength"] == pytest.approx(weights[1] / weights[0])
-        ratio = np.sqrt(np.mean(np.var(offer.texts_NC, axis=1)) / np.mean(np.var(offer.learned_NC, axis=1)))
         expected = expected + weights[1] * ratio * offer.learned.logits(rows_ND)
     np.testing.assert_allclose(done.scorer.logits(rows_ND), expected, rtol=1e-3, atol=1e-3 * abs(expected).max())
     assert done.rule == rule
-    assert done.after == pytest.approx(held_out(logits_NC, support.labels_N, support.says_N))
-    assert done.untempered == pytest.approx(held_out(logits_NC / weights[0], support.labels_N, support.says_N))
+    assert done.after == pytest.approx(held_out(logits_MC, labels_M, says_M))
+    assert done.untempered == pytest.approx(held_out(logits_MC / weights[0], labels_M, says_M))
     assert done.untempered["accuracy"] == done.after["accuracy"]
-    assert done.before == held_out(support.text_logits_NC, support.labels_N, support.says_N)
-    np.testing.assert_allclose(done.losses_N, log_losses(logits_NC, support.labels_N))
+    texts_MC = SCALE * support.features_ND @ support.texts.directions_CD.T
+    texts_MC = np.concatenate([texts_MC, *(texts_MC[rows] for rows, _ in folds)])
+    assert done.before == pytest.approx(held_out(texts_MC, labels_M, says_M))
+    np.testing.assert_allclose(done.losses_M, log_losses(logits_MC, labels_M))
+    assert done.choices_N.tolist() == logits_MC[: len(support.labels_N)].argmax(axis=1).tolist()
 
 
 def zero_shot_as_it_is(done, support):
@@ -593,10 +670,10 @@ def zero_shot_as_it_is(done, support):
     return done.rule == "zero_shot" and done.chosen == {"temperature": 1.0} and not len(done.scorer.keys_MD)
 
 
-@pytest.mark.parametrize("counts", [[1, 1, 1, 1], [3, 2, 0], [1, 1, 0, 0, 0]])
+@pytest.mark.parametrize("counts", [[1, 1, 1, 1], [3, 2, 0], [1, 1, 1, 0, 0]])
 def test_auto_does_not_listen_to_few_labels(counts):
     support = cone(np.random.default_rng(7), counts)
-    assert support.says_N.sum() < rules.ENOUGH
+    assert evidence_of(support).says_M.sum() < rules.ENOUGH
     assert zero_shot_as_it_is(fit_rule("auto", support), support)
 
 
@@ -612,7 +689,7 @@ def test_auto_takes_what_is_plainly_better(seed):
     losses = {
         rule: log_losses(each.scorer.logits(test.features_ND), test.labels_N).mean() for rule, each in done.items()
     }
-    assert done["auto"].rule == min(rules.AUTO, key=lambda rule: train.says_N @ done[rule].losses_N)
+    assert done["auto"].rule == min(rules.AUTO, key=lambda rule: done[rule].says_M @ done[rule].losses_M)
     assert losses["auto"] == losses[done["auto"].rule] < losses["zero_shot"] - 0.2
 
 

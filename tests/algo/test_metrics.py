@@ -119,4 +119,5 @@ def test_scores_are_all_of_these_in_plain_numbers_and_none_of_no_rows():
     assert got["ece"] == calibration_error(probs, labels)
     assert got["recall_C"] == [*recall(probs, labels)[:2].tolist(), None]
     assert got == json.loads(json.dumps(got))
-    assert set(scores(probs[:0], labels[:0]).values()) == {None}
+    assert got["num_images"] == 30
+    assert set(scores(probs[:0], labels[:0]).values()) == {0, None}

@@ -111,3 +111,17 @@ def test_each_doubt_is_one_line_with_the_first_names_and_how_many_there_are():
     assert none.startswith("5.1% of the pool looks like none of the classes")
     assert none.endswith("such as a and 50 more")
     assert words.class_doubts(SOUND | {"never": ["a"]})[0].startswith("1 class is the likeliest for none of")
+
+
+def test_a_teachers_interval_is_of_the_images_that_it_was_measured_on():
+    """A table in its place may have a row for ten of the 400 test images."""
+    figures = {"num_test": 400, "accuracy": {"mixture": 0.7, "teacher": 0.7}, "teacher": {"num_images": 10}}
+    low, high = words.wilson(0.7, 10)
+    assert words.interval(figures, "teacher") == f"{100 * low:.1f} to {high:.1%}"
+    assert words.interval(figures) != words.interval(figures, "teacher")
+    assert words.interval(figures | {"teacher": {}}, "teacher") == words.interval(figures)  # of an older campaign
+
+
+def test_what_the_pool_has_moved_is_not_said_to_be_by_labels_alone():
+    assert words.taught_by({"passes": 2}) == "labels"
+    assert words.taught_by({"passes": 12}) == "labels and pool"

@@ -48,6 +48,7 @@ def gda(support: Support) -> Iterator[Learned]:
     yield text_only(support)._replace(
         learned=linear(width * precise_CD @ axes_DD.T, width * bias_C),
         learned_NC=width * held_out_NC,
+        again=lambda others: next(gda(others)),
         chosen={"text_worth": worth},
     )
 

@@ -28,11 +28,13 @@ class Learned(NamedTuple):
     Args:
         texts, learned: Scorers; None: nothing is learned beside the texts.
         texts_NC, learned_NC: What they say of each labeled image, float64 [N, C], by a teacher that has not seen it.
+        again: The same, with all that is chosen, of other labels; only its scorers count.
         chosen: What the labels have chosen so far.
     """
 
     texts: Scorer
     texts_NC: np.ndarray
+    again: Callable[[Support], Learned]
     learned: Scorer | None = None
     learned_NC: np.ndarray | None = None
     chosen: Mapping[str, float] = {}
@@ -45,7 +47,7 @@ def text_scorer(texts: Texts) -> Scorer:
 
 def text_only(support: Support) -> Learned:
     """Nothing learned beside the texts."""
-    return Learned(text_scorer(support.texts), support.text_logits_NC)
+    return Learned(text_scorer(support.texts), support.text_logits_NC, text_only)
 
 
 Rule = Callable[[Support], Iterator[Learned]]  # what may be made of the labels; the likeliest is taken
@@ -111,7 +113,8 @@ def fitted(name: str, support: Support, rule: Rule, tempered: bool = True) -> Fi
     """
     labels_M, says_M, folds = evidence = evidence_of(support)
     best: tuple[float, Learned, list[float], float, np.ndarray] | None = None
-    for offer, *others in zip(rule(support), *(rule(left) for _, left in folds), strict=True):
+    for offer in rule(support):
+        others = [offer.again(left) for _, left in folds]
         terms, unit = [judged(support, offer.texts_NC, [other.texts for other in others], evidence)], 1.0
         if offer.learned_NC is not None:  # in units of the texts' spread, so that a strength means the same anywhere
             learned_MC = judged(support, offer.learned_NC, [other.learned for other in others], evidence)

@@ -6,8 +6,9 @@ N labeled images, M keys, C classes, D feature width.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import torch
@@ -64,10 +65,15 @@ def _ridge_offers(
             yield Learned(
                 replace(texts, keys_MD=keys_MD, values_MC=texts_MC, beta=beta),
                 of_texts_NC / own_texts_N1,
+                partial(_first, _ridge_offers, betas=[beta], ridges=[ridge]),
                 replace(nothing, keys_MD=keys_MD, values_MC=of_labels_MC, beta=beta),
                 support.one_hot_NC - of_labels_MC[:count] / own_labels_N1,
                 {"beta": beta, "ridge": ridge},
             )
+
+
+def _first(offers: Callable[..., Iterator[Learned]], support: Support, **chosen: Sequence[float]) -> Learned:
+    return next(offers(support, **chosen))
 
 
 def inverse(matrix_MM: np.ndarray) -> np.ndarray:
@@ -103,7 +109,12 @@ def _cache_offers(support: Support, betas: Sequence[float] | None = None) -> Ite
         near_NC = near_NN @ support.one_hot_NC / np.maximum(others_NC, 1)
         near_NC = np.where(others_NC > 0, near_NC, np.exp(-beta * to_texts_NC))
         learned = replace(texts.texts.times(0.0), keys_MD=keys_MD, values_MC=values_MC, beta=beta)
-        yield texts._replace(learned=learned, learned_NC=near_NC, chosen={"beta": beta})
+        yield texts._replace(
+            again=partial(_first, _cache_offers, betas=[beta]),
+            learned=learned,
+            learned_NC=near_NC,
+            chosen={"beta": beta},
+        )
 
 
 def cache(support: Support) -> tuple[np.ndarray, np.ndarray]:

@@ -86,10 +86,10 @@ def clap(support: Support, settings: ClapSettings = PUBLISHED_CLAP) -> Iterator[
 
     Cost: 3 * epochs * N C D products a training, and there are 6. A step takes a third of a millisecond at least, so up
     to 256 labels take less than a second; 8,000 labels of 1,000 classes with D = 512 take 2 to 3 minutes a training on
-    one core, about 12 in all.
+    one core, about 12 in all; where classes have no label or one, up to four trainings more.
     """
     train = partial(prototypes_scorer, settings=settings)
-    yield Learned(train(support), held_out_logits(support, train))
+    yield Learned(train(support), held_out_logits(support, train), partial(trained_again, train))
 
 
 def prototypes_scorer(support: Support, settings: ClapSettings) -> Scorer:
@@ -180,14 +180,20 @@ def tip_f(support: Support) -> Iterator[Learned]:
     is as many times smaller: else a step would carry a key out of its own kernel.
 
     Cost: that of Tip-Adapter, then 60 N^2 (C + D) products a training, and there are 6: 8,000 labels of 1,000 classes
-    with D = 512 take 2 to 3 minutes a training on one core, about 10 in all.
+    with D = 512 take 2 to 3 minutes a training on one core, about 10 in all; where classes have no label or one, up to
+    four trainings more.
     """
     untrained = fitted("tip", support, tip)
     # the values of a class sum to 1, so this is the strength in logits
     strength = untrained.chosen["temperature"] * untrained.scorer.values_MC.sum() / support.num_classes
     train = partial(keys_scorer, beta=untrained.scorer.beta, strength=float(strength))
     chosen = {name: untrained.chosen[name] for name in ("strength", "beta")}
-    yield Learned(train(support), held_out_logits(support, train), chosen=chosen)
+    yield Learned(train(support), held_out_logits(support, train), partial(trained_again, train), chosen=chosen)
+
+
+def trained_again(train: Callable[[Support], Scorer], support: Support) -> Learned:
+    """Of other labels, whose held-out logits nobody asks for."""
+    return Learned(train(support), np.empty((0, support.num_classes)), partial(trained_again, train))
 
 
 def keys_scorer(support: Support, beta: float, strength: float) -> Scorer:
