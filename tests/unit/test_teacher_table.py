@@ -501,12 +501,12 @@ def test_a_bad_number_in_a_column_of_a_class_is_named(tmp_path, bad, what):
     says(refused_at_once(path), f"row 1 of {path} (sample_id 's1')", what)
 
 
-def test_probabilities_that_are_called_logits_are_refused(tmp_path):
-    says(
-        refused_at_once(write(tmp_path / "t.parquet", logits=lists(PROBS))),
-        "holds probabilities",
-        "Name the column probs",
-    )
+@pytest.mark.parametrize(("factor", "what"), [(1, "holds probabilities"), (100, "holds percents")])
+@pytest.mark.parametrize("first", [1.0, 1.01])
+def test_probabilities_and_percents_that_are_called_logits_are_refused(tmp_path, factor, what, first):
+    """Also when rounding has a row sum to a little more."""
+    rows = [[factor * p * (first if n == 0 else 1.0) for p in row] for n, row in enumerate(PROBS)]
+    says(refused_at_once(write(tmp_path / "t.parquet", logits=lists(rows))), what, "Name the column probs")
 
 
 def test_null_ids_and_repeated_ids_are_refused_by_row(tmp_path):
