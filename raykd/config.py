@@ -91,6 +91,10 @@ def _number_as_text(value: Any) -> Any:
     return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
 
 
+def _once_called_dual(heads: Any) -> Any:
+    return "dho" if heads == "dual" else heads
+
+
 def _known_classes(given: Any) -> Any:
     if not isinstance(given, str):
         classes_of(given)
@@ -298,10 +302,10 @@ class StudentConfig(Section):
     pretrained: Annotated[bool | str, IsPath()] = Field(
         True, description="true: timm's weights; a path: that file; false: random weights"
     )
-    heads: Literal["dual", "ce", "kd", "ce+kd"] = Field(
-        "dual",
-        description="dual: one head learns from labels, one from the teacher; baselines with one head: ce (labels), kd "
-        "(teacher), ce+kd (both)",
+    heads: Annotated[Literal["dho", "ce", "kd", "ce+kd"], BeforeValidator(_once_called_dual)] = Field(
+        "dho",
+        description="dho: one head learns from labels, one from the teacher; baselines with one head: ce (labels: no "
+        "distillation), kd (teacher), ce+kd (both)",
     )
     image_size: Count = Field(224, description="Side of the square the student sees, pixels")
     batch_labeled: Count = Field(64, description="Labeled images a step, all workers together")

@@ -51,7 +51,7 @@ class StudentNet(nn.Module):
         heads: Their kind, a key of :data:`raykd.algo.heads.HEADS`.
     """
 
-    def __init__(self, backbone: nn.Module, width: int, num_classes: int, heads: str = "dual") -> None:
+    def __init__(self, backbone: nn.Module, width: int, num_classes: int, heads: str = "dho") -> None:
         super().__init__()
         self.heads, self.backbone = heads, backbone
         for column in HEADS[heads]:

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from raykd.algo.errors import UserError
 
 HEADS: dict[str, tuple[str, ...]] = {
-    "dual": ("ce_logits", "kd_logits"),  # DHO: one head learns from labels, the other from the teacher
+    "dho": ("ce_logits", "kd_logits"),  # one head learns from labels, the other from the teacher
     "ce": ("ce_logits",),  # labels alone
     "kd": ("kd_logits",),  # the teacher alone
     "ce+kd": ("logits",),  # one head that learns from both: ordinary distillation
@@ -28,11 +28,13 @@ TEMPERATURES = (0.5, 0.75, 1.0, 1.25, 1.5, 2.0, 4.0)
 
 @dataclass(frozen=True)
 class Mixture:
-    """How two heads become one probability (DHO Eq. 8); one head has nothing to mix.
+    """How two heads become one probability (DHO Eq. 8), and how sure it is; one head has nothing to mix.
 
     Args:
         ce_weight: Share of the CE head, 0 to 1. alpha in DHO; 1 - alpha in PCoreSet.
         temperature: Divides the KD logits before their softmax, > 0. beta in both papers.
+        calibration: Temperature of the probabilities that come of it, > 0: their ``1 / calibration``-th powers, scaled
+            to sum 1. It changes no ranking of classes.
 
     Raises:
         UserError: A number is out of its range.
@@ -40,23 +42,31 @@ class Mixture:
 
     ce_weight: float = 0.5
     temperature: float = 1.0
+    calibration: float = 1.0
 
     def __post_init__(self) -> None:
         if not 0 <= self.ce_weight <= 1:
             raise UserError(f"ce_weight {self.ce_weight!r}; expected a share, 0 to 1")
-        if not (self.temperature > 0 and math.isfinite(self.temperature)):
-            raise UserError(f"temperature {self.temperature!r}; expected a number above 0")
+        for name in ("temperature", "calibration"):
+            value = getattr(self, name)
+            if not (value > 0 and math.isfinite(value)):
+                raise UserError(f"{name} {value!r}; expected a number above 0")
+
+    @property
+    def uncalibrated(self) -> Mixture:
+        """The papers' own: what is picked in, and what a calibration is fitted to."""
+        return replace(self, calibration=1.0)
 
 
 def probabilities(logits: Mapping[str, np.ndarray], mixture: Mixture = Mixture()) -> np.ndarray:
     """Class probabilities of a student's or a teacher's logits; the one place where they are made.
 
-    With both columns of a dual student the mixture of their softmaxes, with any one column its softmax. Computed in
-    float64, row by row, so that a row's bits do not depend on its neighbours.
+    With the columns of two heads the mixture of their softmaxes, with any one column its softmax. Computed in float64,
+    row by row, so that a row's bits do not depend on its neighbours.
 
     Args:
         logits: float [N, C] by column, as :data:`HEADS` names them.
-        mixture: Of the two heads; a single head does not look at it.
+        mixture: Of the two heads; of it a single head looks at ``calibration`` alone.
 
     Returns:
         float32 [N, C], rows sum to 1.
@@ -69,10 +79,20 @@ def probabilities(logits: Mapping[str, np.ndarray], mixture: Mixture = Mixture()
     """
     if len(logits) == 1:
         (logits_NC,) = logits.values()
-        return softmax(logits_NC).astype(np.float32)
-    ce_NC, kd_NC = _both(logits)
-    kd_NC = np.asarray(kd_NC, np.float64) / mixture.temperature
-    return (mixture.ce_weight * softmax(ce_NC) + (1 - mixture.ce_weight) * softmax(kd_NC)).astype(np.float32)
+        probs_NC = softmax(logits_NC)
+    else:
+        ce_NC, kd_NC = _both(logits)
+        kd_NC = np.asarray(kd_NC, np.float64) / mixture.temperature
+        probs_NC = mixture.ce_weight * softmax(ce_NC) + (1 - mixture.ce_weight) * softmax(kd_NC)
+    if mixture.calibration != 1.0:
+        probs_NC = tempered(probs_NC, mixture.calibration)
+    return probs_NC.astype(np.float32)
+
+
+def tempered(probs_NC: np.ndarray, calibration: float) -> np.ndarray:
+    """``p ** (1 / calibration)`` of each row, scaled to sum 1: above 1 less sure, below 1 surer. float64 [N, C]."""
+    with np.errstate(divide="ignore"):  # the logarithm of 0 is a power of 0 again
+        return softmax(np.log(np.asarray(probs_NC, np.float64)) / calibration)
 
 
 def softmax(logits_NC: np.ndarray) -> np.ndarray:
@@ -83,7 +103,7 @@ def softmax(logits_NC: np.ndarray) -> np.ndarray:
 
 
 def _both(logits: Mapping[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-    assert set(logits) == set(HEADS["dual"]), f"columns {sorted(logits)}; expected one, or {HEADS['dual']}"
+    assert set(logits) == set(HEADS["dho"]), f"columns {sorted(logits)}; expected one, or {HEADS['dho']}"
     return logits["ce_logits"], logits["kd_logits"]
 
 
@@ -105,7 +125,7 @@ def grid(default: Mixture) -> np.ndarray:
 
 
 def hits(logits: Mapping[str, np.ndarray], labels_N: np.ndarray, points_G2: np.ndarray) -> np.ndarray:
-    """Whether each mixture of a dual student is right on each image, bool [G, N].
+    """Whether each mixture of a student of two heads is right on each image, bool [G, N].
 
     Cost: G * N * C, softmaxes once per temperature.
 

@@ -98,7 +98,8 @@ class Student:
         """Read a saved student, ready to predict."""
         place = Place.of(folder)
         about, preprocess = (place / ABOUT).read_json(), read_preprocess(place)
-        model = StudentNet(*make_backbone(about["backbone"]), len(about["classes"]), about["heads"])
+        heads = "dho" if about["heads"] == "dual" else about["heads"]  # as they were called once
+        model = StudentNet(*make_backbone(about["backbone"]), len(about["classes"]), heads)
         set_image_size(model.backbone, preprocess.image_size)
         model.load_state_dict(safetensors.torch.load((place / WEIGHTS).read_bytes()))
         model = model.eval().to(device)

@@ -215,3 +215,22 @@ def test_a_mixture_out_of_range_is_refused_with_its_number(values):
 def test_every_kind_of_student_writes_columns_that_make_probabilities():
     for columns in HEADS.values():
         assert probabilities({name: np.zeros((3, 4)) for name in columns}).shape == (3, 4)
+
+
+@pytest.mark.parametrize("calibration", [0.5, 1.0, 3.0])
+def test_a_calibration_raises_the_mixed_probabilities_to_a_power_and_ranks_alike(calibration):
+    rng = np.random.default_rng(0)
+    ce, kd = rng.normal(0, 4, (50, 6)), rng.normal(0, 4, (50, 6))
+    plain = mixed(ce, kd, 0.3, 0.8)
+    got = probabilities(dual(ce, kd), Mixture(0.3, 0.8, calibration))
+    powers = plain.astype(np.float64) ** (1 / calibration)
+    np.testing.assert_allclose(got, powers / powers.sum(axis=1, keepdims=True), rtol=1e-5)
+    np.testing.assert_array_equal(got.argsort(axis=1), plain.argsort(axis=1))
+    one_head = probabilities({"logits": ce}, Mixture(calibration=calibration))
+    np.testing.assert_allclose(one_head, probabilities({"logits": ce / calibration}), rtol=1e-5)
+
+
+def test_a_calibration_keeps_what_is_surely_not_at_zero():
+    got = probabilities({"logits": np.array([[0.0, -2000.0, 0.0]])}, Mixture(calibration=4.0))
+    assert got.tolist() == [[0.5, 0.0, 0.5]]
+    assert Mixture(0.3, 2.0, 4.0).uncalibrated == Mixture(0.3, 2.0)

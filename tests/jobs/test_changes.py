@@ -41,7 +41,7 @@ def history_of(place: Path) -> list[dict]:
         ("student.backbone=test_resnet", "student.backbone: was 'test_vit', now 'test_resnet'"),
         ("student.learning_rate=0.002", "student.learning_rate: was 0.001, now 0.002"),
         ("student.image_size=48", "student.image_size: was 32, now 48"),
-        ("student.heads=ce+kd", "student.heads: was 'dual', now 'ce+kd'"),
+        ("student.heads=ce+kd", "student.heads: was 'dho', now 'ce+kd'"),
         ("teacher.templates=['all {}']", "teacher.templates: was 'simple', now ['all {}']"),
         ("mixture.search=false", "mixture.search: was True, now False"),
         ("rounds=3", "rounds: was 2, now 3"),

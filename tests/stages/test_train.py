@@ -128,7 +128,7 @@ def test_a_local_training_of_one_worker_starts_no_other_process(train, monkeypat
     trained = train("student.num_cpus=2")
     assert trained.done.facts["steps"] == 6
     assert trained.done.facts["num_labeled"] == 6
-    assert (trained.classes, trained.columns) == (list(CLASSES), HEADS["dual"])
+    assert (trained.classes, trained.columns) == (list(CLASSES), HEADS["dho"])
     lines = lines_of(trained)
     assert [line["step"] for line in lines] == list(range(1, 7))
     assert trained.loss == pytest.approx(np.mean([line["loss"] for line in lines[-2:]]))  # of step 5 and 6

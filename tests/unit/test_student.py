@@ -37,7 +37,7 @@ CLASSES = ["cat", "dog", "é"]
 BACKBONES = ["test_resnet", "mobilenetv3_small_050", "test_vit", "test_efficientnet"]
 
 
-def make_student(backbone="test_resnet", size=32, mixture=None, heads="dual"):
+def make_student(backbone="test_resnet", size=32, mixture=None, heads="dho"):
     torch.manual_seed(0)
     module, width = make_backbone(backbone)
     model = StudentNet(module, width, len(CLASSES), heads)
@@ -79,7 +79,7 @@ def test_a_saved_student_is_two_files_that_people_can_read(student, tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == [WEIGHTS, ABOUT]
     about = json.loads((tmp_path / ABOUT).read_text("utf-8"))
     assert about["classes"] == CLASSES
-    assert about["mixture"] == {"ce_weight": 0.3, "temperature": 0.75}
+    assert about["mixture"] == {"ce_weight": 0.3, "temperature": 0.75, "calibration": 1.0}
     assert about["preprocess"]["image_size"] == 32
     state = safetensors.torch.load_file(tmp_path / WEIGHTS)
     assert {"ce_head.weight", "ce_head.bias", "kd_head.weight", "kd_head.bias"} <= set(state)
@@ -126,7 +126,7 @@ def test_a_deployed_student_has_the_same_weights_and_another_mixture(student, tm
     loaded = Student.load(tmp_path / "student")
     assert loaded.mixture == Mixture(0.9, 2.0)
     assert (tmp_path / "student" / WEIGHTS).read_bytes() == (tmp_path / "trained" / WEIGHTS).read_bytes()
-    assert loaded.about() == student.about() | {"mixture": {"ce_weight": 0.9, "temperature": 2.0}}
+    assert loaded.about() == student.about() | {"mixture": {"ce_weight": 0.9, "temperature": 2.0, "calibration": 1.0}}
 
 
 def test_a_saved_students_preprocessing_can_be_read_and_it_be_deployed_without_torch(student, tmp_path):

@@ -48,7 +48,7 @@ def problem(seed=0):
     return TrainingFeatures(features), Targets(classes[:LABELED], teacher), classes
 
 
-def new_model(heads="dual"):
+def new_model(heads="dho"):
     torch.manual_seed(0)
     backbone = nn.Sequential(nn.Linear(WIDTH, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Dropout(0.1))
     return StudentNet(backbone, 8, NUM_CLASSES, heads)
@@ -68,7 +68,7 @@ def lasting(line):
     return {name: value for name, value in line.items() if name not in ("images_per_s", "data_wait_share")}
 
 
-def run(settings=None, heads="dual", data=None, resume=None, worker=None):
+def run(settings=None, heads="dho", data=None, resume=None, worker=None):
     """Trains; returns the model, the lines, and the states that were handed over, by step."""
     features, targets, _ = problem()
     model, states = new_model(heads), {}
@@ -212,7 +212,7 @@ def test_a_line_says_what_the_loss_is_made_of():
 
 
 @pytest.mark.parametrize(
-    ("heads", "missing"), [("ce", {"kl_labeled", "kl_unlabeled"}), ("kd", {"ce"}), ("ce+kd", set()), ("dual", set())]
+    ("heads", "missing"), [("ce", {"kl_labeled", "kl_unlabeled"}), ("kd", {"ce"}), ("ce+kd", set()), ("dho", set())]
 )
 def test_what_no_head_learns_from_is_null(heads, missing):
     line = run(heads=heads)[1][-1]
