@@ -5,8 +5,10 @@ import math
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from raykd.algo.statistics import Z95, is_noise, paired_change, tango, wilson
+from raykd.algo.statistics import Z95, is_noise, paired_change, sign_flip, tango, wilson
 
 
 def answers(won: int, lost: int, both: int, neither: int) -> tuple[np.ndarray, np.ndarray]:
@@ -86,3 +88,15 @@ def test_it_holds_the_truth_about_as_often_as_it_says_even_of_few_images(count, 
             low, high = tango(won, lost, count)
             covered += chance * (low <= p_won - p_lost <= high)
     assert 0.93 < covered < 0.98
+
+
+@given(st.lists(st.integers(-4, 4), min_size=1, max_size=7))
+def test_sign_flips_are_counted_one_by_one(differences):
+    sums = [abs(sum(s * d for s, d in zip(signs, differences, strict=True)))
+            for signs in itertools.product((1, -1), repeat=len(differences))]  # fmt: skip
+    expected = np.mean([total >= abs(sum(differences)) for total in sums])
+    assert sign_flip(np.array(differences, float) / 10) == pytest.approx(expected)
+
+
+def test_six_seeds_are_the_fewest_that_can_show_anything():
+    assert sign_flip(np.full(5, 0.1)) > 0.05 > sign_flip(np.full(6, 0.1)) == 2 / 64

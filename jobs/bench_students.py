@@ -1,0 +1,333 @@
+"""What two heads are worth: DHO against the single head and both ends, its gradients, its calibration.
+
+    python jobs/bench_students.py [heads] [conflict] [--data FOLDER] [--seeds 8]
+
+heads: ``ce``, ``kd``, ``ce+kd`` and ``dho`` at 1, 2, 4, 8 and 16 labels a class, drawn, each training as the papers
+have it (AdamW 1e-3, 200 * ceil(L / 64) steps of 64 + 64, two forward passes), from the same labels and draws: on the
+digits (images, the demo's student, 32 pixels) with the demo's zero-shot CLIP as the teacher; and, with --data, on
+Tiny-ImageNet in a real MobileNetV2's frozen features (the teacher as in bench_teachers.py). Accuracy on test images, no
+number chosen on them: the mixture is the fixed (0.5, 1.0).
+
+conflict: the cosine of the two signals' gradients on the backbone's parameters while the digits' students train, of one
+head that learns from both (ce+kd) and of two (dho). --plot FILE draws it.
+
+Means over seeds with 95 % intervals (t), exact sign-flip tests over seeds. A table each, then one JSON line.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import math
+import os
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from bench_teachers import SHOTS, balanced, interval, tiny_imagenet  # beside this file
+from bench_teachers import digits as digits_features
+
+HEADS = ("ce", "kd", "ce+kd", "dho")
+AGAINST = ("ce+kd", "ce", "kd")  # what dho is held against
+CONFLICT_STEPS = 400
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What is trained on, and measured on.
+
+    Args:
+        name: Of the data.
+        labels_N: int [N], of the pool.
+        teacher_NC: float [N, C], logits of the pool.
+        test_labels_M: int [M].
+        test_teacher_MC: float [M, C].
+        new_model: A student before its training, by the kind of heads.
+        data: Rows of the pool, to train on.
+        test: What a student says of the test images, float [M, C] by column.
+    """
+
+    name: str
+    labels_N: np.ndarray
+    teacher_NC: np.ndarray
+    test_labels_M: np.ndarray
+    test_teacher_MC: np.ndarray
+    new_model: Callable[[str], Any]
+    data: Callable[[np.ndarray], Any]
+    test: Callable[[Any], dict[str, np.ndarray]]
+    texts: Any = None  # for ``balanced``
+
+
+def digits(folder: Path) -> Problem:
+    """The demo's images, student and zero-shot teacher."""
+    import pyarrow as pa
+
+    from raykd.algo.few_shot.honest import text_scorer
+    from raykd.images.reading import load_many
+    from raykd.images.stored import ImageReader
+    from raykd.models.student import Student, new_student
+    from raykd.models.training import TrainingImages
+    from raykd.presets import load_preset
+    from raykd.stages.campaign import open_campaign
+    from raykd.stages.pool import list_pool
+
+    seen = digits_features(folder)
+    config = load_preset("demo", [f"storage_path={folder}/digits", "progress=none"])
+    with open_campaign(config) as campaign:
+        pool = list_pool(campaign)
+    rows, test = (pool.with_labels(pool.split(split), pool.classes)[0] for split in ("pool", "test"))
+    scorer = text_scorer(seen.texts)
+
+    def student(heads: str, seed: int = 0) -> Student:
+        return new_student(config.student.model_copy(update={"heads": heads}), pool.classes, seed)
+
+    preprocess = student("dho").preprocess
+    images = list(load_many(ImageReader(), test["uri"].to_pylist(), preprocess.clean()))
+    pixels = np.stack([np.asarray(image) for image in images])
+
+    def data(order: np.ndarray) -> Any:
+        mine = rows.take(pa.array(order))
+        ids, uris = (pa.chunked_array([mine[name].combine_chunks()]) for name in ("sample_id", "uri"))
+        return TrainingImages(ids, uris, preprocess, config.student.crop_area, config.student.flip)
+
+    def say(model: Any) -> dict[str, np.ndarray]:
+        return Student(model.eval(), config.student.backbone, list(pool.classes), preprocess).outputs(pixels)[1]
+
+    return Problem(
+        "digits", seen.labels_N, scorer.logits(seen.pool_ND), seen.test_labels_N, scorer.logits(seen.test_ND),
+        lambda heads: student(heads).model, data, say, seen.texts,
+    )  # fmt: skip
+
+
+def tiny(folder: Path) -> Problem:
+    """Tiny-ImageNet in a real network's frozen features."""
+    import torch
+    from torch import nn
+
+    from raykd.algo.dho import StudentNet
+    from raykd.algo.few_shot.honest import text_scorer
+    from raykd.models.training import TrainingFeatures
+
+    seen = tiny_imagenet(folder)
+    scorer = text_scorer(seen.texts)
+    mean, spread = seen.pool_ND.mean(axis=0), float(seen.pool_ND.std())  # one number: directions keep their sizes
+    pool_ND, test_MD = ((of - mean) / spread for of in (seen.pool_ND, seen.test_ND))
+
+    def model(heads: str) -> StudentNet:
+        torch.manual_seed(0)
+        return StudentNet(nn.Identity(), pool_ND.shape[1], len(seen.texts.directions_CD), heads)
+
+    def say(net: StudentNet) -> dict[str, np.ndarray]:
+        with torch.inference_mode():
+            found = net.eval()(torch.from_numpy(test_MD.astype(np.float32))).logits
+        return {name: values.numpy() for name, values in found.items()}
+
+    return Problem(
+        "Tiny-ImageNet", seen.labels_N, scorer.logits(seen.pool_ND), seen.test_labels_N, scorer.logits(seen.test_ND),
+        model, lambda order: TrainingFeatures(pool_ND[order]), say, seen.texts,
+    )  # fmt: skip
+
+
+# ---------------------------------------------------------------- one training
+
+PROBLEM: dict[str, Problem] = {}  # of this process: made once
+
+
+def problem_of(kind: str, folder: str) -> Problem:
+    if kind not in PROBLEM:
+        PROBLEM[kind] = digits(Path(folder)) if kind == "digits" else tiny(Path(folder))
+    return PROBLEM[kind]
+
+
+def train(
+    problem: Problem, heads: str, rows: np.ndarray, seed: int, steps: int | None = None, report: Any = None,
+    model: Any = None,
+) -> Any:  # fmt: skip
+    """A student after the papers' training on these labels, and the rest of the pool without them."""
+    import torch
+
+    from raykd.models.training import Targets, TrainingSettings, reproducible, train_student
+
+    rest = np.setdiff1d(np.arange(len(problem.labels_N)), rows)
+    order = np.concatenate([rows, rest])
+    settings = TrainingSettings(steps=steps or 200 * math.ceil(len(rows) / 64), key=(seed, 0), checkpoints=1)
+    targets = Targets(problem.labels_N[rows], problem.teacher_NC[order].astype(np.float16))
+    model = model or problem.new_model(heads)
+    with reproducible(1, torch.device("cpu")):
+        train_student(model, problem.data(order), targets, settings, report or (lambda *_: None))
+    return model
+
+
+def one_cell(kind: str, folder: str, heads: str, shots: int, seed: int) -> dict[str, float]:
+    """Accuracy of one training; of dho, of each head, too."""
+    from raykd.algo import metrics
+    from raykd.algo.heads import probabilities
+
+    problem = problem_of(kind, folder)
+    logits = problem.test(train(problem, heads, balanced(problem, shots, seed), seed))  # type: ignore[arg-type]
+    probs_MC, labels_M = probabilities(logits), problem.test_labels_M
+    found = {heads: metrics.accuracy(probs_MC, labels_M), f"{heads} ece": metrics.calibration_error(probs_MC, labels_M)}
+    if len(logits) > 1:
+        found |= {f"{heads}: {name.split('_')[0]} head": metrics.accuracy(of, labels_M) for name, of in logits.items()}
+    return found
+
+
+@contextmanager
+def workers(count: int) -> Iterator[ProcessPoolExecutor]:
+    os.environ["OMP_NUM_THREADS"] = "1"
+    with ProcessPoolExecutor(count, mp_context=get_context("spawn")) as pool:
+        yield pool
+
+
+# ---------------------------------------------------------------- heads
+
+
+def compare_heads(kind: str, folder: Path, seeds: int, processes: int) -> dict[str, Any]:
+    """Every kind of heads on the same labels: a table of accuracies, and one of what dho gains."""
+    problem = problem_of(kind, str(folder))
+    teacher = float(np.mean(problem.test_teacher_MC.argmax(axis=1) == problem.test_labels_M))
+    cells = [(heads, shots, seed) for shots in SHOTS for seed in range(seeds) for heads in HEADS]
+    with workers(processes) as pool:
+        futures = [pool.submit(one_cell, kind, str(folder), *cell) for cell in cells]
+        outcomes = [future.result() for future in futures]
+    found: dict[str, dict[str, list[float]]] = {str(shots): {} for shots in SHOTS}
+    for (_, shots, _), outcome in zip(cells, outcomes, strict=True):
+        for name, value in outcome.items():
+            found[str(shots)].setdefault(name, []).append(value)
+    names = [*HEADS, "dho: ce head", "dho: kd head"]
+    print(f"\n{problem.name}: accuracy on {len(problem.test_labels_M):,} test images, %; the teacher {teacher:.1%}\n")
+    print_table(["labels a class", *names], ([n, *(share(of[name]) for name in names)] for n, of in found.items()))
+    print(f"\n{problem.name}: what dho gains, points, same labels and seeds (p of the sign-flip test)\n")
+    print_table(
+        ["labels a class", *(f"over {name}" for name in AGAINST)],
+        ([n, *(gain(of["dho"], of[name]) for name in AGAINST)] for n, of in found.items()),
+    )
+    return {"teacher": teacher, **found}
+
+
+def print_table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    print("| " + " | ".join(headings) + " |\n" + "|---" * len(headings) + "|")
+    for row in rows:
+        print("| " + " | ".join(row) + " |", flush=True)
+
+
+def share(values: Sequence[float]) -> str:
+    """A mean over seeds and its interval, in per cent."""
+    return f"{100 * np.mean(values):.1f} ± {100 * interval(values):.1f}"
+
+
+def gain(ours: Sequence[float], theirs: Sequence[float]) -> str:
+    """The mean difference over seeds, its interval, and how easily chance makes it."""
+    from raykd.algo.statistics import sign_flip
+
+    differences = np.array(ours) - np.array(theirs)
+    half = 100 * interval(differences.tolist())
+    return f"{100 * differences.mean():+.1f} ± {half:.1f} (p {sign_flip(differences):.3f})"
+
+
+# ---------------------------------------------------------------- conflict
+
+
+def one_conflict(folder: str, heads: str, shots: int, seed: int) -> list[tuple[int, float]]:
+    """(step, cosine of the gradients of cross-entropy and of distillation on the backbone) along a training."""
+    import torch
+
+    from raykd.algo.batches import BatchPlan
+    from raykd.algo.dho import Learner
+
+    problem = problem_of("digits", folder)
+    rows = balanced(problem, shots, seed)  # type: ignore[arg-type]
+    rest = np.setdiff1d(np.arange(len(problem.labels_N)), rows)
+    order = np.concatenate([rows, rest])
+    data, model = problem.data(order), problem.new_model(heads)
+    plan, found = BatchPlan(len(rows), len(rest), 64, 64, (seed, 1)), []
+
+    def look(step: int, *_: Any) -> None:
+        labeled, unlabeled = plan.labeled(step), plan.unlabeled(step) + len(rows)
+        places = np.concatenate([labeled, unlabeled])
+        batch = data.input_of(places, plan.augmentation_seeds(step))
+        learner = Learner(copy.deepcopy(model).train(), False, 0.5, 2.0)
+        teacher = torch.from_numpy(problem.teacher_NC[order].astype(np.float32))
+        loss = learner(batch, torch.from_numpy(problem.labels_N[order][labeled]), teacher[labeled], teacher[unlabeled])
+        parameters = [value for value in learner.model.backbone.parameters() if value.requires_grad]
+        signals = [
+            torch.cat([each.ravel() for each in torch.autograd.grad(part, parameters, retain_graph=True)])
+            for part in (loss.ce, loss.kl_labeled + loss.kl_unlabeled)
+        ]
+        found.append((step, float(torch.nn.functional.cosine_similarity(signals[0], signals[1], dim=0))))
+
+    train(problem, heads, rows, seed, CONFLICT_STEPS, look, model)
+    return found
+
+
+def compare_conflict(folder: Path, seeds: int, processes: int, plot: Path | None) -> dict[str, Any]:
+    """Cosines by kind of heads: their mean along the training, by labels a class."""
+    kinds = ("ce+kd", "dho")
+    found: dict[str, list[list[tuple[int, float]]]] = {}
+    cells = [(heads, shots, seed) for shots in SHOTS for seed in range(seeds) for heads in kinds]
+    with workers(processes) as pool:
+        futures = [pool.submit(one_conflict, str(folder), *cell) for cell in cells]
+        for (heads, shots, _), future in zip(cells, futures, strict=True):
+            found.setdefault(f"{shots} {heads}", []).append(future.result())
+    print(f"\ndigits: cosine of the gradients of the two signals on the backbone, mean of {CONFLICT_STEPS} steps\n")
+    rows = []
+    for shots in SHOTS:
+        runs = [np.array([[cosine for _, cosine in run] for run in found[f"{shots} {heads}"]]) for heads in kinds]
+        means = [f"{of.mean():+.3f} ± {interval(of.mean(axis=1).tolist()):.3f}" for of in runs]
+        rows.append([str(shots), *means, *(f"{(of < 0).mean():.0%}" for of in runs)])
+    print_table(["labels a class", "one head (ce+kd)", "two heads (dho)", "steps below 0, one head", "two heads"], rows)
+    if plot:
+        draw_conflict(found, plot)
+    return {name: [[round(cosine, 4) for _, cosine in run] for run in runs] for name, runs in found.items()}
+
+
+def draw_conflict(found: dict[str, list[list[tuple[int, float]]]], file: Path) -> None:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(1, len(SHOTS), figsize=(2.6 * len(SHOTS), 2.8), sharey=True, layout="constrained")
+    for axis, shots in zip(axes, SHOTS, strict=True):
+        for heads, color, label in (("ce+kd", "#b5532a", "one head (ce+kd)"), ("dho", "#2a6fb5", "two heads (dho)")):
+            runs = found[f"{shots} {heads}"]
+            steps, values = [step for step, _ in runs[0]], np.array([[cosine for _, cosine in run] for run in runs])
+            mean, half = values.mean(axis=0), 1.96 * values.std(axis=0, ddof=1) / len(values) ** 0.5
+            axis.plot(steps, mean, color=color, label=label, linewidth=1.4)
+            axis.fill_between(steps, mean - half, mean + half, color=color, alpha=0.2, linewidth=0)
+        axis.axhline(0, color="#888", linewidth=0.8)
+        axis.set_title(f"{shots} label{'s' if shots > 1 else ''} a class", fontsize=9)
+        axis.set_xlabel("step", fontsize=8)
+        axis.tick_params(labelsize=8)
+    axes[0].set_ylabel("cosine of the two gradients", fontsize=8)
+    axes[-1].legend(fontsize=7, frameon=False)
+    figure.savefig(file, dpi=130)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("themes", nargs="*", metavar="heads conflict", default=["heads", "conflict"])
+    parser.add_argument("--data", type=Path, help="folder with tiny_imagenet_val_mobilenetv2.npz")
+    parser.add_argument("--seeds", type=int, default=8)
+    parser.add_argument("--processes", type=int, default=os.cpu_count())
+    parser.add_argument("--plot", type=Path, help="PNG file of the conflict")
+    given = parser.parse_args()
+    results: dict[str, Any] = {}
+    with tempfile.TemporaryDirectory(prefix="raykd-bench-") as folder:
+        if "heads" in given.themes:
+            for kind, where in [("digits", Path(folder))] + ([("tiny", given.data)] if given.data else []):
+                results[kind] = compare_heads(kind, where, given.seeds, given.processes)
+        if "conflict" in given.themes:
+            results["conflict"] = compare_conflict(Path(folder), given.seeds, given.processes, given.plot)
+    print("\n" + json.dumps(results))
+
+
+if __name__ == "__main__":
+    main()
