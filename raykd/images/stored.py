@@ -41,6 +41,7 @@ ABOUT_ONE_FILE = (*NOT_FOUND, errno.EACCES, errno.EPERM, errno.EISDIR, errno.ELO
 AHEAD_BYTES = 2**23  # read at once from a remote tar whose members are asked for one after the other
 MOST_BYTES = 2**30  # of one encoded image
 NUM_AHEAD = 8  # of such pieces that are kept
+ROWS_LOCK, TARS_LOCK = threading.Lock(), threading.Lock()  # not in the objects: readers are sent to other processes
 
 
 def member_uri(tar: Place, offset: int, size: int, name: str) -> str:
@@ -50,6 +51,8 @@ def member_uri(tar: Place, offset: int, size: int, name: str) -> str:
 
 class ImageReader:
     """Reads encoded images from files, rows of Parquet and members of tars, with a bounded cache of row groups.
+
+    Threads may share it; rows of Parquet come to them one after the other.
 
     Rows that lie together cost one read per row group. Random access (training) is quick while a process' share
     of the encoded images fits ``cache_bytes`` or row groups are small; files by URI have no such limit.
@@ -101,7 +104,8 @@ class ImageReader:
             return self._member(inside["file"], int(inside["offset"]), int(inside["size"]))
         if not (inside := INSIDE_PARQUET.fullmatch(uri)):
             return read_file(uri)
-        value = self._row(inside["file"], inside["column"], int(inside["row"]))
+        with ROWS_LOCK:
+            value = self._row(inside["file"], inside["column"], int(inside["row"]))
         if isinstance(value, dict):  # Hugging Face: the bytes, or where they are
             if not value.get("bytes") and value.get("path"):
                 return read_file(beside(Place(inside["file"]), value["path"]).uri)
@@ -144,9 +148,6 @@ class ImageReader:
         return self._groups[key][row - int(starts[group])].as_py()
 
 
-LOCK = threading.Lock()  # not in the object: readers are sent to other processes
-
-
 class RemoteTars:
     """Members of tars on an object store; threads may share it.
 
@@ -160,7 +161,7 @@ class RemoteTars:
 
     def read(self, place: Place, offset: int, size: int) -> bytes:
         """At most ``size`` bytes from ``offset`` on; fewer when the tar ends before."""
-        with LOCK:
+        with TARS_LOCK:
             if place.uri not in self._files:
                 self._files[place.uri] = place.fs.open_input_file(place.path)
             file = self._files[place.uri]
@@ -186,7 +187,7 @@ class RemoteTars:
 
     def forget(self, uri: str) -> None:
         """Open the tar anew when it is read next."""
-        with LOCK:
+        with TARS_LOCK:
             self._files.pop(uri, None)
             self._pieces.pop(uri, None)
 

@@ -4,7 +4,7 @@ A saved student is a folder: ``model.safetensors`` and ``student.json`` (backbon
 preprocessing, mixture). Knows no Ray.
 
     >>> student = Student.load("runs/demo/round_002/student")       # doctest: +SKIP
-    >>> student.predict([PIL.Image.open("cat.jpg")])                # doctest: +SKIP
+    >>> student.predict(["cat.jpg"])                                # doctest: +SKIP
     array([[0.91, 0.09]], dtype=float32)
 """
 
@@ -14,7 +14,7 @@ import argparse
 import io
 import os
 import pathlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -23,13 +23,12 @@ import safetensors.torch
 import timm
 import timm.data
 import torch
-from PIL import Image
 from torch import nn
 
 from raykd.algo.dho import Learner, StudentNet
 from raykd.algo.heads import HEADS, Mixture, probabilities
 from raykd.errors import UserError, did_you_mean, one_line
-from raykd.images.decoding import as_seen
+from raykd.models.classifier import Decode, Given, OnError, Progress, predict
 from raykd.models.preprocess import ABOUT, Preprocess, read_preprocess
 from raykd.models.saved import WEIGHTS
 from raykd.models.teacher import check_checkpoint
@@ -122,17 +121,24 @@ class Student:
             logits = {column: value.float().cpu().numpy() for column, value in out.logits.items()}
             return out.features_ND.float().cpu().numpy(), logits
 
-    def predict(self, images: Sequence[Image.Image]) -> np.ndarray:
-        """Class probabilities of PIL images, float32 [n, C]: with two heads, their mixture.
-
-        Images are turned upright, and what is transparent is white, as in training. Of 16 bits a channel give what
-        :func:`raykd.images.decoding.decode` makes of the file: Pillow's own conversion clips them.
-        """
-        if not images:
-            return np.empty((0, len(self.classes)), np.float32)
-        clean = self.preprocess.clean()
-        pixels = np.stack([np.asarray(clean(as_seen(image))) for image in images])
+    def probabilities(self, pixels: np.ndarray) -> np.ndarray:
+        """Class probabilities of images that are cropped already, float32 [n, C]: with two heads, their mixture."""
         return probabilities(self.outputs(pixels)[1], self.mixture)
+
+    def predict(
+        self,
+        images: Given | Iterable[Given],
+        batch_size: int = 64,
+        *,
+        on_error: OnError = "raise",
+        decode: Decode = "exact",
+        progress: Progress = None,
+    ) -> np.ndarray:
+        """Class probabilities of paths, uris, PIL images, bytes of files or arrays, mixed or not: float32 [n, C].
+
+        As :func:`raykd.models.classifier.predict` says, which this is.
+        """
+        return predict(self, images, batch_size, on_error=on_error, decode=decode, progress=progress)
 
 
 def normalised(pixels: torch.Tensor, preprocess: Preprocess) -> torch.Tensor:
