@@ -104,6 +104,7 @@ def _known_classes(given: Any) -> Any:
 StrategyName = Annotated[str, AfterValidator(_known_strategy)]
 Gpus = Annotated[float, Field(ge=0), AfterValidator(_part_or_whole)]
 Replicas = Count | Annotated[tuple[Count, Count], AfterValidator(_rising)]
+Format = Literal["images", "class_folders", "parquet", "webdataset", "list", "coop_split"]
 
 
 class Section(BaseModel):
@@ -134,7 +135,7 @@ class Source(Section):
     path: Annotated[str, IsPath()] = Field(
         description="Folder, Parquet file, tar or list; local, s3:// or gs://. webdataset: also {000000..000099} in it"
     )
-    format: Literal["images", "class_folders", "parquet", "webdataset", "list", "coop_split"] = Field(
+    format: Format = Field(
         description="images: a folder, any depth, no labels; class_folders: one folder a class; parquet: encoded bytes "
         "or URIs; webdataset: tars of images; list: a CSV, TSV or JSONL file of paths or URIs; coop_split: images "
         "under path, split by a CoOp-style JSON (split_file)"

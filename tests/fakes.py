@@ -5,6 +5,8 @@ Nothing heavy is imported before it is used, so that what tests plain Python sta
 
 import io
 import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +17,44 @@ from PIL import Image
 from raykd.store.place import Place
 
 CLASSES = ["red", "green", "blue"]
+
+
+class Killed(BaseException):
+    """Stands for kill -9: nothing that follows in raykd runs."""
+
+
+@contextmanager
+def killed_after(complete: int, stage: str) -> Iterator[None]:
+    """Kills what runs in the block when so many folders of a stage are complete, and the next one all but is."""
+    from raykd.store.stage_folder import Writing
+
+    commit, left = Writing.commit, [complete]
+
+    def deadly(out):
+        if out.folder.name == stage:
+            left[0] -= 1
+            if left[0] < 0:
+                raise Killed
+        return commit(out)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Writing, "commit", deadly)
+        with pytest.raises(Killed):
+            yield
+
+
+def images_read(patch: pytest.MonkeyPatch, called: Callable[[str], str] = str) -> list[str]:
+    """The images that Ray Data is given to read, as they come: their uris, or what ``called`` makes of them."""
+    from raykd.stages import map_images
+
+    seen, blocks = [], map_images.even_blocks
+
+    def watched(runs, *arguments):
+        seen.extend(called(uri) for rows in runs.values() for uri in rows["uri"].to_pylist())
+        return blocks(runs, *arguments)
+
+    patch.setattr(map_images, "even_blocks", watched)
+    return seen
 
 
 def object_store(patch: pytest.MonkeyPatch, bucket: str = "mock://bucket", files: Path | None = None) -> Place:

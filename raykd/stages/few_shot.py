@@ -23,9 +23,10 @@ from raykd.errors import UserError
 from raykd.models.threads import limited_threads
 from raykd.stages.work import Work
 from raykd.stages.zero_shot import each_part, read_texts, splits_of, stored_features, threads_of
+from raykd.store.outputs import LOGITS_FILE
 from raykd.store.place import Place
 from raykd.store.stage_folder import Done
-from raykd.store.tables import REFITTED, checked, vectors
+from raykd.store.tables import GROUP_ROWS, REFITTED, checked, vectors
 
 if TYPE_CHECKING:
     from raykd.algo.few_shot.honest import Fitted
@@ -35,8 +36,7 @@ if TYPE_CHECKING:
 
 VERSION = 1
 CONFUSIONS = 5  # that are told
-READ_ROWS = 8192  # of a row group
-SCORER_FILE, LOGITS_FILE = "scorer.npz", "logits.parquet"
+SCORER_FILE = "scorer.npz"
 TOLD = ("rule", "num_labels", "chosen", "before", "untempered", "after", "confusions", "passes")  # of a fit's facts
 ARRAYS = ("weights", "bias", "keys", "values")  # of a scorer's file
 Result = TypeVar("Result")
@@ -163,7 +163,7 @@ def write_refitted(
     split = splits_of(table["sample_id"], others)
     columns = {"sample_id": table["sample_id"], "split": split, "error": table["error"]}
     columns["logits"] = vectors(rounded(logits_NC), bad_N)
-    (out / LOGITS_FILE).write_table(checked(pa.table(columns), REFITTED), row_group_rows=READ_ROWS)
+    (out / LOGITS_FILE).write_table(checked(pa.table(columns), REFITTED), row_group_rows=GROUP_ROWS)
     mine_N = pc.equal(split, "pool").to_numpy() & ~bad_N
     now_N, before_N = (logits[mine_N].argmax(axis=1) for logits in (logits_NC, before_NC))
     return {

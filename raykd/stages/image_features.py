@@ -5,18 +5,24 @@ Neither a class nor a prompt goes in, so whatever changes about those, no image 
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 
 import pyarrow as pa
 
 from raykd.config import ModelConfig
-from raykd.errors import UserError
-from raykd.images.decoding import CHANGES
 from raykd.images.pixel_batches import Fetch, PixelBatch
 from raykd.images.transforms import ClipPreprocess
 from raykd.models.teacher import ImageTower, read_clip_preprocess
-from raykd.stages.map_images import Model, check_splits, find_parts, make_parts, model_memory, num_missing
+from raykd.stages.map_images import (
+    Model,
+    check_share,
+    check_splits,
+    find_parts,
+    make_parts,
+    model_memory,
+    num_missing,
+    say_changes,
+)
 from raykd.stages.work import Work
 from raykd.store.outputs import Encoded
 from raykd.store.place import Place
@@ -24,7 +30,6 @@ from raykd.store.stage_folder import Done
 from raykd.store.tables import ENCODED, vectors
 
 VERSION = 1
-SHOWN_REASONS = 4
 
 
 def encode_images(
@@ -65,30 +70,10 @@ def encode_images(
     fetch = Fetch(preprocess, preprocess.size, config.batch_size, exact)
     done = make_parts(work, "encode", parts, fetch, encoder, check)
     encoded = Encoded(tuple(done), model.place.name, model.place)
-    check_share(work, encoded, max_bad_share, quarantine)
-    if num_missing(parts) and (changes := encoded.changes):
-        work.say("encode", "; ".join(f"{count:,} images {CHANGES[kind]}" for kind, count in changes.items()))
+    check_share(work, "encode", encoded, max_bad_share, quarantine)
+    if num_missing(parts):
+        say_changes(work, "encode", encoded)
     return encoded
-
-
-def check_share(work: Work, encoded: Encoded, max_bad_share: float, where: Place) -> None:
-    """Say what cannot be read, and list it in a file. Raises UserError when it is too much."""
-    bad = encoded.quarantine
-    if not bad.num_rows:
-        return
-    where.write_table(bad)
-    first = bad.slice(0, 1).to_pylist()[0]
-    if bad.num_rows > max_bad_share * encoded.rows:
-        raise UserError(
-            f"{bad.num_rows} of {encoded.rows} images cannot be read, more than max_bad_share="
-            f"{max_bad_share:g}; first {first['sample_id']!r}: {first['reason']}. All are listed in "
-            f"{where}. Raise max_bad_share to go on without them, or mend them and begin in a new folder"
-        )
-    reasons = sorted(Counter(bad["reason"].to_pylist()).items(), key=lambda pair: (-pair[1], pair[0]))
-    said = [f"{count:,} {reason}" for reason, count in reasons[:SHOWN_REASONS]]
-    said += [f"{len(reasons) - SHOWN_REASONS} more reasons"] if len(reasons) > SHOWN_REASONS else []
-    counted = f"{bad.num_rows:,} of {encoded.rows:,} images cannot be read and are left out"
-    work.say("encode", f"{counted}, listed in {where}: {'; '.join(said)}")
 
 
 def image_tower(folder: Place, config: ModelConfig) -> ImageTower:

@@ -26,13 +26,13 @@ import ray.data
 from ray.data import ActorPoolStrategy, DataContext, Dataset, TaskPoolStrategy
 
 from raykd.errors import StorageError, UserError
-from raykd.images.decoding import UNREACHABLE
+from raykd.images.decoding import CHANGES, UNREACHABLE
 from raykd.images.pixel_batches import PIXEL_BATCHES, URI_BATCHES, Fetch, FetchViews, batches_of
 from raykd.models.threads import num_cores
 from raykd.stages.progress import Ticker
 from raykd.stages.resources import check_memory
 from raykd.stages.work import Work
-from raykd.store.outputs import BROKEN_FILE
+from raykd.store.outputs import BROKEN_FILE, FromImages
 from raykd.store.place import Place
 from raykd.store.stage_folder import Done, StageFolder, Writing, fingerprint
 from raykd.store.tables import QUARANTINE, checked, too_much_of_a_split
@@ -43,6 +43,7 @@ BLOCKS_A_REPLICA = 32  # at least, when there are as many batches: so that all r
 FLOW_BYTES = 8 * 2**20  # of pixels that go from one process to another at a time: little, as the first is waited for
 WRITTEN_ROWS = 4096  # of a file, about
 WRITE_BYTES = 512 * 2**20  # of a process that writes
+SHOWN_REASONS = 4  # why images cannot be read
 MODEL_BYTES = 2**30  # of a process with torch, without a model's weights
 RECEIPT = pa.schema([("part", pa.int64()), ("rows", pa.int64()), ("changes", PIXEL_BATCHES.field("changes").type)])
 ROWS = ("sample_id", "uri", "split")
@@ -270,6 +271,32 @@ def check_splits(stage: str, rows: pa.Table, bad: pa.Table, max_bad_share: float
             f"{max_bad_share:g}; first {first['sample_id']!r}, expected at {first['uri']!r}. The parts that they "
             "are in are not kept: put them back, let this user read them, and run again; or raise max_bad_share"
         )
+
+
+def check_share(work: Work, name: str, made: FromImages, max_bad_share: float, where: Place) -> None:
+    """Say what cannot be read, and list it in a file. Raises UserError when it is too much."""
+    bad = made.quarantine
+    if not bad.num_rows:
+        return
+    where.write_table(bad)
+    first = bad.slice(0, 1).to_pylist()[0]
+    if bad.num_rows > max_bad_share * made.rows:
+        raise UserError(
+            f"{bad.num_rows} of {made.rows} images cannot be read, more than max_bad_share="
+            f"{max_bad_share:g}; first {first['sample_id']!r}: {first['reason']}. All are listed in "
+            f"{where}. Raise max_bad_share to go on without them, or mend them and begin in a new folder"
+        )
+    reasons = sorted(Counter(bad["reason"].to_pylist()).items(), key=lambda pair: (-pair[1], pair[0]))
+    said = [f"{count:,} {reason}" for reason, count in reasons[:SHOWN_REASONS]]
+    said += [f"{len(reasons) - SHOWN_REASONS} more reasons"] if len(reasons) > SHOWN_REASONS else []
+    counted = f"{bad.num_rows:,} of {made.rows:,} images cannot be read and are left out"
+    work.say(name, f"{counted}, listed in {where}: {'; '.join(said)}")
+
+
+def say_changes(work: Work, name: str, made: FromImages) -> None:
+    """Say what was done to images on their way."""
+    if changes := made.changes:
+        work.say(name, "; ".join(f"{count:,} images {CHANGES[kind]}" for kind, count in changes.items()))
 
 
 # ---------------------------------------------------------------- the pipeline

@@ -44,6 +44,7 @@ from raykd.stages.zero_shot import (
     threads_of,
 )
 from raykd.store.outputs import (
+    LOGITS_FILE,
     ClassCheck,
     Encoded,
     Labels,
@@ -57,10 +58,8 @@ from raykd.store.outputs import (
 )
 from raykd.store.place import Place
 from raykd.store.stage_folder import Done, fingerprint, read_done
-from raykd.store.tables import TEACHER, checked, vectors
+from raykd.store.tables import GROUP_ROWS, TEACHER, checked, vectors
 
-READ_ROWS = 8192  # of a row group
-LOGITS_FILE = "logits.parquet"
 LONG, LONG_FIT = 10**7, 10**5  # logits, and labels times classes, from which on it is said before what takes so long
 SEES_VIEWS = ("gda", "tip_f", "clap", "auto")
 
@@ -226,7 +225,7 @@ def write_logits(features: Place, out: Place, texts: Done, num_threads: int, oth
     split = splits_of(found.ids, others)
     columns = {"sample_id": found.ids, "split": split, "error": found.errors}
     columns |= {"features": vectors(found.features_ND, found.bad_N), "logits": vectors(found.logits_NC, found.bad_N)}
-    (out / LOGITS_FILE).write_table(checked(pa.table(columns), TEACHER), row_group_rows=READ_ROWS)
+    (out / LOGITS_FILE).write_table(checked(pa.table(columns), TEACHER), row_group_rows=GROUP_ROWS)
     return found.doubts(pc.equal(split, "pool").to_numpy() & ~found.bad_N)
 
 

@@ -42,6 +42,7 @@ from raykd.store.tables import CARDS, MANIFEST, QUARANTINE, ROLES, SPLITS, matri
 MANIFEST_FILE, CLASSES_FILE = "manifest.parquet", "classes.json"
 QUARANTINE_FILE, BROKEN_FILE = "quarantine.parquet", "quarantine.json"  # of a campaign; of a part
 PICKS_FILE, CARDS_FILE, LABELS_FILE = "picks.parquet", "cards.parquet", "labels.parquet"
+LOGITS_FILE = "logits.parquet"  # of a part of a teacher's opinion
 METRICS_FILE, STEPS_FILE = "metrics.json", "steps.jsonl"
 
 
@@ -151,17 +152,8 @@ class InParts:
 
 
 @dataclass(frozen=True)
-class Encoded(InParts):
-    """The teacher's features of every image, by parts: tables.ENCODED.
-
-    Args:
-        parts: Complete folders, together every row of the manifest once.
-        model: Names the teacher's weights.
-        folder: The fetched model.
-    """
-
-    model: str
-    folder: Place
+class FromImages(InParts):
+    """A table in parts that was made by reading images, together each of them once."""
 
     @property
     def rows(self) -> int:
@@ -185,6 +177,20 @@ class Encoded(InParts):
     def readable(self, rows: pa.Table) -> pa.Table:
         """Manifest rows without those that cannot be read."""
         return rows.filter(pc.invert(pc.is_in(rows["sample_id"], value_set=self.quarantine["sample_id"])))
+
+
+@dataclass(frozen=True)
+class Encoded(FromImages):
+    """The teacher's features of every image, by parts: tables.ENCODED.
+
+    Args:
+        parts: Complete folders, together every row of the manifest once.
+        model: Names the teacher's weights.
+        folder: The fetched model.
+    """
+
+    model: str
+    folder: Place
 
 
 @dataclass(frozen=True)

@@ -35,6 +35,7 @@ import pyarrow.compute as pc
 from raykd.errors import UserError
 
 SPLITS = ("pool", "val", "test")
+GROUP_ROWS = 8192  # of a row group of wide vectors: as many are read at a time
 ROLES = ("train", "audit")  # what a label is for: to learn from, or to measure and choose by
 
 _VECTOR_F16, _VECTOR_F32 = pa.list_(pa.float16()), pa.list_(pa.float32())

@@ -20,6 +20,7 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 from campaigns import Reached, fill, labels_of, lines_of, manifest_of, picks_of, table_of
+from fakes import Killed
 from PIL import Image
 
 from raykd.algo.heads import Mixture, probabilities
@@ -316,10 +317,6 @@ def test_a_folder_in_which_a_job_was_killed_before_it_wrote_its_config_is_as_goo
         run_job(finished.settings | {"storage_path": str(tmp_path / "run")})
     assert (tmp_path / "run" / "campaign.json").exists()
     assert not (tmp_path / "run" / ".lock").exists()
-
-
-class Killed(BaseException):
-    """Stands for kill -9: nothing that follows in raykd runs."""
 
 
 def test_stopped_in_and_after_every_stage_and_resumed_it_ends_where_an_undisturbed_one_does(

@@ -12,6 +12,7 @@ import pyarrow.dataset as pads
 import pyarrow.parquet as pq
 import pytest
 import torch
+from fakes import images_read, killed_after
 from hostile import Bad, Refused
 from PIL import Image
 
@@ -97,35 +98,18 @@ def test_a_finished_table_is_only_looked_at_and_other_classes_read_no_image(run,
 
 def test_a_killed_run_goes_on_with_the_parts_it_has(run, image_folder, tmp_path, monkeypatch):
     from raykd.stages import map_images
-    from raykd.store.stage_folder import Writing
 
     monkeypatch.setattr(map_images, "PART_ROWS", 8)
     given = ["--pool", image_folder, "--out", tmp_path / "s", "--cache", tmp_path / "cache"]
-    commit, left = Writing.commit, [3]
-
-    class Killed(BaseException):
-        pass
-
-    def deadly(out):
-        if out.folder.name == "encode":
-            left[0] -= 1
-            if left[0] < 0:
-                raise Killed
-        return commit(out)
-
-    monkeypatch.setattr(Writing, "commit", deadly)
-    with pytest.raises(Killed):
+    with killed_after(3, "encode"):
         run(*given)
     assert not (tmp_path / "s").exists()
-    kept = len(list((tmp_path / "cache" / "encode").iterdir()))
-    assert kept == 3
-    monkeypatch.setattr(Writing, "commit", commit)
-    seen, blocks = [], map_images.even_blocks
-    monkeypatch.setattr(map_images, "even_blocks", lambda runs, *more: (seen.append(runs), blocks(runs, *more))[1])
+    assert len(list((tmp_path / "cache" / "encode").iterdir())) == 3
+    read = images_read(monkeypatch)
     code, said = run(*given)
     assert code == 0, said
     files = len(list(image_folder.glob("*/*.png")))
-    assert sum(rows.num_rows for rows in seen[0].values()) == files - 8 * kept
+    assert len(read) == files - 8 * 3
     assert table_of(tmp_path / "s").num_rows == files
 
 

@@ -7,6 +7,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
+from fakes import Killed, images_read
 from PIL import Image
 
 from raykd.errors import UserError
@@ -28,10 +29,6 @@ def bits_of(encoded) -> dict[str, bytes]:
     """Each image's features, bit by bit (NaN where it cannot be read)."""
     rows = features_of(encoded).to_pylist()
     return {row["sample_id"]: np.array(row["features"], np.float16).tobytes() for row in rows}
-
-
-class Killed(BaseException):
-    """Stands for kill -9: nothing that follows in raykd runs."""
 
 
 @pytest.fixture
@@ -62,16 +59,7 @@ def small_parts(monkeypatch):
 @pytest.fixture
 def read_images(monkeypatch) -> list[str]:
     """The uris that Ray Data is given to read, as they come."""
-    from raykd.stages import map_images
-
-    seen, blocks = [], map_images.even_blocks
-
-    def watched(runs, *arguments):
-        seen.extend(uri for rows in runs.values() for uri in rows["uri"].to_pylist())
-        return blocks(runs, *arguments)
-
-    monkeypatch.setattr(map_images, "even_blocks", watched)
-    return seen
+    return images_read(monkeypatch)
 
 
 def run(campaign):

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyarrow as pa
 import pytest
-from fakes import new_campaign
+from fakes import Killed, images_read, new_campaign
 from PIL import Image
 
 from raykd.algo.few_shot.rules import RULES, fit_rule
@@ -23,10 +23,6 @@ from raykd.store.stage_folder import Done, Writing
 from raykd.store.tables import LEDGER, PICKS
 
 LEARNING = [name for name in RULES if name != "zero_shot"] + ["auto"]
-
-
-class Killed(BaseException):
-    """Stands for kill -9: nothing that follows in raykd runs."""
 
 
 class Begun(NamedTuple):
@@ -475,16 +471,7 @@ def test_the_last_opinion_covers_the_images_that_have_come_since(begun, tmp_path
 @pytest.fixture
 def read_images(monkeypatch) -> list[str]:
     """The images that Ray Data is given to read, as they come."""
-    from raykd.stages import map_images
-
-    seen, blocks = [], map_images.even_blocks
-
-    def watched(runs, *arguments):
-        seen.extend("/".join(uri.split("/")[-2:]) for rows in runs.values() for uri in rows["uri"].to_pylist())
-        return blocks(runs, *arguments)
-
-    monkeypatch.setattr(map_images, "even_blocks", watched)
-    return seen
+    return images_read(monkeypatch, lambda uri: "/".join(uri.split("/")[-2:]))
 
 
 def views_of(given: Begun, names: list[str]) -> np.ndarray:

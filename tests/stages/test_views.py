@@ -7,18 +7,13 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
-from fakes import listed, picture, write_teacher
+from fakes import images_read, killed_after, listed, picture, write_teacher
 from PIL import Image, ImageOps
 
 from raykd.config import TeacherConfig
 from raykd.errors import UserError
 from raykd.store.place import Place
-from raykd.store.stage_folder import Writing
 from raykd.store.tables import VIEWS, checked, matrix
-
-
-class Killed(BaseException):
-    """Stands for kill -9: nothing that follows in raykd runs."""
 
 
 @pytest.fixture
@@ -62,16 +57,7 @@ def encode(ray_cluster, pool, teacher_folder, tmp_path):
 @pytest.fixture
 def read_images(monkeypatch) -> list[str]:
     """The images that Ray Data is given to read, as they come."""
-    from raykd.stages import map_images
-
-    seen, blocks = [], map_images.even_blocks
-
-    def watched(runs, *arguments):
-        seen.extend(Path(uri).stem for rows in runs.values() for uri in rows["uri"].to_pylist())
-        return blocks(runs, *arguments)
-
-    monkeypatch.setattr(map_images, "even_blocks", watched)
-    return seen
+    return images_read(monkeypatch, lambda uri: Path(uri).stem)
 
 
 def rows_of(views) -> dict[str, dict]:
@@ -205,21 +191,10 @@ def test_a_later_round_reads_only_the_images_that_are_new(encode, read_images):
     assert second.features(pa.chunked_array([["j.png", "a.png"]])).shape == (2, 3, 16)
 
 
-def test_after_a_kill_the_parts_that_are_complete_are_not_read_again(encode, read_images, monkeypatch):
+def test_after_a_kill_the_parts_that_are_complete_are_not_read_again(encode, read_images):
     undisturbed = encode("ab", "cde", "fg", at="undisturbed")
-    commit, left = Writing.commit, [1]
-
-    def deadly(out):
-        if out.folder.name == "views":
-            left[0] -= 1
-            if left[0] < 0:
-                raise Killed
-        return commit(out)
-
-    monkeypatch.setattr(Writing, "commit", deadly)
-    with pytest.raises(Killed):
+    with killed_after(1, "views"):
         encode("ab", "cde", "fg")
-    monkeypatch.setattr(Writing, "commit", commit)
     read_images.clear()
     views = encode("ab", "cde", "fg")
     assert sorted(read_images) in (list("cdefg"), list("abfg"), list("abcde"))  # but for the part that was complete

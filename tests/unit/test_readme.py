@@ -55,9 +55,8 @@ def test_what_is_said_of_the_environment_is_said_before_the_first_command_that_n
 def test_every_command_names_a_job_and_flags_that_it_has(command):
     job = ROOT / command[1]
     assert job.is_file()
-    parsers = "".join(
-        file.read_text("utf-8") for file in (job, ROOT / "raykd" / "cli.py", ROOT / "raykd" / "config.py")
-    )
+    options = ("cli.py", "config.py", "pool_options.py")
+    parsers = "".join(file.read_text("utf-8") for file in (job, *(ROOT / "raykd" / name for name in options)))
     for flag in (word.partition("=")[0] for word in command[2:] if word.startswith("--")):
         assert f'"{flag}"' in parsers or f"    {flag[2:].replace('-', '_')}: " in parsers, flag
 

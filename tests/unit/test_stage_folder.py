@@ -3,6 +3,7 @@
 import os
 
 import pytest
+from fakes import Killed
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -19,10 +20,6 @@ plain = st.recursive(
     max_leaves=8,
 )
 plain_dict = st.dictionaries(st.text("abc", min_size=1, max_size=2), plain, max_size=4)
-
-
-class Killed(BaseException):
-    """Stands for kill -9: nothing that follows in raykd runs."""
 
 
 @pytest.fixture(params=["disk", "object store"])
