@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import logging
 import os
+from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from functools import partial
 from itertools import islice
-from typing import Any, Literal, NamedTuple, Protocol, TypeAlias, get_args
+from typing import Any, Literal, NamedTuple, TypeAlias, get_args
 
 import numpy as np
 from PIL import Image
@@ -42,8 +43,8 @@ NAMED = 5  # images that cannot be read, in a warning
 log = logging.getLogger(__name__)
 
 
-class Classifier(Protocol):
-    """What can be asked for the class probabilities of images.
+class Classifier(ABC):
+    """What gives the class probabilities of images.
 
     Args:
         classes: Names, in the order of the probabilities.
@@ -53,72 +54,73 @@ class Classifier(Protocol):
     classes: list[str]
     preprocess: Preprocess
 
+    @abstractmethod
     def probabilities(self, pixels: np.ndarray) -> np.ndarray:
         """float32 [n, C], rows sum to 1, of images that are cropped already: uint8 [n, H, W, 3], 0 to 255."""
-        ...
 
+    def predict(
+        self,
+        images: Given | Iterable[Given],
+        batch_size: int = 64,
+        *,
+        on_error: OnError = "raise",
+        decode: Decode = "exact",
+        progress: Progress = None,
+    ) -> np.ndarray:
+        """Class probabilities of images in any form, mixed or not.
 
-def predict(
-    model: Classifier,
-    images: Given | Iterable[Given],
-    batch_size: int = 64,
-    *,
-    on_error: OnError = "raise",
-    decode: Decode = "exact",
-    progress: Progress = None,
-) -> np.ndarray:
-    """Class probabilities of images in any form, mixed or not.
+        An image goes through what it went through in training: turned upright as its EXIF says, white where it is
+        transparent, of 16 bits the 8 highest in use, the middle of the resized image. Files are decoded by as many
+        threads as there are cores, while the model is at the batch before. In memory are, at full size, an image a
+        thread; cropped, two batches.
 
-    An image goes through what it went through in training: turned upright as its EXIF says, white where it is
-    transparent, of 16 bits the 8 highest in use, the middle of the resized image. Files are decoded by as many threads
-    as there are cores, while the model is at the batch before. At full size an image a thread is in memory; cropped,
-    two batches.
+        Args:
+            images: Each a path or a uri (also of a row of Parquet or a member of a tar, as manifests have them), a PIL
+                image, the bytes of an image file, or an array: uint8 [H, W, 3] in the order red, green, blue, [H, W, 4]
+                with alpha, or [H, W] gray. One image, or any iterable of them, a generator too, which is drawn from as
+                images are needed; of an array [n, H, W, 3] each image.
+            batch_size: Images in one forward pass. Other sizes change the last bits (about 1e-6).
+            on_error: Of an image that cannot be read: ``raise`` stops and names it; ``nan`` gives it a row of NaN, and
+                at the end logs a warning that counts and names them. What is no image at all (another type, another
+                shape) and a storage that fails are raised in any case.
+            decode: ``exact``: a path gives the same pixels as its open PIL image, in torchvision's own resizing;
+                ``reduced``: as campaigns do by default, large JPEGs are decoded at a fraction of their size, several
+                times as fast.
+            progress: A bar on stderr: True or False; None: where that is a terminal, from the first second on. Or what
+                is called after each batch, with the number of images done and of all (None: not known).
 
-    Args:
-        images: Each a path or a uri (also of a row of Parquet or a member of a tar, as manifests have them), a PIL
-            image, the bytes of an image file, or an array: uint8 [H, W, 3] in the order red, green, blue, [H, W, 4]
-            with alpha, or [H, W] gray. One image, or any iterable of them, a generator too, which is drawn from as
-            images are needed; of an array [n, H, W, 3] each image.
-        batch_size: Images in one forward pass. Other sizes change the last bits (about 1e-6).
-        on_error: Of an image that cannot be read: ``raise`` stops and names it; ``nan`` gives it a row of NaN, and at
-            the end logs a warning that counts and names them. What is no image at all (another type, another shape)
-            and a storage that fails are raised in any case.
-        decode: ``exact``: a path gives the same pixels as its open PIL image, in torchvision's own resizing;
-            ``reduced``: as campaigns do by default, large JPEGs are decoded at a fraction of their size, several times
-            as fast.
-        progress: A bar on stderr: True or False; None: where that is a terminal, from the first second on. Or what is
-            called with the number of images done and of all (None: not known) after each batch.
+        Returns:
+            float32 [n, C], a row an image, in the order given; [1, C] of a single one.
 
-    Returns:
-        float32 [n, C], a row an image, in the order given; [1, C] of a single one.
-
-    Raises:
-        UserError: An image cannot be read, or is none; names it.
-        StorageError: The network, the credentials or a disk fail.
-    """
-    for name, value, known in (("on_error", on_error, OnError), ("decode", decode, Decode)):
-        if value not in get_args(known):
-            raise UserError(f"unknown {name} {value!r}; {did_you_mean(str(value), get_args(known))}")
-    if batch_size < 1:
-        raise UserError(f"batch_size {batch_size}; expected 1 or more")
-    many, total = several(images)
-    num_classes, rows, bad = len(model.classes), [], []
-    with shown(progress, total) as show, closing(each_read(many, model.preprocess, decode, batch_size)) as read:
-        while batch := list(islice(read, batch_size)):
-            for each in batch:
-                if isinstance(each.pixels, str):
-                    bad.append(f"{each.name}: {each.pixels}")
-                    if on_error == "raise":
-                        raise UserError(f"cannot read {bad[0]}; mend it, or give on_error='nan' for a row of NaN")
-            rows.append(np.full((len(batch), num_classes), np.nan, np.float32))
-            good = [n for n, each in enumerate(batch) if not isinstance(each.pixels, str)]
-            if good:
-                rows[-1][good] = model.probabilities(np.stack([batch[n].pixels for n in good]))
-            show(len(batch))
-    if bad:
-        named = "; ".join(bad[:NAMED]) + ("; ..." if len(bad) > NAMED else "")
-        log.warning("%d of %d images cannot be read, and their rows are NaN: %s", len(bad), sum(map(len, rows)), named)
-    return np.concatenate(rows) if rows else np.empty((0, num_classes), np.float32)
+        Raises:
+            UserError: An image cannot be read, or is none; names it.
+            StorageError: The network, the credentials or a disk fail.
+        """
+        for name, value, known in (("on_error", on_error, OnError), ("decode", decode, Decode)):
+            if value not in get_args(known):
+                raise UserError(f"unknown {name} {value!r}; {did_you_mean(str(value), get_args(known))}")
+        if batch_size < 1:
+            raise UserError(f"batch_size {batch_size}; expected 1 or more")
+        many, total = several(images)
+        num_classes, rows, bad = len(self.classes), [], []
+        with shown(progress, total) as show, closing(each_read(many, self.preprocess, decode, batch_size)) as read:
+            while batch := list(islice(read, batch_size)):
+                for each in batch:
+                    if isinstance(each.pixels, str):
+                        bad.append(f"{each.name}: {each.pixels}")
+                        if on_error == "raise":
+                            raise UserError(f"cannot read {bad[0]}; mend it, or give on_error='nan' for a row of NaN")
+                rows.append(np.full((len(batch), num_classes), np.nan, np.float32))
+                good = [n for n, each in enumerate(batch) if not isinstance(each.pixels, str)]
+                if good:
+                    rows[-1][good] = self.probabilities(np.stack([batch[n].pixels for n in good]))
+                show(len(batch))
+        if bad:
+            named = "; ".join(bad[:NAMED]) + ("; ..." if len(bad) > NAMED else "")
+            log.warning(
+                "%d of %d images cannot be read, and their rows are NaN: %s", len(bad), sum(map(len, rows)), named
+            )
+        return np.concatenate(rows) if rows else np.empty((0, num_classes), np.float32)
 
 
 # ---------------------------------------------------------------- from what is given to pixels

@@ -14,7 +14,7 @@ import argparse
 import io
 import os
 import pathlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -28,7 +28,7 @@ from torch import nn
 from raykd.algo.dho import Learner, StudentNet
 from raykd.algo.heads import HEADS, Mixture, probabilities
 from raykd.errors import UserError, did_you_mean, one_line
-from raykd.models.classifier import Decode, Given, OnError, Progress, predict
+from raykd.models.classifier import Classifier
 from raykd.models.preprocess import ABOUT, Preprocess, read_preprocess
 from raykd.models.saved import WEIGHTS
 from raykd.models.teacher import check_checkpoint
@@ -54,7 +54,7 @@ PREFIXES = ("module.", "_orig_mod.")  # of DistributedDataParallel and torch.com
 
 
 @dataclass
-class Student:
+class Student(Classifier):
     """A model with all that is needed to use it.
 
     Args:
@@ -124,21 +124,6 @@ class Student:
     def probabilities(self, pixels: np.ndarray) -> np.ndarray:
         """Class probabilities of images that are cropped already, float32 [n, C]: with two heads, their mixture."""
         return probabilities(self.outputs(pixels)[1], self.mixture)
-
-    def predict(
-        self,
-        images: Given | Iterable[Given],
-        batch_size: int = 64,
-        *,
-        on_error: OnError = "raise",
-        decode: Decode = "exact",
-        progress: Progress = None,
-    ) -> np.ndarray:
-        """Class probabilities of paths, uris, PIL images, bytes of files or arrays, mixed or not: float32 [n, C].
-
-        As :func:`raykd.models.classifier.predict` says, which this is.
-        """
-        return predict(self, images, batch_size, on_error=on_error, decode=decode, progress=progress)
 
 
 def normalised(pixels: torch.Tensor, preprocess: Preprocess) -> torch.Tensor:
