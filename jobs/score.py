@@ -38,7 +38,6 @@ def run(options: Options) -> Done:
     from raykd.images.class_lists import class_list
     from raykd.stages.pool_table import pool_job, tell
     from raykd.stages.score import ScoreRequest, score_pool
-    from raykd.store.outputs import QUARANTINE_FILE
     from raykd.store.place import Place
 
     started = time.perf_counter()
@@ -48,7 +47,7 @@ def run(options: Options) -> Done:
     teacher = ModelConfig(**{name: getattr(options, name) for name in ModelConfig.model_fields})
     with pool_job(options, None if classes is None else list(class_list(classes, None))) as (work, begun):
         done = score_pool(work, ScoreRequest(classes=classes, teacher=teacher, **begun))
-    tell(done, work.place / QUARANTINE_FILE, time.perf_counter() - started)
+    tell(work, done, time.perf_counter() - started)
     return done
 
 

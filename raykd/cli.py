@@ -12,6 +12,7 @@ traceback.
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import signal
 import sys
@@ -141,10 +142,20 @@ def options(argv: Sequence[str] | None, model: type[Options], doc: str | None = 
     given = vars(parse_known(parser, argv))
     if missing := [flag for flag in required if flag[2:].replace("-", "_") not in given]:
         parser.error(f"the following arguments are required: {', '.join(missing)}")
+    kinds = {name: (spec.annotation, *get_args(spec.annotation)) for name, spec in model.model_fields.items()}
+    given = {name: value if str in kinds[name] else as_list(value) for name, value in given.items()}
     try:
         return model.model_validate(given)
     except ValidationError as error:
         raise UserError("\n".join(map(_explain, error.errors()))) from None
+
+
+def as_list(value: Any) -> Any:
+    """``[1, 8]`` as a config has it; anything else as it is."""
+    if isinstance(value, str) and value.startswith("["):
+        with suppress(ValueError):
+            return json.loads(value)
+    return value
 
 
 def parse_known(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> argparse.Namespace:

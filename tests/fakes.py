@@ -6,7 +6,7 @@ Nothing heavy is imported before it is used, so that what tests plain Python sta
 import io
 import json
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
 
 import numpy as np
@@ -41,6 +41,17 @@ def killed_after(complete: int, stage: str) -> Iterator[None]:
         patch.setattr(Writing, "commit", deadly)
         with pytest.raises(Killed):
             yield
+
+
+def ended(main: Callable, arguments: list) -> tuple[int, str]:
+    """How a job's ``main`` ends: the exit code, and what it printed."""
+    printed = io.StringIO()
+    with redirect_stdout(printed), redirect_stderr(printed):
+        try:
+            main([str(argument) for argument in arguments])
+        except SystemExit as stop:
+            return stop.code, printed.getvalue()
+    return 0, printed.getvalue()
 
 
 def images_read(patch: pytest.MonkeyPatch, called: Callable[[str], str] = str) -> list[str]:

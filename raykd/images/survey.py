@@ -161,9 +161,9 @@ def look_at_images(place: Place, names: Sequence[str], classes: list[str] | None
     listing = listed_quietly(found.pool, None, found.lines)
     if listing.found_classes and found.pool["format"] == "class_folders":
         found.classes = classes or listing.found_classes
+        otherwise = "" if classes else " (else give --classes)"
         found.lines.append(
-            f"{len(tops)} folders: {few(in_order(tops))}, taken for the classes of the images in them (else give "
-            "--classes)"
+            f"{len(tops)} folders: {few(in_order(tops))}, taken for the classes of the images in them{otherwise}"
         )
     elif tops:
         found.lines.append(f"{len(tops)} folders: {few(in_order(tops))}, not taken for classes")

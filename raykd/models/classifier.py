@@ -58,6 +58,10 @@ class Classifier(ABC):
     def probabilities(self, pixels: np.ndarray) -> np.ndarray:
         """float32 [n, C], rows sum to 1, of images that are cropped already: uint8 [n, H, W, 3], 0 to 255."""
 
+    def with_features(self, pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Features float32 [n, D], and the probabilities. Raises UserError: this form of a model gives none."""
+        raise UserError("this form of the model gives no features; take the student's own folder")
+
     def predict(
         self,
         images: Given | Iterable[Given],

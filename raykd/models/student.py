@@ -123,7 +123,12 @@ class Student(Classifier):
 
     def probabilities(self, pixels: np.ndarray) -> np.ndarray:
         """Class probabilities of images that are cropped already, float32 [n, C]: with two heads, their mixture."""
-        return probabilities(self.outputs(pixels)[1], self.mixture)
+        return self.with_features(pixels)[1]
+
+    def with_features(self, pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Features float32 [n, D] and class probabilities float32 [n, C] of images that are cropped already."""
+        features_ND, logits = self.outputs(pixels)
+        return features_ND, probabilities(logits, self.mixture)
 
 
 def normalised(pixels: torch.Tensor, preprocess: Preprocess) -> torch.Tensor:

@@ -19,7 +19,7 @@ from raykd.stages.session import Session
 from raykd.stages.work import Work
 from raykd.stages.zero_shot import each_part
 from raykd.store.lock import only_job
-from raykd.store.outputs import FromImages
+from raykd.store.outputs import QUARANTINE_FILE, FromImages
 from raykd.store.place import Place
 from raykd.store.stage_folder import Done, StageFolder, Writing, read_done
 from raykd.store.tables import GROUP_ROWS, checked, positions
@@ -100,15 +100,6 @@ def finished_table(folder: StageFolder) -> Done | None:
     return None
 
 
-def check_some_readable(made: FromImages, quarantine: Place) -> None:
-    """Raises UserError when not one of the images can be read."""
-    if made.rows == made.quarantine.num_rows:
-        first = made.quarantine["reason"][0].as_py()
-        raise UserError(
-            f"none of {made.rows:,} images can be read, the first one as {first}; all are listed in {quarantine}"
-        )
-
-
 def write_parts(
     work: Work, out: Writing, made: FromImages, rows: pa.Table, num_cpus: float, write: Callable[..., dict[str, Any]],
     *arguments: Any,
@@ -121,7 +112,15 @@ def write_parts(
         rows: tables.MANIFEST.
         num_cpus: Of a task, on a cluster.
         write: Ends with :func:`write_part`.
+
+    Raises:
+        UserError: Not one of the images can be read.
     """
+    if made.rows == made.quarantine.num_rows:
+        first, where = made.quarantine["reason"][0].as_py(), work.place / QUARANTINE_FILE
+        raise UserError(
+            f"none of {made.rows:,} images can be read, the first one as {first}; all are listed in {where}"
+        )
     calls = [
         (part.place, out.place / f"part_{number:05d}.parquet", *arguments) for number, part in enumerate(made.parts)
     ]
@@ -154,11 +153,11 @@ def write_part(
     return {"rows": len(ids), "labeled": pc.sum(labeled).as_py() or 0, "right": pc.sum(right).as_py() or 0}
 
 
-def tell(done: Done, quarantine: Place, seconds: float) -> None:
+def tell(work: Work, done: Done, seconds: float) -> None:
     """What a job ends with."""
     facts = done.facts
     print(f"{facts['rows']:,} images, {len(facts['classes'])} classes, {seconds:.1f} s; {done.place}")
     if facts["labeled"]:
         print(f"right on {facts['right'] / facts['labeled']:.1%} of the {facts['labeled']:,} that have a label")
     if facts["unreadable"]:
-        print(f"{facts['unreadable']:,} images could not be read: {quarantine}")
+        print(f"{facts['unreadable']:,} images could not be read: {work.place / QUARANTINE_FILE}")

@@ -17,14 +17,7 @@ from raykd.images.class_lists import class_list
 from raykd.images.sources import Listing, check_label_names
 from raykd.models.teacher import check_teacher
 from raykd.report.words import class_doubts
-from raykd.stages.pool_table import (
-    PoolRequest,
-    check_some_readable,
-    finished_table,
-    listed_pool,
-    write_part,
-    write_parts,
-)
+from raykd.stages.pool_table import PoolRequest, finished_table, listed_pool, write_part, write_parts
 from raykd.stages.weights import fetch_teacher, fetched_as
 from raykd.stages.work import Work
 from raykd.store.outputs import QUARANTINE_FILE, manifest_content
@@ -82,7 +75,6 @@ def score_pool(work: Work, request: ScoreRequest) -> Done:
         work, [rows], model, config, at=work.place / "encode", shared=True, decode=request.decode, max_bad_share=1.0,
         quarantine=work.place / QUARANTINE_FILE,
     )  # fmt: skip
-    check_some_readable(encoded, work.place / QUARANTINE_FILE)
     with folder.writing() as out:
         out.facts |= {"classes": list(classes), "model": config.open_clip_name}
         arguments = (texts, list(classes), int(config.num_cpus))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -56,6 +57,17 @@ def fetch_teacher(work: Work, config: ModelConfig) -> Done:
     done = out.complete
     work.say("teacher model", f"{config.model}, {done.facts['parameters'] / 1e6:,.1f} M parameters")
     return done
+
+
+def fetch_files(work: Work, name: str, folder: str, place: Place, files: Mapping[str, str]) -> Done:
+    """Files of a place, copied once to where every worker reads; by name and SHA-256."""
+    copied = weights_folder(work, name, folder, {"files": dict(files)})
+    if done := copied.done():
+        return done
+    with copied.writing() as out:
+        for file in files:
+            (out.place / file).write_bytes((place / file).read_bytes())
+    return out.complete
 
 
 def fetch_backbone(campaign: Campaign) -> Done | None:

@@ -15,6 +15,9 @@ TEACHER    sample_id, split, error, features f16[D] (as encoded: a cold start ma
 OPINION    sample_id, split, error, logits f32[C]: a teacher that is a table from elsewhere
 REFITTED   sample_id, split, error, logits f16[C] (the largest of a row is 0): a teacher that has learned from labels
 SCORES     sample_id, uri, label (null: none), features f16[D], probs f32[C]: what jobs/score.py gives
+CLASSIFIED sample_id, uri, label, prediction (the likeliest class), confidence (its probability); and as asked for:
+           probs f32[C] or top (the likeliest classes), features f16[D]: what jobs/predict.py gives. In parts, error
+           instead of uri and label
 PICKS      sample_id, rank (0-based, in the order picked), distance (NaN where it means nothing)
 CARDS      sample_id, rank, distance, uri, thumbnail (JPEG or PNG), teacher, student (the likeliest classes)
 LABELS     sample_id, label (class name), outcome, role: the answers of a round
@@ -88,6 +91,20 @@ def too_much_of_a_split(missing: pa.Table, rows: pa.Table, most: float) -> tuple
 def predicted(columns: Sequence[str]) -> pa.Schema:
     """PREDICTED with these columns of logits."""
     return pa.schema([*PREDICTED, *((name, _VECTOR_F32) for name in columns)])
+
+
+def classified(top: int | None, features: bool, *, part: bool = False) -> pa.Schema:
+    """CLASSIFIED.
+
+    Args:
+        top: How many of the likeliest classes there are; None: the probabilities of all.
+        features: Whether these are there.
+        part: In parts.
+    """
+    columns = [("error", pa.string())] if part else [("uri", pa.string()), ("label", pa.string())]
+    columns += [("prediction", pa.string()), ("confidence", pa.float32())]
+    columns += [("probs", _VECTOR_F32)] if top is None else [("top", _GUESSES)] if top else []
+    return pa.schema([_ID, *columns, *([("features", _VECTOR_F16)] if features else [])])
 
 
 def checked(table: pa.Table, schema: pa.Schema) -> pa.Table:

@@ -12,7 +12,7 @@ import pyarrow.dataset as pads
 import pyarrow.parquet as pq
 import pytest
 import torch
-from fakes import images_read, killed_after
+from fakes import ended, images_read, killed_after
 from hostile import Bad, Refused
 from PIL import Image
 
@@ -23,25 +23,15 @@ CLASSES = ["red", "green", "blue"]
 @pytest.fixture(scope="module")
 def run(ray_cluster, teacher_folder, tmp_path_factory):
     """Runs the job in this process, on the session's Ray: exit code, and what it printed. One cache for all."""
-    import io
-    from contextlib import redirect_stderr, redirect_stdout
-
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(str(ROOT / "jobs"))
         import score
     cache = tmp_path_factory.mktemp("score") / "cache"
 
     def run(*args, teacher=f"local-dir:{teacher_folder}"):
-        printed = io.StringIO()
         given = [*args, "--model", teacher, "--batch-size", 16]
         given += [] if "--cache" in args else ["--cache", cache]
-        with redirect_stdout(printed), redirect_stderr(printed):
-            try:
-                score.main([str(arg) for arg in given])
-                code = 0
-            except SystemExit as stop:
-                code = stop.code
-        return code, printed.getvalue()
+        return ended(score.main, given)
 
     run.cache = cache
     return run
@@ -157,20 +147,6 @@ def test_picks_are_made_from_the_table_as_it_is(run, image_folder, tmp_path, mon
         given = ["--pool", tmp_path / "s", "--strategy", strategy, "--budget", 5, "--shards", 1, "--out", out]
         pick.main([str(arg) for arg in given])
         assert set(pq.read_table(out)["sample_id"].to_pylist()) < set(table_of(tmp_path / "s")["sample_id"].to_pylist())
-
-
-def test_help_needs_no_ray_and_no_torch():
-    program = """
-import runpy, sys
-sys.argv = ["score.py", "--help"]
-try:
-    runpy.run_path("jobs/score.py", run_name="__main__")
-except SystemExit:
-    print([name for name in ("ray", "torch", "pyarrow") if name in sys.modules])
-"""
-    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
-    assert done.stdout.splitlines()[-1] == "[]"
-    assert "--label-column" in done.stdout
 
 
 # ---------------------------------------------------------------- hostile inputs

@@ -52,6 +52,9 @@ def campaign(tmp_path):
         (["jobs/pick.py", "--help"], 0, "--duplicate-cosine"),
         (["jobs/pick.py", "--buget", "3"], 2, "unknown argument '--buget'; did you mean '--budget'?"),
         (["jobs/pick.py", "--pool", "p", "--out", "o", "--budget", "1", "--strategy", "x"], 2, "unknown strategy 'x'"),
+        (["jobs/score.py", "--help"], 0, "--label-column"),
+        (["jobs/predict.py", "--help"], 0, "--top TOP"),
+        (["jobs/predict.py", "--model", "m", "--pool", "p", "--out", "o", "--top", "-1"], 2, "--top: "),
         (["jobs/status.py", "--help"], 0, "3  waiting for labels"),
         (["jobs/status.py", "nowhere.yaml"], 2, "error: no config file 'nowhere.yaml'"),
         (["-m", "raykd.config"], 0, "student.learning_rate"),
@@ -122,6 +125,7 @@ class Options(Section):
     share: float | None = Field(None, description="of all")
     kind: Literal["a", "b"] = Field("a", description="which")
     quiet: bool = Field(False, description="say nothing")
+    range: int | tuple[int, int] = Field(1, description="one or two")
 
 
 def test_every_field_is_an_option_with_its_default():
@@ -129,6 +133,8 @@ def test_every_field_is_an_option_with_its_default():
     given = cli.options(["--pool", "p", "--num-rows", "-4", "--share=0.5", "--kind", "b", "--quiet"], Options)
     assert given == Options(pool="p", num_rows=-4, share=0.5, kind="b", quiet=True)
     assert cli.options(["--pool", "p", "--no-quiet"], Options).quiet is False
+    assert cli.options(["--pool", "[1, 2]", "--range", "[1, 2]"], Options) == Options(pool="[1, 2]", range=(1, 2))
+    assert cli.options(["--pool", "[x", "--range", "2"], Options).range == 2
 
 
 def test_help_shows_every_option_with_its_meaning_and_default(capsys):

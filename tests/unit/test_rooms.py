@@ -6,7 +6,20 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-VERBS = {"pool", "encode", "teacher", "score", "select", "label", "train", "predict", "mix", "evaluate", "report"}
+VERBS = {
+    "pool",
+    "encode",
+    "teacher",
+    "score",
+    "classify",
+    "select",
+    "label",
+    "train",
+    "predict",
+    "mix",
+    "evaluate",
+    "report",
+}
 
 
 def module_of(file: Path) -> str:
