@@ -13,7 +13,7 @@ import torch
 
 from raykd.algo.few_shot.honest import Learned, text_only
 from raykd.algo.few_shot.scorer import linear
-from raykd.algo.few_shot.support import Moments, Support, gaps_without, mean_gap, moments, text_backed, text_share
+from raykd.algo.few_shot.support import Moments, Support, gaps_without, mean_gap, text_backed, text_share
 
 BLOCK = 2**24  # numbers that a leave-one-out holds at a time
 NO_SCATTER = 1e-9  # of all labels together: what rounding leaves when those of each class are all the same
@@ -34,7 +34,7 @@ def gda(support: Support) -> Iterator[Learned]:
     Cost: (V + 3) N D C products; memory: :data:`BLOCK` numbers beside N x C.
     """
     texts_CD, num_views = support.texts.directions_CD, support.seen_NVD[..., 0].size
-    sums = moments(support.seen_NVD, support.labels_N, support.num_classes)
+    sums = support.sums
     scales_D, axes_DD = (part.numpy() for part in torch.linalg.eigh(torch.from_numpy(sums.scatter_DD)))
     scales_D = np.maximum(scales_D, 0.0)
     precision_D = 1 / (scales_D + ridge_of(scales_D.sum(), num_views))

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from raykd.algo.few_shot.honest import Learned, Rule, fitted, text_only
-from raykd.algo.few_shot.support import Support, gaps_without, moments, text_backed
+from raykd.algo.few_shot.support import Support, gaps_without, text_backed
 
 WIDTHS = (0.5, 0.25, 1.0, 2.0, 4.0)  # beta, over the median squared distance of labeled images; the usual one first
 RIDGES = (3.0, 0.3, 1.0)  # lambda of ProKeR; the usual one first. Smaller ones overfit picks, which are unlike the pool
@@ -101,7 +101,7 @@ def _cache_offers(support: Support, betas: Sequence[float] | None = None) -> Ite
     keys_MD, values_MC = cache(support)
     texts = text_only(support)
     others_NC = counts_C - support.one_hot_NC
-    gaps_ND, _ = gaps_without(support, moments(support.seen_NVD, support.labels_N, support.num_classes))
+    gaps_ND, _ = gaps_without(support, support.sums)
     to_texts_NC = squares_to_moved_texts(support.features_ND, support.texts.directions_CD, gaps_ND)
     for beta in betas or widths(squares_NN):
         near_NN = np.exp(-beta * squares_NN)
@@ -119,7 +119,7 @@ def _cache_offers(support: Support, betas: Sequence[float] | None = None) -> Ite
 
 def cache(support: Support) -> tuple[np.ndarray, np.ndarray]:
     """Keys float64 [M, D] and values [M, C]: the labeled images, then the moved texts of classes without any."""
-    sums = moments(support.seen_NVD, support.labels_N, support.num_classes)
+    sums = support.sums
     empty_E = np.flatnonzero(sums.counts_C == 0)
     moved_CD = text_backed(sums, support.texts.directions_CD, 0.0)
     moved_ED = moved_CD[empty_E] / np.linalg.norm(moved_CD[empty_E], axis=1, keepdims=True)

@@ -6,6 +6,7 @@ N labeled images, V augmented views of each, C classes, D feature width.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 
@@ -34,7 +35,7 @@ class Texts:
 
 @dataclass(frozen=True)
 class Support:
-    """Labeled images, as a few-shot teacher sees them.
+    """Labeled images, as a few-shot teacher sees them. What is computed of them is kept: not to be written into.
 
     Args:
         features_ND: float [N, D], of the images as they are; any length but 0.
@@ -73,7 +74,7 @@ class Support:
     def num_classes(self) -> int:
         return len(self.texts.directions_CD)
 
-    @property
+    @cached_property
     def counts_C(self) -> np.ndarray:
         """Labels of each class."""
         return np.bincount(self.labels_N, minlength=self.num_classes)
@@ -109,14 +110,20 @@ class Support:
             found.append((np.flatnonzero(out_N), self.some(np.flatnonzero(~out_N))))
         return found
 
-    @property
+    @cached_property
     def text_logits_NC(self) -> np.ndarray:
         """Zero-shot, of the labeled images, float64."""
         return self.texts.scale * self.features_ND @ self.texts.directions_CD.T
 
-    @property
+    @cached_property
     def one_hot_NC(self) -> np.ndarray:
-        return np.eye(self.num_classes)[self.labels_N]
+        one_hot_NC: np.ndarray = np.eye(self.num_classes)[self.labels_N]
+        return one_hot_NC
+
+    @cached_property
+    def sums(self) -> Moments:
+        """Of the views that are learned from. Cost: that of :func:`moments`, once."""
+        return moments(self.seen_NVD, self.labels_N, self.num_classes)
 
     def of_classes(self, classes: np.ndarray) -> Support:
         """Of a part of the classes, at least two of them, int [c]: their labels and texts alone."""

@@ -258,7 +258,7 @@ def cosine_decay(progress_S: np.ndarray) -> np.ndarray:
 
 def held_out_logits(support: Support, train: Callable[[Support], Scorer]) -> np.ndarray:
     """Of each labeled image, by a teacher trained on the other folds, float64 [N, C]; of a lone one, by the texts."""
-    folds_N, logits_NC = folds(support.labels_N), support.text_logits_NC
+    folds_N, logits_NC = folds(support.labels_N), support.text_logits_NC.copy()
     for fold in range(folds_N.max() + 1):
         own, others = np.flatnonzero(folds_N == fold), np.flatnonzero(folds_N != fold)
         if len(others):
