@@ -73,7 +73,7 @@ def digits(folder: Path) -> Problem:
     from raykd.images.reading import load_many
     from raykd.images.stored import ImageReader
     from raykd.models.student import Student, new_student
-    from raykd.models.training import TrainingImages
+    from raykd.models.training_data import TrainingImages
     from raykd.presets import load_preset
     from raykd.stages.campaign import open_campaign
     from raykd.stages.pool import list_pool
@@ -113,7 +113,7 @@ def tiny(folder: Path) -> Problem:
 
     from raykd.algo.dho import StudentNet
     from raykd.algo.few_shot.honest import text_scorer
-    from raykd.models.training import TrainingFeatures
+    from raykd.models.training_data import TrainingFeatures
 
     seen = tiny_imagenet(folder)
     scorer = text_scorer(seen.texts)

@@ -317,6 +317,12 @@ class StudentConfig(Section):
     forward: Literal["separate", "stacked"] = Field(
         "separate", description="Labeled and unlabeled images in two forward passes (two BatchNorm statistics) or one"
     )
+    teacher_views: Literal["cached", "online"] | Count = Field(
+        "cached",
+        description="What the teacher looked at, of an image that is trained on. cached: one clean view of it, encoded "
+        "once; a number: so many random crops of it, encoded once, and the student trains on just those; online: the "
+        "very crop that the student trains on, at every step, as the papers' code does",
+    )
     loss_ce_weight: Share = Field(0.5, description="w: weight of cross-entropy against distillation (lambda in DHO)")
     distill_temperature: float = Field(2.0, gt=0, description="T: softens teacher and student in the KD loss")
     learning_rate: float = Field(1e-3, gt=0, description="AdamW, peak")
@@ -331,9 +337,32 @@ class StudentConfig(Section):
     predict_batch_size: Count = Field(
         256, description="Images in one forward pass when predicting", json_schema_extra=until("predict")
     )
+    precision: Literal["fp32", "bf16", "fp16"] = Field(
+        "fp32", description="fp32, or mixed by autocast; fp16 needs GPUs"
+    )
+    channels_last: bool = Field(False, description="Weights in the memory format that GPUs convolve fastest in")
+    compile: bool = Field(False, description="torch.compile: minutes at the start, faster steps on GPUs")
+    accumulate: Count = Field(
+        1, description="Parts in which a worker takes its share of a step, for less memory; BatchNorm sees a part"
+    )
     checkpoints: Count = Field(4, description="Checkpoints during a training (a killed one goes on from the last)")
-    num_workers: Count = Field(1, description="Ray Train workers; BatchNorm sees the share of each")
-    loader_processes: int = Field(0, ge=0, description="DataLoader processes per worker", json_schema_extra=FREE)
+    checkpoint_s: float | None = Field(
+        600, gt=0, description="And one when the last is so many seconds ago; null: none", json_schema_extra=FREE
+    )
+    num_workers: Replicas = Field(
+        1,
+        description="Ray Train workers: a number, or [min, max]: as many of them as the cluster has room for; batches "
+        "are the same for any number",
+    )
+    sync_batchnorm: bool = Field(
+        False, description="BatchNorm sees the whole batch; else the share of each worker, as in the papers' code"
+    )
+    loader_processes: int = Field(
+        0, ge=0, description="Processes per worker that make batches; 0: a thread of its own", json_schema_extra=FREE
+    )
+    cache_gib: float = Field(
+        2.0, ge=0, description="GiB of decoded images that each worker keeps", json_schema_extra=FREE
+    )
     predict_replicas: Replicas = Field(1, description="Actors of the predict stage", json_schema_extra=FREE)
     num_cpus: float = Field(1, gt=0, description="CPUs of each worker and each predict replica", json_schema_extra=FREE)
     num_gpus: Gpus = Field(0, description="GPUs of each worker and each predict replica", json_schema_extra=FREE)
@@ -344,10 +373,22 @@ class StudentConfig(Section):
         given = [k for k in ("steps", "passes_labeled", "passes_unlabeled") if getattr(self, k) is not None]
         if len(given) != 1:
             raise UserError(f"give exactly one of steps, passes_labeled, passes_unlabeled; given: {given or 'none'}")
+        if self.heads == "ce" and self.teacher_views != "cached":
+            raise UserError("heads: ce looks at no teacher, so teacher_views has no meaning; leave it out")
+        parts = self.most_workers * self.accumulate
         for name in ("batch_labeled", "batch_unlabeled"):
-            if getattr(self, name) % self.num_workers:
-                raise UserError(f"{name}={getattr(self, name)} does not divide over num_workers={self.num_workers}")
+            if getattr(self, name) < parts:
+                raise UserError(
+                    f"{name}={getattr(self, name)} is too few for {self.most_workers} workers (num_workers) that take "
+                    f"them in {self.accumulate} parts (accumulate): each needs one at least, so give {parts} or more"
+                )
+        if self.precision == "fp16" and not self.num_gpus:
+            raise UserError("precision: fp16 needs GPUs (num_gpus); on CPUs take bf16 or fp32")
         return self
+
+    @property
+    def most_workers(self) -> int:
+        return self.num_workers if isinstance(self.num_workers, int) else self.num_workers[1]
 
 
 class MixtureConfig(Section):
@@ -505,6 +546,15 @@ class Config(Section):
         if self.test_share + self.val_share >= 1:
             raise UserError(
                 f"test_share + val_share = {self.test_share + self.val_share}; nothing is left to pick from"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _views_have_a_model(self) -> Config:
+        if self.teacher.rule == "table" and self.student.teacher_views != "cached":
+            raise UserError(
+                f"student.teacher_views: {self.student.teacher_views} needs a model that looks at images, which "
+                "teacher.rule: table has not; leave it out"
             )
         return self
 

@@ -76,6 +76,7 @@ def distillation_loss(
     teacher_unlabeled_UC: torch.Tensor | None,
     ce_weight: float = 0.5,
     temperature: float = 2.0,
+    shares: tuple[float, float] = (1.0, 1.0),
 ) -> Loss:
     """``w * CE + (1 - w) * T^2 * (KL_labeled + KL_unlabeled)``; each mean over its own batch, the two KL added.
 
@@ -91,18 +92,21 @@ def distillation_loss(
         teacher_unlabeled_UC: float [U, C], teacher logits of the unlabeled batch; likewise.
         ce_weight: w, 0 to 1 (lambda in DHO).
         temperature: T > 0, softens both sides of each KL (eta in DHO).
+        shares: How much the mean over the labeled, and over the unlabeled batch counts: where a batch is spread over
+            workers or taken in parts, each part's share of it, so that the parts' sum is the loss of the whole.
     """
+    of_labeled, of_unlabeled = shares
     from_labels = next((labeled.logits[name] for name in LABELS_COLUMNS if name in labeled.logits), None)
     column = next((name for name in TEACHER_COLUMNS if name in labeled.logits), None)
-    cross_entropy = None if from_labels is None else F.cross_entropy(from_labels, labels_L)
+    cross_entropy = None if from_labels is None else of_labeled * F.cross_entropy(from_labels, labels_L)
     if column is None:
         assert cross_entropy is not None
         return Loss(cross_entropy, cross_entropy, None, None)
     assert teacher_labeled_LC is not None
     assert teacher_unlabeled_UC is not None
     assert unlabeled is not None
-    kl_labeled = softened_kl(teacher_labeled_LC, labeled.logits[column], temperature)
-    kl_unlabeled = softened_kl(teacher_unlabeled_UC, unlabeled.logits[column], temperature)
+    kl_labeled = of_labeled * softened_kl(teacher_labeled_LC, labeled.logits[column], temperature)
+    kl_unlabeled = of_unlabeled * softened_kl(teacher_unlabeled_UC, unlabeled.logits[column], temperature)
     if cross_entropy is None:
         return Loss(temperature**2 * (kl_labeled + kl_unlabeled), None, kl_labeled, kl_unlabeled)
     total = ce_weight * cross_entropy + (1 - ce_weight) * temperature**2 * (kl_labeled + kl_unlabeled)
@@ -133,6 +137,7 @@ class Learner(nn.Module):
         labels_L: torch.Tensor,
         teacher_LC: torch.Tensor | None,
         teacher_UC: torch.Tensor | None,
+        shares: tuple[float, float] = (1.0, 1.0),
     ) -> Loss:
         """The loss of a batch whose first L images are the labeled ones; without a teacher there are no others."""
         num = len(labels_L)
@@ -144,7 +149,8 @@ class Learner(nn.Module):
             labeled, unlabeled = out.rows(slice(num)), out.rows(slice(num, None))
         else:
             labeled, unlabeled = self.model(images[:num]), self.model(images[num:])
-        return distillation_loss(labeled, labels_L, teacher_LC, unlabeled, teacher_UC, self.ce_weight, self.temperature)
+        weights = self.ce_weight, self.temperature, shares
+        return distillation_loss(labeled, labels_L, teacher_LC, unlabeled, teacher_UC, *weights)
 
 
 def softened_kl(teacher_NC: torch.Tensor, student_NC: torch.Tensor, temperature: float) -> torch.Tensor:

@@ -329,7 +329,8 @@ def _try_at(config: StudentConfig, num_classes: int, image_size: int) -> None:
     set_image_size(module, image_size)
     model = StudentNet(module, width, num_classes, config.heads).train()
     learner = Learner(model, config.forward == "stacked", config.loss_ce_weight, config.distill_temperature)
-    num_l, num_u = (min(2, size // config.num_workers) for size in (config.batch_labeled, config.batch_unlabeled))
+    parts = config.most_workers * config.accumulate
+    num_l, num_u = (min(2, size // parts) for size in (config.batch_labeled, config.batch_unlabeled))
     num_u = num_u if learner.needs_teacher else 0
     images, teacher = torch.zeros(num_l + num_u, 3, image_size, image_size), torch.zeros(num_l + num_u, num_classes)
     learner(images, torch.zeros(num_l, dtype=torch.int64), teacher[:num_l], teacher[num_l:]).total.backward()
@@ -337,10 +338,12 @@ def _try_at(config: StudentConfig, num_classes: int, image_size: int) -> None:
 
 
 def _too_few(config: StudentConfig) -> str:
-    shares = {name: getattr(config, name) // config.num_workers for name in ("batch_labeled", "batch_unlabeled")}
+    parts = config.most_workers * config.accumulate
+    shares = {name: getattr(config, name) // parts for name in ("batch_labeled", "batch_unlabeled")}
     fields = " and ".join(f"student.{name}={getattr(config, name)}" for name, share in shares.items() if share < 2)
+    in_parts = f" in {config.accumulate} parts" if config.accumulate > 1 else ""
     return (
-        f"{fields} over num_workers={config.num_workers} gives a worker one image a step, and {config.backbone} "
+        f"{fields} over num_workers={config.most_workers}{in_parts} gives a worker one image, and {config.backbone} "
         f"normalises over a batch: at {config.image_size} pixels it cannot over one image. Give at least "
-        f"{2 * config.num_workers}"
+        f"{2 * parts}"
     )

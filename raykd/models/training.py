@@ -9,11 +9,9 @@ from __future__ import annotations
 
 import math
 import time
-from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, Literal, Protocol, TypedDict
 
 import numpy as np
@@ -28,16 +26,15 @@ from raykd.algo.dho import Learner, Loss, StudentNet
 from raykd.algo.keyed import generator
 from raykd.algo.zeroshot import rounded
 from raykd.errors import UserError
-from raykd.images.decoding import Shrinks
-from raykd.images.reading import load_one
-from raykd.images.stored import ImageReader
-from raykd.models.preprocess import Preprocess
-from raykd.models.student import normalised
+from raykd.models.sync_batchnorm import synchronise
+from raykd.models.teacher_views import LoadedTeacher
 from raykd.models.threads import limited_threads
+from raykd.models.training_data import Asked, Batch, TrainingData
 from raykd.store.place import Place
 from raykd.store.tables import matrix
 
 LINES = 100  # about as many lines does a training write
+WARNINGS_S = 10.0  # between two looks at whether a machine is about to go away
 READ_ROWS = 8192  # of the teacher's table, at a time
 
 
@@ -62,6 +59,12 @@ class TrainingSettings:
     warmup: float = 0.1
     schedule: Literal["linear", "cosine", "constant"] = "linear"
     checkpoints: int = 4
+    checkpoint_s: float | None = None
+    accumulate: int = 1
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    channels_last: bool = False
+    compile: bool = False
+    sync_batchnorm: bool = False
     loader_processes: int = 0
 
 
@@ -88,110 +91,6 @@ class Report(Protocol):
     def __call__(self, step: int, metrics: StepLine, state: Callable[[], dict[str, Any]] | None) -> None: ...
 
 
-# ---------------------------------------------------------------- data
-
-
-class TrainingData(Protocol):
-    """What is trained on. It is asked for (place of an image, seed of its augmentation), in worker processes too."""
-
-    start_method: str  # of these processes
-
-    def __len__(self) -> int: ...
-
-    def __getitem__(self, item: tuple[int, int]) -> torch.Tensor: ...
-
-    def to_input(self, batch: torch.Tensor) -> torch.Tensor:
-        """Stacked items, on the device already, as the model takes them."""
-        ...
-
-
-class TrainingImages:
-    """Augmented pixels uint8 [H, W, 3] of each image.
-
-    Args:
-        ids, uris: Of the images, strings.
-        preprocess: Of the student.
-        crop_area, flip: See :meth:`raykd.models.preprocess.Preprocess.augmented`.
-        exact: JPEGs are never decoded at a reduced size.
-    """
-
-    def __init__(
-        self,
-        ids: pa.ChunkedArray,
-        uris: pa.ChunkedArray,
-        preprocess: Preprocess,
-        crop_area: tuple[float, float],
-        flip: bool,
-        exact: bool = False,
-    ) -> None:
-        self.shrinks: Shrinks | None = None if exact else preprocess.augmented(crop_area, flip).shrinks
-        self.ids, self.uris, self.preprocess = ids, uris, preprocess
-        self.crop, self.reader = preprocess.augmented(crop_area, flip), ImageReader()
-        # object store clients do not survive a fork
-        self.start_method = "spawn" if len(uris) and "://" in uris[0].as_py() else "fork"
-
-    def __len__(self) -> int:
-        return len(self.ids)
-
-    def __getitem__(self, item: tuple[int, int]) -> torch.Tensor:
-        place, seed = item
-        image = load_one(self.reader, self.uris[place].as_py(), partial(self.crop, seed=seed), self.shrinks)
-        if isinstance(image, str):
-            raise UserError(
-                f"image {self.ids[place].as_py()!r} was readable and is no more: {image}. Put it back, or leave it "
-                "out: answer it with cannot_label, or, where teacher.rule is table, take its row out of that"
-            )
-        return torch.from_numpy(np.array(image))
-
-    def to_input(self, batch: torch.Tensor) -> torch.Tensor:
-        return normalised(batch, self.preprocess)
-
-
-class TrainingFeatures:
-    """Features of a frozen backbone, for a model that begins behind it.
-
-    Args:
-        features_ND: float [N, D]; may be mapped from a file.
-    """
-
-    start_method = "fork"
-
-    def __init__(self, features_ND: np.ndarray) -> None:
-        self.features_ND = features_ND
-
-    def __len__(self) -> int:
-        return len(self.features_ND)
-
-    def __getitem__(self, item: tuple[int, int]) -> torch.Tensor:
-        return torch.from_numpy(np.array(self.features_ND[item[0]], np.float32))
-
-    def to_input(self, batch: torch.Tensor) -> torch.Tensor:
-        return batch
-
-
-class _Loadable(torch.utils.data.Dataset[Any]):
-    """Data as a DataLoader takes it. What a user can mend comes back as an item: raised in a worker process, it would
-    come with that process' traceback in its text."""
-
-    def __init__(self, data: TrainingData) -> None:
-        self.data = data
-
-    def __getitem__(self, item: tuple[int, int]) -> torch.Tensor | UserError:
-        try:
-            return self.data[item]
-        except UserError as error:
-            return error
-
-
-def _stacked(items: list[torch.Tensor | UserError]) -> torch.Tensor | UserError:
-    tensors: list[torch.Tensor] = []
-    for item in items:
-        if isinstance(item, UserError):
-            return item
-        tensors.append(item)
-    return torch.stack(tensors)
-
-
 # ---------------------------------------------------------------- targets
 
 
@@ -201,18 +100,28 @@ class Targets:
 
     Args:
         labels_L: int64 [L], class indices of the first L images.
-        teacher_NC: float [N, C], the teacher's logits of all images, as :func:`map_teacher` gives them.
+        teacher_NC: float [N, C], the teacher's logits of all images, as :func:`map_teacher` gives them; or [N, K, C],
+            of K views of each, of which a seed chooses one.
+        online: Says more of each crop as it comes, and ``teacher_NC`` is not looked at.
     """
 
     labels_L: np.ndarray
     teacher_NC: np.ndarray
+    online: LoadedTeacher | None = None
 
-    def labels(self, places: np.ndarray) -> torch.Tensor:
-        return torch.from_numpy(self.labels_L[places].astype(np.int64))
+    def labels(self, asked: Asked) -> torch.Tensor:
+        """int64 [l], of the labeled images of a batch."""
+        return torch.from_numpy(self.labels_L[asked.places[: asked.num_labeled]].astype(np.int64))
 
-    def teacher(self, places: np.ndarray) -> torch.Tensor:
+    def teacher(self, asked: Asked, batch: Batch) -> torch.Tensor:
         """float32 [n, C]"""
-        return torch.from_numpy(np.asarray(self.teacher_NC[places], np.float32))
+        if self.online is not None:
+            assert batch.for_teacher is not None
+            return self.online.logits(batch.for_teacher.numpy())
+        found = self.teacher_NC[asked.places]
+        if found.ndim == 3:
+            found = found[np.arange(len(found)), asked.seeds % found.shape[1]]
+        return torch.from_numpy(np.asarray(found, np.float32))
 
 
 def map_teacher(uris: Sequence[str], ids: pa.ChunkedArray, num_classes: int, file: Any) -> np.memmap:
@@ -284,12 +193,15 @@ class Worker:
         rank, world: Which one, of how many. Several talk through ``torch.distributed``, which is set up by then.
         device: Where it computes.
         wrap: Makes the gradients of all workers the same (DistributedDataParallel); moves to ``device``, too.
+        warned: Whether this machine, or that of another worker, is about to go away; asked by all workers at once,
+            every :data:`WARNINGS_S` seconds.
     """
 
     rank: int = 0
     world: int = 1
     device: torch.device = torch.device("cpu")  # noqa: RUF009  (it is a value)
     wrap: Callable[[nn.Module], nn.Module] = _as_it_is
+    warned: Callable[[], bool] | None = None
 
     def mean(self, values: torch.Tensor) -> list[float]:
         """The mean over all workers of some numbers."""
@@ -374,55 +286,104 @@ def train_student(
             read, or the storage fails (StorageError); on all workers alike.
     """
     steps, device = settings.steps, worker.device
-    learner = Learner(model, settings.forward == "stacked", settings.loss_ce_weight, settings.distill_temperature).to(
-        device
-    )
+    learner = Learner(model, settings.forward == "stacked", settings.loss_ce_weight, settings.distill_temperature)
+    learner.to(device)
+    if settings.channels_last:
+        learner.to(memory_format=torch.channels_last)
+    if settings.sync_batchnorm and worker.world > 1:
+        synchronise(learner)
     needs_teacher, wrapped = learner.needs_teacher, worker.wrap(learner)
+    run = torch.compile(wrapped) if settings.compile else wrapped
     optimizer = torch.optim.AdamW(wrapped.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay)
+    scaler = torch.amp.GradScaler(device.type, enabled=settings.precision == "fp16")
     first, lines = 0, list[StepLine]()
     if resume is not None:
         model.load_state_dict(resume["model"])
         optimizer.load_state_dict(resume["optimizer"])
+        scaler.load_state_dict(resume.get("scaler", {}))
         first, lines = resume["step"], list(resume["lines"])
 
     def state() -> dict[str, Any]:
-        return {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "step": step + 1, "lines": lines}
+        parts = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "scaler": scaler.state_dict()}
+        return {**parts, "step": step + 1, "lines": lines}
 
     shares = _Shares(settings, len(targets.labels_L), len(data), needs_teacher, worker)
-    loaded = iter(shares.loader(data, range(first, steps)))
+    loaded = data.batches(shares.asked(range(first, steps)), settings.loader_processes, pin=device.type == "cuda")
     line_every, checkpoint_every = (max(1, math.ceil(steps / parts)) for parts in (LINES, settings.checkpoints))
     record = _Record(settings.batch_labeled + (settings.batch_unlabeled if needs_teacher else 0))
+    clock = _Clock(settings.checkpoint_s, worker)
     learner.train()
     for step in range(first, steps):
         with record.waiting():
-            batch = next(loaded)
+            asked, batch = next(loaded)
         worker.agree(batch if isinstance(batch, UserError) else None)
-        labeled, unlabeled = shares.asked.popleft()
+        assert isinstance(batch, Batch)
         seed_draws(int(generator(*settings.key, "dropout", step, worker.rank).integers(2**63)), device)
         rate = settings.learning_rate * learning_rate(step, steps, settings.warmup, settings.schedule)
         for group in optimizer.param_groups:
             group["lr"] = rate
-        loss = wrapped(
-            data.to_input(batch.to(device, non_blocking=True)),
-            targets.labels(labeled).to(device),
-            targets.teacher(labeled).to(device) if needs_teacher else None,
-            targets.teacher(unlabeled).to(device) if needs_teacher else None,
-        )
-        total = record.add(loss, worker)
+        optimizer.zero_grad(set_to_none=True)
+        labels, teacher = targets.labels(asked).to(device), None
+        if needs_teacher:
+            teacher = targets.teacher(asked, batch).to(device)
+        images = data.to_input(batch.items.to(device, non_blocking=True))
+        for number in range(settings.accumulate):
+            some = shares.micro_batch(asked, number)
+            last = number == settings.accumulate - 1
+            with _no_sync(wrapped, last), _autocast(settings.precision, device):
+                loss = run(*some.of(images, labels, teacher), some.weights)
+            record.add(loss)
+            scaler.scale(loss.total).backward()
+        total, told = record.agree(worker, clock.asks())
         if not math.isfinite(total):
             raise UserError(
                 f"the training loss is {total} at step {step + 1} of {steps}, where the learning rate is {rate:g}; "
                 f"lower student.learning_rate ({settings.learning_rate:g}) and run again: a training that is not "
                 "complete begins anew with other settings"
             )
-        optimizer.zero_grad(set_to_none=True)
-        loss.total.backward()
-        optimizer.step()
-        due = (step + 1) % checkpoint_every == 0 or step + 1 == steps
+        scaler.step(optimizer)
+        scaler.update()
+        due = clock.is_due(told) or (step + 1) % checkpoint_every == 0 or step + 1 == steps
         if due or (step + 1) % line_every == 0:
             lines.append(record.line(step + 1, rate))
             report(step + 1, lines[-1], state if due else None)
+            if due:
+                clock.checkpointed()
     return lines
+
+
+def _no_sync(wrapped: nn.Module, last: bool) -> Any:
+    """Gradients of several micro-batches are made the same on all workers once, with the last."""
+    return nullcontext() if last or not hasattr(wrapped, "no_sync") else wrapped.no_sync()  # type: ignore[operator]
+
+
+def _autocast(precision: str, device: torch.device) -> Any:
+    if precision == "fp32":
+        return nullcontext()
+    return torch.autocast(device.type, torch.bfloat16 if precision == "bf16" else torch.float16)
+
+
+@dataclass(frozen=True)
+class _MicroBatch:
+    """Rows of a batch that go through the model together.
+
+    Args:
+        labeled, unlabeled: Where they are.
+        weights: How much the mean over its labeled, and over its other images counts, so that the sum of all
+            micro-batches, in the mean over all workers, is the mean over the whole batch.
+    """
+
+    labeled: slice
+    unlabeled: slice
+    weights: tuple[float, float]
+
+    def of(self, images: torch.Tensor, labels: torch.Tensor, teacher: torch.Tensor | None) -> tuple[Any, ...]:
+        """Images, labels, and the teacher's logits of the labeled and the others."""
+        whole = self.labeled.step == 1 and self.labeled.start == 0
+        mine = images if whole else torch.cat([images[self.labeled], images[self.unlabeled]])
+        if teacher is None:
+            return mine, labels[self.labeled], None, None
+        return mine, labels[self.labeled], teacher[self.labeled], teacher[self.unlabeled]
 
 
 class _Shares:
@@ -437,30 +398,59 @@ class _Shares:
         self.plan = BatchPlan(
             num_labeled, num_unlabeled, settings.batch_labeled, settings.batch_unlabeled, settings.key
         )
-        self.asked: deque[tuple[np.ndarray, np.ndarray]] = deque()  # places of the labeled and the other images
 
-    def loader(self, data: TrainingData, steps: range) -> Any:
-        """Batches in the order of the steps; of each, the places are in ``asked`` by the time that it comes."""
-        processes = self.settings.loader_processes
-        batches: Any = (self._items(step) for step in steps)
-        return torch.utils.data.DataLoader(
-            _Loadable(data),
-            batch_sampler=batches,
-            num_workers=processes,
-            multiprocessing_context=data.start_method if processes else None,
-            collate_fn=_stacked,
-            pin_memory=self.worker.device.type == "cuda",
-        )
+    def asked(self, steps: range) -> Iterator[Asked]:
+        """What to ask for, step by step."""
+        for step in steps:
+            seeds_l, seeds_u = np.split(self.plan.augmentation_seeds(step), [self.settings.batch_labeled])
+            whole = [self.plan.labeled(step), self.plan.unlabeled(step) + self.first_unlabeled, seeds_l, seeds_u]
+            labeled, unlabeled, seeds_l, seeds_u = (part[self.worker.rank :: self.worker.world] for part in whole)
+            if not self.needs_teacher:
+                unlabeled, seeds_u = unlabeled[:0], seeds_u[:0]
+            yield Asked(np.concatenate([labeled, unlabeled]), np.concatenate([seeds_l, seeds_u]), len(labeled))
 
-    def _items(self, step: int) -> list[tuple[int, int]]:
-        seeds_l, seeds_u = np.split(self.plan.augmentation_seeds(step), [self.settings.batch_labeled])
-        whole = [self.plan.labeled(step), self.plan.unlabeled(step) + self.first_unlabeled, seeds_l, seeds_u]
-        labeled, unlabeled, seeds_l, seeds_u = (part[self.worker.rank :: self.worker.world] for part in whole)
-        if not self.needs_teacher:
-            unlabeled, seeds_u = unlabeled[:0], seeds_u[:0]
-        self.asked.append((labeled, unlabeled))
-        places, seeds = np.concatenate([labeled, unlabeled]), np.concatenate([seeds_l, seeds_u])
-        return list(zip(places.tolist(), seeds.tolist(), strict=True))
+    def micro_batch(self, asked: Asked, number: int) -> _MicroBatch:
+        """The number-th of ``accumulate`` parts of a share, every so many-th image of it."""
+        settings, every, first = self.settings, self.settings.accumulate, asked.num_labeled
+        num_l, num_u = (len(range(number, size, every)) for size in (first, len(asked.places) - first))
+        weights = (
+            self.worker.world * num_l / settings.batch_labeled, self.worker.world * num_u / settings.batch_unlabeled
+        )  # fmt: skip
+        return _MicroBatch(slice(number, first, every), slice(first + number, None, every), weights)
+
+
+class _Clock:
+    """When a checkpoint is due that is not due by its step. The first worker's says so, and all hear it at once.
+
+    Args:
+        checkpoint_s: At most so many seconds between two; None: it does not matter.
+    """
+
+    def __init__(self, checkpoint_s: float | None, worker: Worker) -> None:
+        self.checkpoint_s, self.worker = checkpoint_s, worker
+        self.last = self.looked = time.monotonic()
+        self.is_warned = False
+
+    def asks(self) -> list[float]:
+        """What this worker says: whether it is time for a checkpoint, and to look for warnings."""
+        now, first = time.monotonic(), self.worker.rank == 0
+        late = first and self.checkpoint_s is not None and now - self.last >= self.checkpoint_s
+        look = first and self.worker.warned is not None and now - self.looked >= WARNINGS_S
+        return [float(late), float(look)]
+
+    def is_due(self, told: list[float]) -> bool:
+        """Whether a checkpoint is due, by what all have heard."""
+        late, look = told
+        if look:
+            self.looked = time.monotonic()
+            assert self.worker.warned is not None
+            warned, before = self.worker.warned(), self.is_warned
+            self.is_warned = warned
+            late = late or (warned and not before)
+        return bool(late)
+
+    def checkpointed(self) -> None:
+        self.last = time.monotonic()
 
 
 class _Record:
@@ -474,6 +464,7 @@ class _Record:
         self.num_images, self.started, self.waited_s = num_images, time.perf_counter(), 0.0
         self.seen: list[list[float]] = []
         self.names: list[str] = []
+        self.sum: torch.Tensor | None = None  # of the micro-batches of this step
 
     @contextmanager
     def waiting(self) -> Iterator[None]:
@@ -481,12 +472,19 @@ class _Record:
         yield
         self.waited_s += time.perf_counter() - asked
 
-    def add(self, loss: Loss, worker: Worker) -> float:
-        """Note a step's loss; the total over all workers."""
-        parts = {name: part.detach() for name, part in loss._asdict().items() if part is not None}
-        self.names = list(parts)
-        self.seen.append(worker.mean(torch.stack(list(parts.values()))))
-        return self.seen[-1][0]
+    def add(self, loss: Loss) -> None:
+        """Note the loss of a micro-batch."""
+        parts = {name: part.detach().float() for name, part in loss._asdict().items() if part is not None}
+        self.names, values = list(parts), torch.stack(list(parts.values()))
+        self.sum = values if self.sum is None else self.sum + values
+
+    def agree(self, worker: Worker, said: list[float]) -> tuple[float, list[float]]:
+        """Of the step: its total loss over all workers; and what any of them has said, numbers that are 0 or 1."""
+        assert self.sum is not None
+        values = worker.mean(torch.cat([self.sum, torch.tensor(said, device=self.sum.device)]))
+        self.sum = None
+        self.seen.append(values[: len(self.names)])
+        return values[0], values[len(self.names) :]
 
     def line(self, step: int, rate: float) -> StepLine:
         """The line, and a new beginning."""

@@ -23,7 +23,7 @@ from raykd.errors import UserError
 from raykd.models.threads import limited_threads
 from raykd.stages.work import Work
 from raykd.stages.zero_shot import each_part, read_texts, splits_of, stored_features, threads_of
-from raykd.store.outputs import LOGITS_FILE
+from raykd.store.outputs import LOGITS_FILE, Teacher
 from raykd.store.place import Place
 from raykd.store.stage_folder import Done
 from raykd.store.tables import GROUP_ROWS, REFITTED, checked, vectors
@@ -146,6 +146,14 @@ def read_scorer(place: Place) -> Scorer:
     with np.load(io.BytesIO((place / SCORER_FILE).read_bytes())) as arrays:
         weights_CD, bias_C, keys_MD, values_MC = (arrays[name] for name in ARRAYS)
         return Scorer(weights_CD, bias_C, keys_MD, values_MC, float(arrays["beta"]))
+
+
+def scorer_of(teacher: Teacher) -> Scorer:
+    """A teacher as a scorer of features; a bias that all classes share is left out, as no softmax sees it."""
+    from raykd.algo.few_shot.honest import text_scorer
+
+    assert teacher.texts is not None
+    return text_scorer(texts_of(teacher.texts)) if teacher.fitted is None else read_scorer(teacher.fitted.place)
 
 
 def write_refitted(

@@ -23,7 +23,7 @@ def check_resources(config: Config, session: Session, say: Callable[[str, str], 
     teacher, student, selection = config.teacher, config.student, config.selection
     asked = {  # (actors, CPUs and GPUs of each, CPUs beside them: Ray Data's own tasks want one)
         "teacher": (least(teacher.replicas), teacher.num_cpus, teacher.num_gpus, 1),
-        "train": (student.num_workers, student.num_cpus, student.num_gpus, 0),
+        "train": (least(student.num_workers), student.num_cpus, student.num_gpus, 0),
         "predict": (least(student.predict_replicas), student.num_cpus, student.num_gpus, 1),
         "selection": (selection.shards, selection.num_cpus, selection.num_gpus, 0),
     }

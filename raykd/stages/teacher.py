@@ -291,7 +291,7 @@ def learned(
     }
     if opinion.made:
         campaign.say(f"round {number} teacher", refit_in_words(about, found["accuracy"]))
-    return Teacher(parts, fit.fingerprint, teacher.classes, found, check, teacher.texts, about)
+    return Teacher(parts, fit.fingerprint, teacher.classes, found, check, teacher.texts, about, fit)
 
 
 def change_since_texts(pool: Pool, teacher: Teacher, parts: tuple[Done, ...]) -> Change | None:

@@ -18,15 +18,19 @@ from raykd.models.preprocess import ABOUT
 from raykd.models.saved import WEIGHTS
 from raykd.stages.campaign import Campaign
 from raykd.stages.progress import Ticker
+from raykd.stages.views import encode_views
 from raykd.stages.weights import fetch_backbone
 from raykd.store.outputs import STEPS_FILE, Encoded, Labels, Pool, Teacher, Trained
 from raykd.store.place import Place
-from raykd.store.stage_folder import Done
+from raykd.store.stage_folder import Done, read_done
 
 if TYPE_CHECKING:
+    from raykd.models.teacher_views import OnlineTeacher, StoredViews
     from raykd.stages.train_loop import Job
 
 VERSION = 1
+RESIZE_S = 60.0  # between two looks at whether an elastic training can have more workers
+PREEMPTION_GRACE_S = 60.0  # that those who stay may go on, to write down where they are, when a machine is taken away
 UNUSABLE = ("cannot_label", "none_of_the_classes")  # such images are no use to the KD head either
 
 
@@ -97,7 +101,37 @@ def make_job(
         config=campaign.config.student,
         exact=campaign.config.decode == "exact",
         key=(campaign.config.seed, number),
+        views=views_for(campaign, pool, encoded, teacher),
     )
+
+
+def views_for(campaign: Campaign, pool: Pool, encoded: Encoded, teacher: Teacher) -> StoredViews | OnlineTeacher | None:
+    """What the teacher says of augmented images, where it is to see them; None: of each clean image, as it has.
+
+    Stored views are those of all the pool's images that can be read: encoded once, for all rounds and campaigns that
+    crop alike. Cost: so many forward passes of the teacher an image.
+    """
+    from raykd.images.transforms import ClipPreprocess
+    from raykd.models.teacher import read_clip_preprocess
+    from raykd.models.teacher_views import OnlineTeacher, StoredViews
+    from raykd.stages.few_shot import scorer_of
+
+    config = campaign.config
+    how = config.student.teacher_views
+    if how == "cached":
+        return None
+    size = ClipPreprocess(read_clip_preprocess(encoded.folder)).size
+    if how == "online":
+        return OnlineTeacher(encoded.folder, size, config.teacher.precision, scorer_of(teacher))
+    tables = [encoded.readable(part.filter(pc.equal(part["split"], "pool"))) for part in pool.listed]
+    model = read_done(encoded.folder)
+    assert model is not None
+    views = encode_views(
+        campaign, tables, model, config.teacher, views=how, area=config.student.crop_area, flip=config.student.flip,
+        seed=config.seed, at=campaign.cache / "views", shared=bool(config.cache_path), decode=config.decode,
+        max_bad_share=config.max_bad_share,
+    )  # fmt: skip
+    return StoredViews(views.uris, how, size, scorer_of(teacher))
 
 
 def samples(
@@ -163,19 +197,27 @@ def train_on_ray(job: Job, scratch: Place, name: str, out: Place, ticker: Ticker
 
     config = job.config
     loop: Any = in_worker  # Ray's types know of no return value
+    scaling: dict[str, Any] = {
+        "num_workers": config.num_workers,
+        "use_gpu": config.num_gpus > 0,
+        "resources_per_worker": {"CPU": config.num_cpus} | ({"GPU": config.num_gpus} if config.num_gpus else {}),
+    }
+    if isinstance(config.num_workers, tuple):
+        scaling["elastic_resize_monitor_interval_s"] = RESIZE_S
+    failures: dict[str, Any] = {
+        "max_failures": config.max_failures,
+        "max_preemption_failures": -1,  # spot machines that are taken away are nobody's mistake
+        "preemption_grace_s": PREEMPTION_GRACE_S,
+    }
     trainer = TorchTrainer(
         loop,
         train_loop_config={"job": ray.put(job), "ticker": ticker},
-        scaling_config=ScalingConfig(
-            num_workers=config.num_workers,
-            use_gpu=config.num_gpus > 0,
-            resources_per_worker={"CPU": config.num_cpus} | ({"GPU": config.num_gpus} if config.num_gpus else {}),
-        ),
+        scaling_config=ScalingConfig(**scaling),
         run_config=RunConfig(
             name=name,
             storage_path=scratch.path,
             storage_filesystem=None if scratch.is_local else scratch.fs,
-            failure_config=FailureConfig(max_failures=config.max_failures),
+            failure_config=FailureConfig(**failures),
             checkpoint_config=CheckpointConfig(num_to_keep=1),
         ),
     )

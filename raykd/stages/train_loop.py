@@ -25,16 +25,17 @@ from raykd.algo.keyed import generator
 from raykd.config import StudentConfig
 from raykd.errors import StorageError, UserError
 from raykd.models.student import Student, new_student
+from raykd.models.teacher_views import OnlineTeacher, StoredViews
 from raykd.models.training import (
     StepLine,
     Targets,
-    TrainingImages,
     TrainingSettings,
     Worker,
     map_teacher,
     reproducible,
     train_student,
 )
+from raykd.models.training_data import TrainingImages
 from raykd.stages.progress import Ticker
 from raykd.store.outputs import STEPS_FILE
 from raykd.store.place import Place
@@ -55,6 +56,7 @@ class Job:
         classes: In the order of the teacher's logits.
         config: How.
         key: (seed, round), of every draw.
+        views: What the teacher says of augmented images; None: it is asked of the clean ones alone.
     """
 
     ids: pa.ChunkedArray
@@ -66,6 +68,7 @@ class Job:
     config: StudentConfig
     exact: bool
     key: tuple[int, int]
+    views: StoredViews | OnlineTeacher | None = None
 
     def __post_init__(self) -> None:
         if not len(self.labels_L):
@@ -94,6 +97,12 @@ class Job:
             warmup=config.warmup,
             schedule=config.schedule,
             checkpoints=config.checkpoints,
+            checkpoint_s=config.checkpoint_s,
+            accumulate=config.accumulate,
+            precision=config.precision,
+            channels_last=config.channels_last,
+            compile=config.compile,
+            sync_batchnorm=config.sync_batchnorm,
             loader_processes=config.loader_processes,
         )
 
@@ -103,8 +112,12 @@ class Job:
         return new_student(self.config, self.classes, seed, self.start)
 
     def images(self, student: Student) -> TrainingImages:
-        config = self.config
-        return TrainingImages(self.ids, self.uris, student.preprocess, config.crop_area, config.flip, self.exact)
+        config, views = self.config, self.views
+        return TrainingImages(
+            self.ids, self.uris, student.preprocess, config.crop_area, config.flip, self.exact,
+            cache_gib=config.cache_gib, teacher_size=None if views is None else views.size,
+            crops_NK5=views.crops(self.ids) if isinstance(views, StoredViews) else None,
+        )  # fmt: skip
 
     @contextmanager
     def targets(self, worker: Worker, local_rank: int = 0, node: str = "") -> Iterator[Targets]:
@@ -119,11 +132,20 @@ class Job:
         """
         if not any(column in TEACHER_COLUMNS for column in HEADS[self.config.heads]):
             yield Targets(self.labels_L, np.empty((0, 0), np.float16))
+        elif isinstance(self.views, OnlineTeacher):
+            online = self.views.load(worker.device.type, max(1, int(self.config.num_cpus)))
+            yield Targets(self.labels_L, np.empty((0, 0), np.float16), online)
         elif worker.world == 1:
             with tempfile.TemporaryFile() as file:
-                yield Targets(self.labels_L, map_teacher(self.teacher, self.ids, len(self.classes), file))
+                yield Targets(self.labels_L, self._map_teacher(file))
         else:
             yield Targets(self.labels_L, self._shared_teacher(worker, local_rank, node))
+
+    def _map_teacher(self, file: Any) -> np.memmap:
+        """The teacher's logits, [N, C], or [N, K, C] of stored views, in a mapped file."""
+        if isinstance(self.views, StoredViews):
+            return self.views.logits(self.ids, len(self.classes), file)
+        return map_teacher(self.teacher, self.ids, len(self.classes), file)
 
     def _shared_teacher(self, worker: Worker, local_rank: int, node: str) -> np.ndarray:
         path, failed = None, None
@@ -131,7 +153,7 @@ class Job:
             if local_rank == 0:
                 handle, path = tempfile.mkstemp(prefix="raykd-teacher-")
                 os.close(handle)
-                map_teacher(self.teacher, self.ids, len(self.classes), path).flush()
+                self._map_teacher(path).flush()
         except UserError as error:
             failed = error
         try:
@@ -139,7 +161,8 @@ class Job:
             found: list[Any] = [None] * worker.world
             torch.distributed.all_gather_object(found, (node, path))
             mine = next(written for where, written in found if where == node and written)
-            teacher_NC = np.memmap(mine, np.float16, "r", shape=(len(self.ids), len(self.classes)))
+            views = (self.views.count,) if isinstance(self.views, StoredViews) else ()
+            teacher_NC = np.memmap(mine, np.float16, "r", shape=(len(self.ids), *views, len(self.classes)))
             torch.distributed.barrier()
         finally:
             if path:
@@ -247,7 +270,7 @@ def _train_in_worker(job: Job, ticker: Ticker) -> None:
     from ray.train.torch import get_device, prepare_model
 
     context = ray.train.get_context()
-    worker = Worker(context.get_world_rank(), context.get_world_size(), get_device(), prepare_model)
+    worker = Worker(context.get_world_rank(), context.get_world_size(), get_device(), prepare_model, is_preempted)
     reached = ticking(ticker if worker.rank == 0 else Ticker(None))
     student, settings = job.student(), job.settings
     resume = None
@@ -274,3 +297,10 @@ def _train_in_worker(job: Job, ticker: Ticker) -> None:
     node = ray.get_runtime_context().get_node_id()
     with job.targets(worker, context.get_local_rank(), node) as targets:
         train_student(student.model, job.images(student), targets, settings, report, resume=resume, worker=worker)
+
+
+def is_preempted() -> bool:
+    """Whether a node that a worker is on was told to go (a spot machine); Ray asks all workers, so all must ask."""
+    import ray.train
+
+    return ray.train.get_preemption_info() is not None

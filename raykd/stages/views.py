@@ -1,4 +1,4 @@
-"""The teacher's features of labeled images in augmented views, by parts: what few-shot teachers are fitted on.
+"""The teacher's features of images in augmented views, by parts: few-shot teachers and students learn from them.
 
 The published figures of GDA are of ten random crops of each labeled image, flipped in half the cases. An image's crops
 are drawn by seed, ``sample_id`` and the view's number, so they are the same in any batch, round or campaign.
@@ -30,13 +30,13 @@ def encode_views(
     work: Work, tables: Sequence[pa.Table], model: Done, config: ModelConfig, *, views: int,
     area: tuple[float, float], flip: bool, seed: int, at: Place, shared: bool, decode: str, max_bad_share: float,
 ) -> Views:  # fmt: skip
-    """The features of labeled images, of each in several random crops that fill what the teacher sees.
+    """The features of images, of each in several random crops that fill what the teacher sees.
 
     Cost: as many forward passes as images that are new, times ``views``; each of these images is read once.
 
     Args:
         work: Where, and on which Ray.
-        tables: tables.MANIFEST of the labeled images, each image in one of them; each is cut into parts of its own. So
+        tables: tables.MANIFEST of the images, each image in one of them; each is cut into parts of its own. So
             the images that a round adds come as one more table, and those before it are found complete.
         model: The fetched teacher.
         config: How it runs. No forward pass has more than ``batch_size`` views.
@@ -72,7 +72,7 @@ def encode_views(
             first = bad.slice(0, 1).to_pylist()[0]
             work.say(
                 "views",
-                f"{bad.num_rows} labeled images cannot be read and have no views, first {first['sample_id']!r}: "
+                f"{bad.num_rows} images cannot be read and have no views, first {first['sample_id']!r}: "
                 f"{first['reason']}",
             )
 

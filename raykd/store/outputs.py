@@ -251,6 +251,7 @@ class Teacher(InParts):
         check: What it says against the class list.
         texts: The embedded classes; None: the opinion is from elsewhere.
         fit: What labels made of it; None: it has not learned from any.
+        fitted: Where that is, as a scorer of features.
     """
 
     fingerprint: str
@@ -259,6 +260,7 @@ class Teacher(InParts):
     check: ClassCheck
     texts: Done | None = None
     fit: TeacherFit | None = None
+    fitted: Done | None = None
 
     def probabilities(self, ids: pa.ChunkedArray) -> np.ndarray:
         """float32 [n, C], in the order of ``ids``."""

@@ -123,7 +123,7 @@ def test_features_come_in_the_order_that_is_asked_for_with_nan_for_what_cannot_b
     assert np.isfinite(features_NKD[[0, 2]]).all()
     assert rows["k.png"]["error"] == "truncated: the file ends before the image does"
     assert not rows["k.png"]["crops"].any()
-    assert "1 labeled images cannot be read and have no views, first 'k.png': truncated" in encode.said.getvalue()
+    assert "1 images cannot be read and have no views, first 'k.png': truncated" in encode.said.getvalue()
     with pytest.raises(UserError, match=r"1 of 2 ids are not in the table, first: 'e\.png'"):
         views.features(pa.chunked_array([["a.png", "e.png"]]))
 

@@ -100,7 +100,16 @@ def test_every_mistake_is_told_at_once_a_line_each():
             ["student:", "exactly one of steps, passes_labeled, passes_unlabeled", "given"],
         ),
         ({"student__steps": None}, ["student:", "exactly one of steps", "given: none"]),
-        ({"student__num_workers": 3}, ["batch_labeled=64", "num_workers=3"]),
+        (
+            {"student__num_workers": [1, 33], "student__accumulate": 2},
+            ["batch_labeled=64", "33 workers (num_workers)", "2 parts (accumulate)", "give 66 or more"],
+        ),
+        ({"student__precision": "fp16"}, ["precision: fp16 needs GPUs (num_gpus)", "bf16 or fp32"]),
+        ({"student__heads": "ce", "student__teacher_views": "online"}, ["heads: ce looks at no teacher"]),
+        (
+            {"teacher": {"rule": "table", "table": "t.parquet"}, "student__teacher_views": 4},
+            ["student.teacher_views: 4 needs a model that looks at images", "teacher.rule: table has not"],
+        ),
         ({"student__crop_area": [1.0, 0.5]}, ["student.crop_area:", "[smaller, larger]", "given: [1.0, 0.5]"]),
         ({"teacher__replicas": [4, 2]}, ["teacher.replicas:", "[smaller, larger]", "given: [4, 2]"]),
         ({"labels": {"start": "one_per_class"}}, ["start: one_per_class needs oracle: simulated"]),

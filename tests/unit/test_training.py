@@ -11,18 +11,17 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 from torch import nn
 
 from raykd.algo.dho import StudentNet
 from raykd.algo.heads import HEADS
 from raykd.algo.zeroshot import rounded
 from raykd.errors import StorageError, UserError
-from raykd.models import training
+from raykd.models import training, training_data
 from raykd.models.preprocess import Preprocess
 from raykd.models.training import (
     Targets,
-    TrainingFeatures,
-    TrainingImages,
     TrainingSettings,
     Worker,
     map_teacher,
@@ -30,6 +29,7 @@ from raykd.models.training import (
     seed_draws,
     train_student,
 )
+from raykd.models.training_data import Asked, Batch, TrainingFeatures, TrainingImages
 from raykd.store.place import Place
 from raykd.store.tables import vectors
 
@@ -135,14 +135,15 @@ def test_when_everything_is_labeled_the_labeled_images_are_distilled_on():
     asked = []
 
     class Watched(TrainingFeatures):
-        def __getitem__(self, item):
-            asked.append(item[0])
-            return super().__getitem__(item)
+        def batches(self, wanted, processes, pin):
+            for one, batch in super().batches(wanted, processes, pin):
+                asked.append(one.places)
+                yield one, batch
 
     with reproducible(1, CPU):
         every = Targets(classes, targets.teacher_NC)
         train_student(new_model(), Watched(features.features_ND), every, how(steps=5), lambda *_: None)
-    unlabeled = np.array(asked).reshape(5, 12)[:, 4:].ravel()
+    unlabeled = np.array(asked)[:, 4:].ravel()
     assert sorted(unlabeled) == list(range(NUM))  # one pass
 
 
@@ -156,22 +157,101 @@ def test_a_student_of_labels_alone_reads_no_other_image_and_needs_no_teacher():
 
 
 @settings(max_examples=25, deadline=None)
-@given(st.sampled_from([1, 2, 4]), st.integers(1, 30), st.integers(0, 9))
+@given(st.sampled_from([1, 2, 3, 4]), st.integers(1, 30), st.integers(0, 9))
 def test_the_shares_of_all_workers_are_the_batch(world, num_labeled, seed):
     made = how(key=(seed, 0))
     whole = training._Shares(made, num_labeled, 40, True, Worker())
     parts = [training._Shares(made, num_labeled, 40, True, Worker(rank, world)) for rank in range(world)]
-    for step in (0, 3):
-        items = whole._items(step)
-        labeled, unlabeled = whole.asked.popleft()
-        assert len(labeled) == 4
+    for one, *shared in zip(whole.asked(range(4)), *(part.asked(range(4)) for part in parts), strict=True):
+        labeled, unlabeled = one.places[:4], one.places[4:]
+        assert (one.num_labeled, len(unlabeled)) == (4, 8)
         assert labeled.max() < num_labeled <= unlabeled.min()
-        assert [place for place, _ in items] == [*labeled, *unlabeled]
-        shared = [part._items(step) for part in parts]
-        assert sorted(item for items in shared for item in items) == sorted(items)
-        assert {len(items) for items in shared} == {12 // world}
-        asked = [part.asked.popleft() for part in parts]
-        np.testing.assert_array_equal(np.sort(np.concatenate([a for a, _ in asked])), np.sort(labeled))
+        items = [(place, seed) for each in shared for place, seed in zip(each.places, each.seeds, strict=True)]
+        assert sorted(items) == sorted(zip(one.places, one.seeds, strict=True))
+        assert sorted(place for each in shared for place in each.places[: each.num_labeled]) == sorted(labeled)
+        weights = [part.micro_batch(each, 0).weights for part, each in zip(parts, shared, strict=True)]
+        assert np.mean(weights, axis=0).tolist() == pytest.approx([1, 1])
+
+
+def no_batchnorm(heads="dho"):
+    torch.manual_seed(0)
+    return StudentNet(nn.Sequential(nn.Linear(WIDTH, 8), nn.ReLU()), 8, NUM_CLASSES, heads)
+
+
+@pytest.mark.parametrize("heads", HEADS)
+@pytest.mark.parametrize("forward", ["separate", "stacked"])
+def test_micro_batches_add_up_to_the_batch_where_nothing_normalises_over_it(monkeypatch, heads, forward):
+    monkeypatch.setattr("test_training.new_model", no_batchnorm)
+    model, lines, _ = run(how(forward=forward), heads)
+    for parts in (2, 3, 4):  # 3 does not divide 4 + 8
+        again, same, _ = run(how(forward=forward, accumulate=parts), heads)
+        assert [line["loss"] for line in same] == pytest.approx([line["loss"] for line in lines], rel=1e-4)
+        for name, value in again.state_dict().items():
+            torch.testing.assert_close(value, model.state_dict()[name], rtol=1e-4, atol=2e-5)
+
+
+def one_of_several(rank, world, folder, changes, make, queue):
+    """A worker of a training, in a process of its own."""
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"file://{folder}/together-{world}-{make.__name__}-{len(changes)}", rank=rank,
+        world_size=world,
+    )  # fmt: skip
+    features, targets, _ = problem()
+    model = make()
+    worker = Worker(rank, world, CPU, torch.nn.parallel.DistributedDataParallel)
+    with reproducible(1, CPU):
+        lines = train_student(model, features, targets, how(**changes), lambda *_: None, worker=worker)
+    if rank == 0:
+        state = {name: value.numpy() for name, value in model.state_dict().items()}
+        queue.put(([line["loss"] for line in lines], state))
+    torch.distributed.destroy_process_group()
+
+
+def with_batchnorm():
+    torch.manual_seed(0)
+    layers = nn.Linear(WIDTH, 8, bias=False), nn.BatchNorm1d(8), nn.ReLU()  # a bias there would have no gradient
+    return StudentNet(nn.Sequential(*layers), 8, NUM_CLASSES)
+
+
+def together(world, folder, make, **changes):
+    """The losses and the final state of several workers."""
+    context = torch.multiprocessing.get_context("fork")
+    queue = context.Queue()
+    processes = [
+        context.Process(target=one_of_several, args=(rank, world, folder, changes, make, queue))
+        for rank in range(world)
+    ]
+    for process in processes:
+        process.start()
+    found = queue.get(timeout=120)
+    for process in processes:
+        process.join()
+    return found
+
+
+def assert_alike(found, expected):
+    (losses, state), (others, model) = found, expected
+    assert losses == pytest.approx(others, rel=2e-4)
+    for name, value in model.items():
+        np.testing.assert_allclose(state[name], value, rtol=1e-3, atol=5e-5, err_msg=name)
+
+
+@pytest.mark.ray
+def test_any_number_of_workers_takes_the_steps_of_one(tmp_path):
+    alone = together(1, tmp_path, no_batchnorm)
+    for world in (2, 3, 4):  # 3 does not divide 4 + 8: its shares are of unlike sizes
+        assert_alike(together(world, tmp_path, no_batchnorm), alone)
+    assert_alike(together(2, tmp_path, no_batchnorm, accumulate=2), alone)
+
+
+@pytest.mark.ray
+@pytest.mark.parametrize("forward", ["separate", "stacked"])
+def test_synchronised_batchnorm_is_that_of_one_worker(tmp_path, forward):
+    alone = together(1, tmp_path, with_batchnorm, forward=forward)
+    assert_alike(together(3, tmp_path, with_batchnorm, forward=forward, sync_batchnorm=True), alone)
+    with pytest.raises(AssertionError):
+        assert_alike(together(2, tmp_path, with_batchnorm, forward=forward), alone)
 
 
 # ---------------------------------------------------------------- stopped and going on
@@ -193,6 +273,33 @@ def test_a_training_goes_on_from_any_checkpoint_to_the_same_bits_and_no_line_is_
 def test_checkpoints_are_spread_over_the_steps_and_the_last_step_has_one():
     assert list(run(how(steps=7, checkpoints=3))[2]) == [3, 6, 7]
     assert list(run(how(steps=2, checkpoints=4))[2]) == [1, 2]
+
+
+def test_a_checkpoint_is_due_when_the_last_is_so_many_seconds_ago_and_when_a_machine_is_about_to_go(monkeypatch):
+    now, warnings = iter(range(0, 10**6, 10)), iter([False, True, True])
+    monkeypatch.setattr(training.time, "monotonic", lambda: next(now))  # each look takes ten seconds
+    monkeypatch.setattr(training, "WARNINGS_S", 1e9)
+    by_step = list(run(how(checkpoints=1))[2])
+    by_time = list(run(how(checkpoints=1, checkpoint_s=35))[2])
+    assert by_step == [12]
+    assert by_time == [4, 8, 12]
+    monkeypatch.setattr(training, "WARNINGS_S", 1.0)
+    asked = []
+
+    def warned():
+        asked.append(1)
+        return next(warnings, True)
+
+    found = list(run(how(checkpoints=1), worker=Worker(warned=warned))[2])
+    assert found == [2, 12]  # once, not with every look after it
+    assert len(asked) == 12
+
+
+def test_half_precision_trains_and_keeps_full_weights():
+    model, lines, _ = run(how(steps=60, learning_rate=1e-2, precision="bf16"))
+    assert lines[-1]["loss"] < 0.8 * lines[0]["loss"]
+    assert {value.dtype for value in model.parameters()} == {torch.float32}
+    assert bits(model) != bits(run(how(steps=60, learning_rate=1e-2))[0])
 
 
 # ---------------------------------------------------------------- what it says
@@ -266,25 +373,103 @@ def images(tmp_path_factory):
     folder = write_images(tmp_path_factory.mktemp("images"), 4)
     names = sorted(str(path.relative_to(folder)) for path in folder.glob("*/*.png"))
 
-    def make(places=slice(None), where=folder):
+    def make(places=slice(None), where=folder, **changes):
         ids = pa.chunked_array([names[places]])
         uris = pa.chunked_array([[f"{where}/{name}" for name in names[places]]])
-        return TrainingImages(ids, uris, Preprocess(16, (0.5,) * 3, (0.25,) * 3), (0.5, 1.0), True)
+        return TrainingImages(ids, uris, Preprocess(16, (0.5,) * 3, (0.25,) * 3), (0.5, 1.0), True, **changes)
 
     return make
 
 
 def test_an_images_crop_hangs_on_its_seed(images):
     data = images()
+
+    def crop(place, seed):
+        return data.batch(Asked(np.array([place]), np.array([seed]), 1)).items[0]
+
     assert len(data) == 12
-    assert data[0, 5].shape == (16, 16, 3)
-    assert data[0, 5].dtype == torch.uint8
-    assert data[0, 5].equal(data[0, 5])
-    assert not data[0, 5].equal(data[0, 6])
-    assert not data[0, 5].equal(data[1, 5])
-    batch = torch.stack([data[0, 5], data[1, 6]])
+    assert crop(0, 5).shape == (16, 16, 3)
+    assert crop(0, 5).dtype == torch.uint8
+    assert crop(0, 5).equal(crop(0, 5))
+    assert not crop(0, 5).equal(crop(0, 6))
+    assert not crop(0, 5).equal(crop(1, 5))
+    batch = data.batch(Asked(np.array([0, 1]), np.array([5, 6]), 1)).items
+    assert batch.equal(torch.stack([crop(0, 5), crop(1, 6)]))  # whatever else is in the batch
     expected = (batch.permute(0, 3, 1, 2) / 255 - 0.5) / 0.25
     torch.testing.assert_close(data.to_input(batch), expected, rtol=0, atol=1e-5)
+
+
+def test_crops_are_pillows_up_to_rounding_in_any_size_and_shape(tmp_path):
+    from fakes import encode, picture
+
+    names = []
+    for height, width in ((16, 16), (20, 33), (64, 48), (301, 97)):
+        names.append(str(tmp_path / f"{height}.png"))
+        (tmp_path / f"{height}.png").write_bytes(encode(picture(height, height, width)))
+    ids = pa.chunked_array([names])
+    for interpolation, most in (("bilinear", 2), ("bicubic", 3)):
+        preprocess = Preprocess(24, (0.5,) * 3, (0.5,) * 3, interpolation)
+        data, crop = TrainingImages(ids, ids, preprocess, (0.3, 1.0), True), preprocess.augmented((0.3, 1.0), True)
+        places, seeds = np.repeat(np.arange(4), 5), np.arange(20)
+        found = data.batch(Asked(places, seeds, 0)).items.numpy()
+        for pixels, place, seed in zip(found, places.tolist(), seeds.tolist(), strict=True):
+            expected = np.asarray(crop(Image.open(names[place]), seed))
+            assert np.abs(pixels.astype(int) - expected).max() <= most
+            assert np.abs(pixels.astype(int) - expected).mean() < 0.3
+
+
+def test_an_image_is_decoded_once_and_gives_the_same_crops_whether_or_not_there_was_room(images, monkeypatch):
+    read, load = [], training_data.load_one
+    monkeypatch.setattr(training_data, "load_one", lambda *given: (read.append(given[1]), load(*given))[1])
+    asked = Asked(np.arange(12), np.arange(12), 3)
+    crops = {}
+    for gib in (1.0, 0.0, 3 * 24 * 24 * 5 / 2**30):  # room for all, for none, for five
+        training_data._KEPT.clear()
+        read.clear()
+        data = images(cache_gib=gib)
+        first, second = data.batch(asked).items, data.batch(asked).items
+        assert first.equal(second)
+        crops[gib] = first
+        assert len(read) == 12 + {1.0: 0, 0.0: 12}.get(gib, 7)
+    assert all(each.equal(crops[1.0]) for each in crops.values())
+
+
+def test_the_next_training_of_a_process_finds_what_was_decoded(images, monkeypatch):
+    training_data._KEPT.clear()
+    images().batch(Asked(np.arange(12), np.arange(12), 3))
+    monkeypatch.setattr(training_data, "load_one", lambda *_: pytest.fail("decoded again"))
+    images(slice(2, 9)).batch(Asked(np.arange(7), np.arange(7), 3))  # some are left out now
+
+
+def test_a_stored_box_is_what_is_cut_and_the_seed_chooses_it(images):
+    boxes = np.array([[[0, 0, 12, 12, 0], [4, 6, 20, 22, 1]]] * 12, np.int32)
+    data = images(crops_NK5=boxes, teacher_size=(24, 24))
+    with Image.open(data.uris[3].as_py()) as image:
+        crops = [image.crop((0, 0, 12, 12)), image.crop((4, 6, 20, 22)).transpose(Image.Transpose.FLIP_LEFT_RIGHT)]
+    for seed in (0, 1, 6, 7):
+        found = data.batch(Asked(np.array([3]), np.array([seed]), 1))
+        assert found.for_teacher is None
+        expected = np.asarray(crops[seed % 2].resize((16, 16), Image.Resampling.BILINEAR)).astype(int)
+        assert np.abs(found.items[0].numpy() - expected).max() <= 2
+
+
+def test_an_online_teacher_sees_the_very_crop_at_its_own_size(images):
+    asked = Asked(np.arange(12), np.arange(12), 3)
+    assert images().batch(asked).for_teacher is None
+    small = images(teacher_size=(16, 16)).batch(asked)
+    assert small.for_teacher.equal(small.items)
+    large = images(teacher_size=(32, 32)).batch(asked)
+    assert large.items.equal(small.items)
+    assert large.for_teacher.shape == (12, 32, 32, 3)
+    shrunk = torch.nn.functional.avg_pool2d(large.for_teacher.permute(0, 3, 1, 2).float(), 2)
+    assert (shrunk - small.items.permute(0, 3, 1, 2)).abs().mean() < 12  # the same picture, not another crop
+
+
+def test_the_logits_of_a_view_belong_to_its_seed():
+    teacher_NKC = np.arange(24, dtype=np.float16).reshape(4, 2, 3)
+    asked = Asked(np.array([3, 0, 3]), np.array([4, 7, 5]), 1)
+    found = Targets(np.zeros(1, np.int64), teacher_NKC).teacher(asked, Batch(torch.empty(0)))
+    assert found.tolist() == [teacher_NKC[3, 0].tolist(), teacher_NKC[0, 1].tolist(), teacher_NKC[3, 1].tolist()]
 
 
 def test_images_on_an_object_store_are_read_by_processes_that_are_no_forks():
@@ -326,7 +511,7 @@ def test_an_image_that_went_away_is_named_in_one_line(images, tmp_path, loader_p
 
 def test_a_storage_that_fails_is_no_images_fault(images):
     class Away(TrainingFeatures):
-        def __getitem__(self, item):
+        def batches(self, asked, processes, pin):
             raise StorageError("the disk is on fire")
 
     with pytest.raises(StorageError, match="on fire"):

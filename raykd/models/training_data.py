@@ -1,0 +1,282 @@
+"""What a training sees: batches of augmented images, or of stored features, made while the model is at those before.
+
+N images, n of a batch, D feature width.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Generator, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
+
+import numpy as np
+import pyarrow as pa
+import torch
+from torchvision.transforms.v2 import InterpolationMode
+from torchvision.transforms.v2 import functional as vision
+
+from raykd.errors import UserError
+from raykd.images.decoded import DecodedImages
+from raykd.images.decoding import Shrinks
+from raykd.images.reading import load_one
+from raykd.images.stored import ImageReader
+from raykd.images.transforms import RandomCrop, height_width
+from raykd.models.preprocess import Preprocess
+from raykd.models.student import normalised
+
+AHEAD = 2  # batches that are made before they are asked for
+GIB = 2**30
+
+
+@dataclass(frozen=True)
+class Asked:
+    """Which images make a batch.
+
+    Args:
+        places: int64 [n] among all images, the labeled ones first.
+        seeds: int64 [n], of each one's augmentation.
+        num_labeled: How many are labeled ones.
+    """
+
+    places: np.ndarray
+    seeds: np.ndarray
+    num_labeled: int
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What came of it.
+
+    Args:
+        items: uint8 [n, H, W, 3], pixels of the crops; or float32 [n, D], features.
+        for_teacher: uint8 [n, H', W', 3], the same crops as the teacher takes them; None: it has looked already.
+    """
+
+    items: torch.Tensor
+    for_teacher: torch.Tensor | None = None
+
+    def pin_memory(self) -> Batch:
+        """For a DataLoader, which calls it so."""
+        return replace(self, items=self.items.pin_memory())
+
+
+Made = tuple[Asked, Batch | UserError]
+
+
+class TrainingData(Protocol):
+    """What is trained on."""
+
+    def __len__(self) -> int: ...
+
+    def batches(self, asked: Iterable[Asked], processes: int, pin: bool) -> Iterator[Made]:
+        """A batch for each that is asked for, in that order, or what is wrong with it.
+
+        Args:
+            processes: That make them; 0: a thread of this one.
+            pin: Into memory that a GPU reads from.
+        """
+        ...
+
+    def to_input(self, items: torch.Tensor) -> torch.Tensor:
+        """Items, on the device already, as the model takes them."""
+        ...
+
+
+class TrainingFeatures:
+    """Features of a frozen backbone, for a model that begins behind it. A batch is one look into a table.
+
+    Args:
+        features_ND: float [N, D]; may be mapped from a file.
+    """
+
+    def __init__(self, features_ND: np.ndarray) -> None:
+        self.features_ND = features_ND
+
+    def __len__(self) -> int:
+        return len(self.features_ND)
+
+    def batches(self, asked: Iterable[Asked], processes: int, pin: bool) -> Iterator[Made]:
+        for one in asked:
+            yield one, Batch(torch.from_numpy(np.asarray(self.features_ND[one.places], np.float32)))
+
+    def to_input(self, items: torch.Tensor) -> torch.Tensor:
+        return items
+
+
+class TrainingImages:
+    """Augmented crops of images, which are decoded once as far as memory goes.
+
+    What is kept is the image as it was decoded (and reduced, where it need not be exact), so that a crop's box is the
+    same whether or not it was. Boxes are drawn by :meth:`raykd.images.transforms.RandomCrop.draw`; torchvision cuts and
+    resizes them, on tensors, with pixels that are Pillow's up to rounding, by a level or two of 255.
+
+    Args:
+        ids, uris: Of the images, strings.
+        preprocess: Of the student.
+        crop_area, flip: See :meth:`raykd.models.preprocess.Preprocess.augmented`.
+        exact: JPEGs are never decoded at a reduced size.
+        cache_gib: Of decoded images, at most.
+        teacher_size: Height and width that the teacher takes, where it is to see the crops.
+        crops_NK5: int32 [N, K, 5], boxes to take instead of drawing (:class:`raykd.models.teacher_views.StoredViews`),
+            in pixels of images that were decoded for ``teacher_size``; the seed chooses.
+    """
+
+    def __init__(
+        self,
+        ids: pa.ChunkedArray,
+        uris: pa.ChunkedArray,
+        preprocess: Preprocess,
+        crop_area: tuple[float, float],
+        flip: bool,
+        exact: bool = False,
+        *,
+        cache_gib: float = 2.0,
+        teacher_size: tuple[int, int] | None = None,
+        crops_NK5: np.ndarray | None = None,
+    ) -> None:
+        self.ids, self.uris, self.preprocess = ids, uris, preprocess
+        self.crop, self.crops_NK5, self.teacher_size = preprocess.augmented(crop_area, flip), crops_NK5, teacher_size
+        sizes = [self.crop.size] if crops_NK5 is None else []  # stored boxes are of what was decoded for the teacher
+        sizes += [] if teacher_size is None else [teacher_size]
+        self.shrinks: Shrinks | None = None if exact else Least(tuple(replace(self.crop, size=size) for size in sizes))
+        self.reader, self.decoded = ImageReader(), kept_images(uris, self.shrinks, int(cache_gib * GIB))
+        # object store clients do not survive a fork
+        self.start_method = "spawn" if len(uris) and "://" in uris[0].as_py() else "fork"
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def batches(self, asked: Iterable[Asked], processes: int, pin: bool) -> Iterator[Made]:
+        if processes == 0:
+            return made_ahead(self, asked, pin)
+        return iter(
+            torch.utils.data.DataLoader(
+                self,  # type: ignore[arg-type]
+                batch_size=None,
+                sampler=asked,
+                num_workers=processes,
+                multiprocessing_context=self.start_method,
+                pin_memory=pin,
+            )
+        )
+
+    def __getitem__(self, asked: Asked) -> Made:
+        """A batch. What a user can mend comes back: raised in another process, its text would be a traceback."""
+        try:
+            return asked, self.batch(asked)
+        except UserError as error:
+            return asked, error
+
+    def batch(self, asked: Asked) -> Batch:
+        """The crops that are asked for. Raises UserError: an image can no longer be read."""
+        count, size = len(asked.places), height_width(self.crop.size)
+        pixels = torch.empty((count, *size, 3), dtype=torch.uint8)
+        for_teacher = None
+        if self.teacher_size is not None and self.crops_NK5 is None:
+            for_teacher = torch.empty((count, *self.teacher_size, 3), dtype=torch.uint8)
+        flipped_n = torch.zeros(count, dtype=torch.bool)
+        for i, (place, seed) in enumerate(zip(asked.places.tolist(), asked.seeds.tolist(), strict=True)):
+            image = self.image(place)
+            box, flipped_n[i] = self.box(place, seed, image.shape[1], image.shape[0])
+            pixels[i] = cut(image, box, size, self.crop.interpolation)
+            if for_teacher is not None:
+                same = for_teacher.shape == pixels.shape
+                for_teacher[i] = pixels[i] if same else cut(image, box, self.teacher_size, self.crop.interpolation)
+        for whole in (pixels, for_teacher):
+            if whole is not None:
+                whole[flipped_n] = whole[flipped_n].flip(2)
+        return Batch(pixels, for_teacher)
+
+    def box(self, place: int, seed: int, width: int, height: int) -> tuple[tuple[int, int, int, int], bool]:
+        """Left, top, right and bottom of an image's crop, and whether it is flipped."""
+        if self.crops_NK5 is None:
+            return self.crop.draw(width, height, seed)
+        *box, flipped = self.crops_NK5[place, seed % self.crops_NK5.shape[1]].tolist()
+        return tuple(box), bool(flipped)
+
+    def image(self, place: int) -> np.ndarray:
+        """uint8 [H, W, 3], decoded. Raises UserError."""
+        uri = self.uris[place].as_py()
+
+        def decode() -> np.ndarray:
+            found = load_one(self.reader, uri, np.array, self.shrinks)
+            if isinstance(found, str):
+                raise UserError(
+                    f"image {self.ids[place].as_py()!r} was readable and is no more: {found}. Put it back, or leave it "
+                    "out: answer it with cannot_label, or, where teacher.rule is table, take its row out of that"
+                )
+            return found
+
+        return self.decoded.get(uri, decode)
+
+    def to_input(self, items: torch.Tensor) -> torch.Tensor:
+        return normalised(items, self.preprocess)
+
+
+@dataclass(frozen=True)
+class Least:
+    """How much smaller an image is made by the crop that needs most of its detail."""
+
+    crops: tuple[RandomCrop, ...]
+
+    def __call__(self, width: int, height: int) -> float:
+        return min(crop.shrinks(width, height) for crop in self.crops)
+
+
+def cut(image: np.ndarray, box: tuple[int, int, int, int], size: Any, interpolation: str) -> torch.Tensor:
+    """A crop, resized with antialiasing: uint8 [H, W, 3]."""
+    left, top, right, bottom = box
+    pixels = vision.resized_crop(
+        torch.from_numpy(image).permute(2, 0, 1), top, left, bottom - top, right - left, list(size),
+        InterpolationMode(interpolation), antialias=True,
+    )  # fmt: skip
+    return pixels.permute(1, 2, 0)
+
+
+def made_ahead(data: TrainingImages, asked: Iterable[Asked], pin: bool) -> Generator[Made, None, None]:
+    """Batches by a thread of this process, while the one before is trained on."""
+    waiting: deque[Future[Made]] = deque()
+    pool = ThreadPoolExecutor(1, thread_name_prefix="raykd-batches")
+    try:
+        for one in asked:
+            waiting.append(pool.submit(data.__getitem__, one))
+            if len(waiting) > AHEAD:
+                yield pinned(waiting.popleft().result(), pin)
+        while waiting:
+            yield pinned(waiting.popleft().result(), pin)
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def pinned(made: Made, pin: bool) -> Made:
+    asked, batch = made
+    return (asked, batch.pin_memory()) if pin and isinstance(batch, Batch) else made
+
+
+# ---------------------------------------------------------------- decoded images outlive a training
+
+
+class Kept:
+    """Decoded images by uri."""
+
+    def __init__(self, uris: pa.ChunkedArray, most_bytes: int) -> None:
+        self.numbers = {uri: number for number, uri in enumerate(uris.to_pylist())}
+        self.images = DecodedImages(len(self.numbers), most_bytes)
+
+    def get(self, uri: str, decode: Any) -> np.ndarray:
+        return self.images.get(self.numbers[uri], decode)
+
+
+_KEPT: dict[Any, Kept] = {}  # of this process: the last training's, for the next round of the same job
+
+
+def kept_images(uris: pa.ChunkedArray, shrinks: Shrinks | None, most_bytes: int) -> Kept:
+    """What an earlier training of this process has decoded in the same way, if it has all these images; or none yet."""
+    key = (shrinks, most_bytes)
+    found = _KEPT.get(key)
+    if found is None or not found.numbers.keys() >= set(uris.to_pylist()):
+        _KEPT.clear()
+        found = _KEPT[key] = Kept(uris, most_bytes)
+    return found
