@@ -1,6 +1,6 @@
 """What two heads are worth: DHO against the single head and both ends, its gradients, its calibration.
 
-    python jobs/bench_students.py [heads] [conflict] [--data FOLDER] [--seeds 8]
+    python jobs/bench_students.py [heads] [conflict] [views] [--data FOLDER] [--seeds 8]
 
 heads: ``ce``, ``kd``, ``ce+kd`` and ``dho`` at 1, 2, 4, 8 and 16 labels a class, drawn, each training as the papers
 have it (AdamW 1e-3, 200 * ceil(L / 64) steps of 64 + 64, two forward passes), from the same labels and draws: on the
@@ -11,6 +11,9 @@ number chosen on them: the mixture is the fixed (0.5, 1.0).
 conflict: the cosine of the two signals' gradients on the backbone's parameters while the digits' students train, of one
 head that learns from both (ce+kd) and of two (dho). --plot FILE draws it.
 
+views: the demo's campaign where the teacher has seen one clean view of each image (cached), so many stored crops, or
+sees each crop that is trained on (online): accuracy and calibration by round, and what it costs.
+
 Means over seeds with 95 % intervals (t), exact sign-flip tests over seeds. A table each, then one JSON line.
 """
 
@@ -18,13 +21,15 @@ from __future__ import annotations
 
 import argparse
 import copy
+import io
 import json
 import math
 import os
 import tempfile
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
@@ -37,6 +42,7 @@ from bench_teachers import digits as digits_features
 HEADS = ("ce", "kd", "ce+kd", "dho")
 AGAINST = ("ce+kd", "ce", "kd")  # what dho is held against
 CONFLICT_STEPS = 400
+VIEWS = ("cached", "2", "8", "online")
 
 
 @dataclass(frozen=True)
@@ -78,6 +84,7 @@ def digits(folder: Path) -> Problem:
     from raykd.stages.campaign import open_campaign
     from raykd.stages.pool import list_pool
 
+    folder = folder / str(os.getpid())  # of this process alone
     seen = digits_features(folder)
     config = load_preset("demo", [f"storage_path={folder}/digits", "progress=none"])
     with open_campaign(config) as campaign:
@@ -241,18 +248,21 @@ def one_conflict(folder: str, heads: str, shots: int, seed: int) -> list[tuple[i
 
     from raykd.algo.batches import BatchPlan
     from raykd.algo.dho import Learner
+    from raykd.models.training_data import Asked
 
     problem = problem_of("digits", folder)
     rows = balanced(problem, shots, seed)  # type: ignore[arg-type]
     rest = np.setdiff1d(np.arange(len(problem.labels_N)), rows)
     order = np.concatenate([rows, rest])
     data, model = problem.data(order), problem.new_model(heads)
-    plan, found = BatchPlan(len(rows), len(rest), 64, 64, (seed, 1)), []
+    plan = BatchPlan(len(rows), len(rest), 64, 64, (seed, 1))
+    found: list[tuple[int, float]] = []
 
     def look(step: int, *_: Any) -> None:
         labeled, unlabeled = plan.labeled(step), plan.unlabeled(step) + len(rows)
         places = np.concatenate([labeled, unlabeled])
-        batch = data.input_of(places, plan.augmentation_seeds(step))
+        images = data.batch(Asked(places, plan.augmentation_seeds(step), len(labeled))).items
+        batch = data.to_input(images)
         learner = Learner(copy.deepcopy(model).train(), False, 0.5, 2.0)
         teacher = torch.from_numpy(problem.teacher_NC[order].astype(np.float32))
         loss = learner(batch, torch.from_numpy(problem.labels_N[order][labeled]), teacher[labeled], teacher[unlabeled])
@@ -311,9 +321,56 @@ def draw_conflict(found: dict[str, list[list[tuple[int, float]]]], file: Path) -
     figure.savefig(file, dpi=130)
 
 
+# ---------------------------------------------------------------- views
+
+
+def compare_views(folder: Path, seeds: int) -> dict[str, Any]:
+    """The demo's campaign by what its teacher looks at."""
+    from active_round import run  # beside this file
+
+    from raykd.presets import load_preset
+
+    rows: dict[str, list[list[Any]]] = {views: [] for views in VIEWS}
+    seconds: dict[str, list[float]] = {views: [] for views in VIEWS}
+    for seed in range(-1, seeds):  # the first warms up: imports, Ray, the pool's features
+        for views in VIEWS:
+            overrides = [f"storage_path={folder}/{views}_{seed}", f"seed={max(seed, 0)}", "progress=none"]
+            overrides += [f"student.teacher_views={views}", f"cache_path={folder}/cache{'_warm' if seed < 0 else ''}"]
+            started = time.perf_counter()
+            with redirect_stdout(io.StringIO()):
+                figures = list(run(load_preset("demo", overrides)))
+            if seed >= 0:
+                rows[views].append(figures)
+                seconds[views].append(time.perf_counter() - started)
+    print("\nThe demo by what the teacher looks at: accuracy on 400 test images, %; what online is held against\n")
+    rounds = range(len(rows[VIEWS[0]][0]))
+    accuracy = {
+        views: [[run[number]["accuracy"]["mixture"] for run in rows[views]] for number in rounds] for views in VIEWS
+    }
+    labels = [rows[VIEWS[0]][0][number]["num_labeled"] for number in rounds]
+    print_table(
+        ["labels", *(f"{views} views" if views.isdigit() else views for views in VIEWS), "online over cached"],
+        [
+            [
+                str(labels[number]),
+                *(share(accuracy[views][number]) for views in VIEWS),
+                gain(accuracy["online"][number], accuracy["cached"][number]),
+            ]
+            for number in rounds
+        ]
+        + [["seconds, 3 rounds", *(f"{np.mean(seconds[views]):.1f}" for views in VIEWS), ""]]
+        + [["training alone", *(f"{np.mean([train_s(run) for run in rows[views]]):.1f}" for views in VIEWS), ""]],
+    )
+    return {"accuracy": accuracy, "seconds": seconds}
+
+
+def train_s(figures: list[Any]) -> float:
+    return float(sum(each["seconds"]["train"] for each in figures))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("themes", nargs="*", metavar="heads conflict", default=["heads", "conflict"])
+    parser.add_argument("themes", nargs="*", metavar="heads conflict views", default=["heads", "conflict", "views"])
     parser.add_argument("--data", type=Path, help="folder with tiny_imagenet_val_mobilenetv2.npz")
     parser.add_argument("--seeds", type=int, default=8)
     parser.add_argument("--processes", type=int, default=os.cpu_count())
@@ -326,6 +383,8 @@ def main() -> None:
                 results[kind] = compare_heads(kind, where, given.seeds, given.processes)
         if "conflict" in given.themes:
             results["conflict"] = compare_conflict(Path(folder), given.seeds, given.processes, given.plot)
+        if "views" in given.themes:
+            results["views"] = compare_views(Path(folder), given.seeds)
     print("\n" + json.dumps(results))
 
 
