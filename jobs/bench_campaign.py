@@ -67,7 +67,7 @@ def work_seconds() -> dict[str, float]:
     from raykd.images.reading import load_many
     from raykd.images.sources import list_source
     from raykd.images.stored import ImageReader
-    from raykd.images.transforms import CenterCrop, ClipPreprocess
+    from raykd.images.transforms import ClipPreprocess
     from raykd.models.student import new_student
     from raykd.models.teacher import ImageTower, fetch_weights, read_clip_preprocess
     from raykd.presets import load_preset
@@ -93,7 +93,7 @@ def work_seconds() -> dict[str, float]:
             tower.features(pixels)
         seconds["encode"] = time.perf_counter() - started
         started = time.perf_counter()
-        clean = CenterCrop(config.student.image_size, config.student.interpolation)
+        clean = student.preprocess.clean()
         for pixels in batches(clean, config.student.predict_batch_size):
             student.outputs(pixels, 1)
         seconds["predict"] = config.rounds * (time.perf_counter() - started)

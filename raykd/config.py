@@ -200,6 +200,9 @@ class ModelConfig(Section):
     """A vision-language model: which one, what it is asked, how it runs."""
 
     depends: ClassVar[JsonDict] = until("encode")
+    called: ClassVar[Mapping[str, str]] = {  # in messages
+        name: f"teacher.{name}" for name in ("model", "pretrained", "model_config_file")
+    }
 
     model: Annotated[str | None, IsPath(after="local-dir:")] = Field(
         None,
@@ -240,6 +243,12 @@ class ModelConfig(Section):
         if self.model is None:
             raise UserError("model is missing; expected an open_clip name (ViT-B-32), local-dir:... or hf-hub:...")
         return self.model.replace("{raykd}", str(Path(__file__).parent))
+
+
+class TowerConfig(ModelConfig):
+    """A vision-language model whose image tower is the student's backbone."""
+
+    called: ClassVar[Mapping[str, str]] = {"model": "student.backbone", "pretrained": "student.pretrained"}
 
 
 class TeacherConfig(ModelConfig):
@@ -294,21 +303,37 @@ class TeacherConfig(ModelConfig):
         return self
 
 
+OPEN_CLIP = "open_clip:"  # what the names of such backbones begin with
+USUAL_PREPROCESS = {"image_size": 224, "interpolation": "bilinear"}  # of timm backbones
+
+
 class StudentConfig(Section):
     """The compact model and its training (DHO)."""
 
     depends: ClassVar[JsonDict] = until("train")
 
-    backbone: str = Field(description="timm model name")
-    pretrained: Annotated[bool | str, IsPath()] = Field(
-        True, description="true: timm's weights; a path: that file; false: random weights"
+    backbone: Annotated[str, IsPath(after="open_clip:local-dir:")] = Field(
+        description="timm model name; or the image tower of an open_clip model: open_clip:ViT-B-16, "
+        "open_clip:local-dir:<folder>, open_clip:hf-hub:<org/repo>"
+    )
+    pretrained: Annotated[bool | str, IsPath(or_name=True)] = Field(
+        True,
+        description="true: timm's weights, or those of the folder or repo; an open_clip tag (openai, ...); a path: "
+        "that file; false: random weights",
+    )
+    language_aware: bool = Field(
+        False,
+        description="open_clip: both heads begin as the class texts of the student's own text tower (teacher.templates)"
+        ", and the KD head is a cosine (DHO 2.3)",
     )
     heads: Annotated[Literal["dho", "ce", "kd", "ce+kd"], BeforeValidator(_once_called_dual)] = Field(
         "dho",
         description="dho: one head learns from labels, one from the teacher; baselines with one head: ce (labels: no "
         "distillation), kd (teacher), ce+kd (both)",
     )
-    image_size: Count = Field(224, description="Side of the square the student sees, pixels")
+    image_size: Count | None = Field(
+        None, description="Side of the square the student sees, pixels; null: 224, or what open_clip's model has"
+    )
     batch_labeled: Count = Field(64, description="Labeled images a step, all workers together")
     batch_unlabeled: Count = Field(64, description="Unlabeled images a step, all workers together")
     steps: Count | None = Field(None, description="Training steps; or give one of the next two")
@@ -333,7 +358,9 @@ class StudentConfig(Section):
         (0.5, 1.0), description="Area of the random training crop, share of image"
     )
     flip: bool = Field(True, description="Random horizontal flips")
-    interpolation: Literal["bilinear", "bicubic"] = Field("bilinear", description="Of all resizing")
+    interpolation: Literal["bilinear", "bicubic"] | None = Field(
+        None, description="Of all resizing; null: bilinear, or what open_clip's model has"
+    )
     predict_batch_size: Count = Field(
         256, description="Images in one forward pass when predicting", json_schema_extra=until("predict")
     )
@@ -367,6 +394,44 @@ class StudentConfig(Section):
     num_cpus: float = Field(1, gt=0, description="CPUs of each worker and each predict replica", json_schema_extra=FREE)
     num_gpus: Gpus = Field(0, description="GPUs of each worker and each predict replica", json_schema_extra=FREE)
     max_failures: int = Field(3, ge=-1, description="Restarts of a training; -1: no limit", json_schema_extra=FREE)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _usual_preprocess(cls, values: Any) -> Any:
+        if not isinstance(values, dict) or str(values.get("backbone")).startswith(OPEN_CLIP):
+            return values
+        return values | {name: usual for name, usual in USUAL_PREPROCESS.items() if values.get(name) is None}
+
+    @model_validator(mode="after")
+    def _tower_has_what_it_needs(self) -> StudentConfig:
+        name = self.backbone.removeprefix(OPEN_CLIP)
+        if name == self.backbone:
+            if self.language_aware:
+                raise UserError(
+                    "language_aware is for the image tower of an open_clip model (backbone: open_clip:ViT-B-16), whose "
+                    f"text tower makes the heads; {name} has none"
+                )
+            return self
+        if not name.removeprefix("local-dir:").removeprefix("hf-hub:"):
+            raise UserError(f"backbone {self.backbone!r} names no model; expected one, such as open_clip:ViT-B-16")
+        if isinstance(self.pretrained, str) and name.startswith(("local-dir:", "hf-hub:")):
+            raise UserError(
+                f"backbone {self.backbone!r} brings its own weights; pretrained {self.pretrained!r} would not be used: "
+                "leave it out, or set it to false for random weights"
+            )
+        if self.language_aware and self.pretrained is False:
+            raise UserError(
+                "language_aware needs a text tower that has learned something; pretrained: false gives a random one"
+            )
+        return self
+
+    @property
+    def tower(self) -> TowerConfig | None:
+        """The open_clip model whose image tower is the backbone; None of a timm backbone."""
+        if not self.backbone.startswith(OPEN_CLIP):
+            return None
+        pretrained = self.pretrained if isinstance(self.pretrained, str) else None
+        return TowerConfig(model=self.backbone.removeprefix(OPEN_CLIP), pretrained=pretrained)
 
     @model_validator(mode="after")
     def _one_length(self) -> StudentConfig:

@@ -49,18 +49,54 @@ class StudentNet(nn.Module):
         width: D.
         num_classes: C.
         heads: Their kind, a key of :data:`raykd.algo.heads.HEADS`.
+        language_aware: A head that learns from a teacher is a :class:`CosineHead` (DHO section 2.3).
     """
 
-    def __init__(self, backbone: nn.Module, width: int, num_classes: int, heads: str = "dho") -> None:
+    def __init__(
+        self, backbone: nn.Module, width: int, num_classes: int, heads: str = "dho", language_aware: bool = False
+    ) -> None:
         super().__init__()
-        self.heads, self.backbone = heads, backbone
+        self.heads, self.language_aware, self.backbone = heads, language_aware, backbone
         for column in HEADS[heads]:
-            self.add_module(head_of(column), nn.Linear(width, num_classes))
+            kind = CosineHead if language_aware and column in TEACHER_COLUMNS else nn.Linear
+            self.add_module(head_of(column), kind(width, num_classes))
+
+    @torch.no_grad()
+    def begin_as_texts(self, texts_CD: torch.Tensor) -> None:
+        """Let the rows of all heads be the embeddings of the classes' texts, and their biases 0.
+
+        Args:
+            texts_CD: float [C, D], of the text tower that the backbone was trained with; of any length.
+        """
+        for column in HEADS[self.heads]:
+            for name, parameter in self.get_submodule(head_of(column)).named_parameters():
+                parameter.copy_(texts_CD if name == "weight" else torch.zeros_like(parameter))
 
     def forward(self, images: torch.Tensor) -> Outputs:
         features_ND = self.backbone(images)
         heads = {column: self.get_submodule(head_of(column)) for column in HEADS[self.heads]}
         return Outputs(features_ND, {column: head(features_ND) for column, head in heads.items()})
+
+
+class CosineHead(nn.Module):
+    """``cos(z, row of the class) / zeta``: logits as a CLIP-like teacher gives them (DHO Eq. 10).
+
+    The reference code normalises z alone: it leaves the rows as long as they are, and adds a bias (PAPERS.md 1.1). Here
+    the length of a row says nothing, as in the paper.
+
+    Args:
+        width: D.
+        num_classes: C.
+        zeta: CLIP's temperature, > 0.
+    """
+
+    def __init__(self, width: int, num_classes: int, zeta: float = 0.01) -> None:
+        super().__init__()
+        self.zeta = zeta
+        self.weight = nn.Parameter(torch.randn(num_classes, width) / width**0.5)
+
+    def forward(self, features_ND: torch.Tensor) -> torch.Tensor:
+        return F.linear(F.normalize(features_ND, dim=-1), F.normalize(self.weight, dim=-1)) / self.zeta
 
 
 def head_of(column: str) -> str:

@@ -1,7 +1,7 @@
-"""The student as a thing to train, save and deploy: a timm backbone under one or two heads, with its preprocessing.
+"""The student as a thing to train, save and deploy: a backbone under one or two heads, with its preprocessing.
 
-A saved student is a folder: ``model.safetensors`` and ``student.json`` (backbone, kind of heads, classes,
-preprocessing, mixture). Knows no Ray.
+The backbone is timm's, or the image tower of an open_clip model (``tower.py``). A saved student is a folder:
+``model.safetensors`` and ``student.json`` (backbone, kind of heads, classes, preprocessing, mixture). Knows no Ray.
 
     >>> student = Student.load("runs/demo/round_002/student")       # doctest: +SKIP
     >>> student.predict(["cat.jpg"])                                # doctest: +SKIP
@@ -14,7 +14,7 @@ import argparse
 import io
 import os
 import pathlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -33,6 +33,15 @@ from raykd.models.preprocess import ABOUT, Preprocess, read_preprocess
 from raykd.models.saved import WEIGHTS
 from raykd.models.teacher import check_checkpoint
 from raykd.models.threads import limited_threads
+from raykd.models.tower import (
+    Tower,
+    check_tower,
+    fetched_tower,
+    load_tower_weights,
+    named_tower,
+    tower_interpolation,
+    tower_size,
+)
 from raykd.store.place import Place
 
 if TYPE_CHECKING:
@@ -59,7 +68,7 @@ class Student(Classifier):
 
     Args:
         model: The network.
-        backbone: timm name.
+        backbone: Its name, as the config has it.
         classes: Names, in the order of the logits.
         preprocess: What images go through first.
         mixture: Of two heads, for inference.
@@ -84,8 +93,12 @@ class Student(Classifier):
         (place / ABOUT).write_json(self.about())
 
     def about(self) -> dict[str, Any]:
+        tower: dict[str, Any] = {}
+        if isinstance(self.model.backbone, Tower):
+            tower = {"tower": self.model.backbone.about, "language_aware": self.model.language_aware}
         return {
             "backbone": self.backbone,
+            **tower,
             "heads": self.model.heads,
             "classes": self.classes,
             "preprocess": asdict(self.preprocess),
@@ -98,7 +111,8 @@ class Student(Classifier):
         place = Place.of(folder)
         about, preprocess = (place / ABOUT).read_json(), read_preprocess(place)
         heads = "dho" if about["heads"] == "dual" else about["heads"]  # as they were called once
-        model = StudentNet(*make_backbone(about["backbone"]), len(about["classes"]), heads)
+        backbone, width = make_backbone(about["backbone"], tower=about.get("tower"))
+        model = StudentNet(backbone, width, len(about["classes"]), heads, about.get("language_aware", False))
         set_image_size(model.backbone, preprocess.image_size)
         model.load_state_dict(safetensors.torch.load((place / WEIGHTS).read_bytes()))
         model = model.eval().to(device)
@@ -145,12 +159,20 @@ def weights_of(module: nn.Module) -> bytes:
 # ---------------------------------------------------------------- backbones
 
 
-def make_backbone(name: str, pretrained: bool = False) -> tuple[nn.Module, int]:
-    """A timm model that returns pooled features [N, D], and D.
+def make_backbone(name: str, pretrained: bool = False, tower: Mapping[str, Any] | None = None) -> tuple[nn.Module, int]:
+    """A model that returns pooled features [N, D], and D.
+
+    Args:
+        name: timm's.
+        pretrained: Whether with timm's weights, else with random ones.
+        tower: Of open_clip's image towers: what it is built from; timm is not looked at.
 
     Raises:
         UserError: timm has no such model; names the nearest.
     """
+    if tower is not None:
+        own = Tower(tower)
+        return own, own.width
     check_backbone(name)
     module = timm.create_model(name, pretrained=pretrained, num_classes=0)
     width: Any = getattr(module, "head_hidden_size", module.num_features)  # after the pooling, where some widen
@@ -173,31 +195,60 @@ def check_backbone(name: str) -> None:
 
 
 def preprocess_of(backbone: nn.Module, image_size: int, interpolation: str) -> Preprocess:
-    """The preprocessing that fits a backbone: timm's mean and deviation for it."""
-    config = timm.data.resolve_model_data_config(backbone)
-    return Preprocess(image_size, config["mean"], config["std"], interpolation)
+    """The preprocessing that fits a backbone: the mean and deviation that it was trained with.
+
+    What open_clip says of an image tower's resizing besides (SigLIP's squashes what is no square) is not followed: a
+    student's images are cropped, as DHO's code has it.
+    """
+    if isinstance(backbone, Tower):
+        config = backbone.about["preprocess_cfg"]
+    else:
+        config = timm.data.resolve_model_data_config(backbone)
+    return Preprocess(image_size, tuple(config["mean"]), tuple(config["std"]), interpolation)
 
 
 # ---------------------------------------------------------------- weights to start from
 
 
-def new_student(config: StudentConfig, classes: Sequence[str], seed: int, start: Place | None = None) -> Student:
+def new_student(
+    config: StudentConfig,
+    classes: Sequence[str],
+    seed: int,
+    start: Place | None = None,
+    texts_CD: np.ndarray | None = None,
+) -> Student:
     """A student before its training: the backbone with pretrained or random weights, and random heads.
 
     Args:
         config: What to build.
         classes: In the order of the logits.
         seed: Of torch, which is left seeded.
-        start: File of the backbone's weights; None for random ones.
+        start: Folder of the fetched backbone; None for a timm backbone with random weights.
+        texts_CD: float32 [C, D], what language-aware heads begin as.
     """
     torch.manual_seed(seed)
-    backbone, width = make_backbone(config.backbone)
-    if start:
-        load_weights(backbone, start.uri)
-    set_image_size(backbone, config.image_size)
-    preprocess = preprocess_of(backbone, config.image_size, config.interpolation)
-    model = StudentNet(backbone, width, len(classes), config.heads)
-    return Student(model, config.backbone, list(classes), preprocess)
+    tower = fetched_tower(start) if config.tower and start else None
+    backbone, width = make_backbone(config.backbone, tower=tower)
+    if isinstance(backbone, Tower) and start and config.pretrained is not False:
+        load_tower_weights(backbone, start)
+    elif start and not tower:
+        load_weights(backbone, (start / WEIGHTS).uri)
+    image_size, interpolation = seen_by(config, tower)
+    set_image_size(backbone, image_size)
+    model = StudentNet(backbone, width, len(classes), config.heads, config.language_aware)
+    if config.language_aware:
+        assert texts_CD is not None
+        model.begin_as_texts(torch.from_numpy(texts_CD))
+    return Student(model, config.backbone, list(classes), preprocess_of(backbone, image_size, interpolation))
+
+
+def seen_by(config: StudentConfig, tower: Mapping[str, Any] | None) -> tuple[int, str]:
+    """The size of the images that a student sees, and how they are resized: as configured, else as its tower has it."""
+    if tower is None:
+        assert config.image_size
+        assert config.interpolation
+        return config.image_size, config.interpolation
+    return config.image_size or tower_size(tower), config.interpolation or tower_interpolation(tower)
 
 
 def initial_backbone(name: str, pretrained: bool | str) -> nn.Module:
@@ -267,12 +318,20 @@ def read_state(place: Place, path: str) -> dict[str, torch.Tensor]:
 # ---------------------------------------------------------------- tried in the first seconds
 
 
-def check_weights(config: StudentConfig) -> None:
+def check_weights(config: StudentConfig, fetched: bool = False) -> None:
     """Whether ``pretrained`` can be had, as far as that can be told without a download.
 
+    Args:
+        config: Of the student.
+        fetched: Whether an open_clip model is in the campaign's folder already.
+
     Raises:
-        UserError: timm has no weights of this name, or the file is missing, no checkpoint, or of another backbone.
+        UserError: timm or open_clip has no weights of this name, or the file is missing, no checkpoint, or of another
+            backbone.
     """
+    if config.tower:
+        check_tower(config, fetched)
+        return
     check_backbone(config.backbone)
     if config.pretrained is True and not timm.models.is_model_pretrained(config.backbone):
         raise UserError(
@@ -285,31 +344,43 @@ def check_weights(config: StudentConfig) -> None:
         initial_backbone(config.backbone, config.pretrained)
 
 
-def try_student(config: StudentConfig, num_classes: int = 2) -> None:
+def try_student(config: StudentConfig, num_classes: int = 2, start: Place | None = None) -> None:
     """Train the configured student for one step on blank images and save it, in memory: what fails fails here.
 
     With random weights and two images (or as few as a worker's share is). Takes a second for small models.
+
+    Args:
+        config: Of the student.
+        num_classes: C.
+        start: Folder of the fetched backbone, when it is fetched.
 
     Raises:
         UserError: The backbone does not take images of this size, cannot be trained on so few, or cannot be saved;
             names the field, and what would do.
     """
-    check_backbone(config.backbone)
+    tower: Mapping[str, Any] | None = None
+    if config.tower:
+        tower = fetched_tower(start) if start else named_tower(config.tower)
+        own = tower_size(tower)
+    else:
+        check_backbone(config.backbone)
+        own = own_size(config.backbone)
+    image_size, _ = seen_by(config, tower)
     with torch.random.fork_rng(devices=[]):
         try:
-            _try_at(config, num_classes, config.image_size)
+            _try_at(config, num_classes, image_size, tower)
         except Exception as error:
             if "Expected more than 1 value per channel" in str(error):
-                raise UserError(_too_few(config)) from error
+                raise UserError(_too_few(config, image_size)) from error
             reason = one_line(error)
-            if (size := own_size(config.backbone)) != config.image_size:
+            if (size := own) != image_size:
                 try:
-                    _try_at(config, num_classes, size)
+                    _try_at(config, num_classes, size, tower)
                 except Exception as again:
                     reason = one_line(again)
                 else:
                     raise UserError(
-                        f"student.image_size: {config.backbone} does not take images of {config.image_size} pixels "
+                        f"student.image_size: {config.backbone} does not take images of {image_size} pixels "
                         f"({reason}); it takes {size}: set student.image_size to {size}, or choose another "
                         "student.backbone"
                     ) from error
@@ -324,10 +395,10 @@ def own_size(name: str) -> int:
     return int(cfg.input_size[-1]) if cfg else 224
 
 
-def _try_at(config: StudentConfig, num_classes: int, image_size: int) -> None:
-    module, width = make_backbone(config.backbone)
+def _try_at(config: StudentConfig, num_classes: int, image_size: int, tower: Mapping[str, Any] | None) -> None:
+    module, width = make_backbone(config.backbone, tower=tower)
     set_image_size(module, image_size)
-    model = StudentNet(module, width, num_classes, config.heads).train()
+    model = StudentNet(module, width, num_classes, config.heads, config.language_aware).train()
     learner = Learner(model, config.forward == "stacked", config.loss_ce_weight, config.distill_temperature)
     parts = config.most_workers * config.accumulate
     num_l, num_u = (min(2, size // parts) for size in (config.batch_labeled, config.batch_unlabeled))
@@ -337,13 +408,13 @@ def _try_at(config: StudentConfig, num_classes: int, image_size: int) -> None:
     model.load_state_dict(safetensors.torch.load(weights_of(model)))
 
 
-def _too_few(config: StudentConfig) -> str:
+def _too_few(config: StudentConfig, image_size: int) -> str:
     parts = config.most_workers * config.accumulate
     shares = {name: getattr(config, name) // parts for name in ("batch_labeled", "batch_unlabeled")}
     fields = " and ".join(f"student.{name}={getattr(config, name)}" for name, share in shares.items() if share < 2)
     in_parts = f" in {config.accumulate} parts" if config.accumulate > 1 else ""
     return (
         f"{fields} over num_workers={config.most_workers}{in_parts} gives a worker one image, and {config.backbone} "
-        f"normalises over a batch: at {config.image_size} pixels it cannot over one image. Give at least "
+        f"normalises over a batch: at {image_size} pixels it cannot over one image. Give at least "
         f"{2 * parts}"
     )

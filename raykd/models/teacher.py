@@ -9,7 +9,7 @@ import json
 import os
 import tempfile
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -38,55 +38,62 @@ def check_teacher(config: ModelConfig) -> None:
     """
     import open_clip
 
+    called = config.called
     if config.model_config_file:
+        field = called["model_config_file"]
         if not os.path.isfile(config.model_config_file):
-            raise UserError(f"teacher.model_config_file: no file {config.model_config_file!r}")
-        check_model_config(
-            config.model_config_file, "teacher.model_config_file", ("embed_dim", "vision_cfg", "text_cfg")
-        )
+            raise UserError(f"{field}: no file {config.model_config_file!r}")
+        check_model_config(config.model_config_file, field, ("embed_dim", "vision_cfg", "text_cfg"))
         open_clip.add_model_config(config.model_config_file)
     schema, name = open_clip.factory.parse_model_name(config.open_clip_name)
     if schema == "local-dir":
         check_folder(config, name)
     elif schema is None:
-        if name not in open_clip.list_models():
-            raise UserError(f"unknown teacher.model {name!r}; {did_you_mean(name, open_clip.list_models())}")
+        check_name(name, called["model"])
         tags = open_clip.list_pretrained_tags_by_model(name)
+        field = called["pretrained"]
         if not config.pretrained:
-            raise UserError(f"teacher.pretrained: {name} needs weights: a checkpoint file or one of {', '.join(tags)}")
+            raise UserError(f"{field}: {name} needs weights: a checkpoint file or one of {', '.join(tags)}")
         if config.pretrained not in tags and not os.path.isfile(config.pretrained):
-            raise UserError(
-                f"teacher.pretrained: {config.pretrained!r} is no file and none of {name}'s tags: {', '.join(tags)}"
-            )
+            raise UserError(f"{field}: {config.pretrained!r} is no file and none of {name}'s tags: {', '.join(tags)}")
         if config.pretrained not in tags:
-            check_checkpoint(config.pretrained, "teacher.pretrained")
+            check_checkpoint(config.pretrained, field)
         tag = open_clip.get_pretrained_cfg(name, config.pretrained)
         if tag.get("quick_gelu", False) and not (open_clip.get_model_config(name) or {}).get("quick_gelu", False):
             raise UserError(
-                f"teacher.model: the weights {config.pretrained!r} were trained with QuickGELU, which {name} has not; "
-                f"use {name}-quickgelu"
+                f"{called['model']}: the weights {config.pretrained!r} were trained with QuickGELU, which {name} has "
+                f"not; use {name}-quickgelu"
             )
+
+
+def check_name(name: str, field: str = "teacher.model") -> None:
+    """Raises UserError with the nearest name when open_clip has no model ``name``; names the field."""
+    import open_clip
+
+    if name not in open_clip.list_models():
+        raise UserError(f"unknown {field} {name!r}; {did_you_mean(name, open_clip.list_models())}")
 
 
 def check_folder(config: ModelConfig, folder: str) -> None:
     """Whether a local folder holds a model: its config, and whole weights under a name that open_clip looks for."""
-    where = f"teacher.model: the folder {folder!r}"
+    field = config.called["model"]
+    where = f"{field}: the folder {folder!r}"
     if not os.path.isdir(folder):
         relative = "" if os.path.isabs(folder) else f" (looked for in {os.getcwd()}, where this job runs)"
         raise UserError(f"{where} is not there{relative}; give one that every node sees")
     if not os.path.isfile(os.path.join(folder, MODEL_CONFIG)):
         raise UserError(f"{where} has no {MODEL_CONFIG}; it holds {_listed(folder)}")
-    check_model_config(os.path.join(folder, MODEL_CONFIG), "teacher.model", ("model_cfg",))
+    check_model_config(os.path.join(folder, MODEL_CONFIG), field, ("model_cfg",))
     paths = [os.path.join(folder, name) for name in WEIGHTS_NAMES]
     weights = next(filter(os.path.isfile, paths), None)
     if weights is None:
         raise UserError(
             f"{where} has no weights; expected one of {', '.join(WEIGHTS_NAMES)}, it holds {_listed(folder)}"
         )
-    check_checkpoint(weights, "teacher.model")
+    check_checkpoint(weights, field)
     for path in own_files(config):
         if path not in paths and "pointer" in (what := instead(_start(path)) or ""):
-            raise UserError(f"teacher.model: {path}: {what}")
+            raise UserError(f"{field}: {path}: {what}")
 
 
 def check_model_config(path: str, field: str, keys: Sequence[str]) -> None:
@@ -147,8 +154,8 @@ def _listed(folder: str, limit: int = 8) -> str:
     return (", ".join(names[:limit]) + (", ..." if len(names) > limit else "")) or "nothing"
 
 
-def tokenizer_of(model: str) -> Any:
-    """open_clip's tokenizer of a model.
+def tokenizer_of(model: str, field: str = "teacher.model") -> Any:
+    """open_clip's tokenizer of a model; ``field`` is what messages call it.
 
     Raises:
         UserError: It needs transformers (SigLIP, Hugging Face text towers), which is not installed, or cannot be had;
@@ -156,16 +163,15 @@ def tokenizer_of(model: str) -> Any:
     """
     import open_clip
 
-    if open_clip.factory.parse_model_name(model)[0] is None and model not in open_clip.list_models():
-        raise UserError(f"unknown teacher.model {model!r}; {did_you_mean(model, open_clip.list_models())}")
+    if open_clip.factory.parse_model_name(model)[0] is None:
+        check_name(model, field)
     try:
         return open_clip.get_tokenizer(model)
     except ImportError as error:
-        raise UserError(
-            f"teacher.model: the tokenizer of {model!r} needs {error.name}: pip install raykd[hf]"
-        ) from error
+        raise UserError(f"{field}: the tokenizer of {model!r} needs {error.name}: pip install raykd[hf]") from error
     except (OSError, ValueError) as error:
-        raise UserError(f"teacher.model: cannot load teacher {model!r}, its tokenizer of {model!r}: {error}") from error
+        what = field.partition(".")[0]
+        raise UserError(f"{field}: cannot load {what} {model!r}, its tokenizer: {error}") from error
 
 
 def own_files(config: ModelConfig) -> list[str]:
@@ -188,30 +194,45 @@ def fetch_weights(config: ModelConfig, folder: Place) -> int:
     Raises:
         UserError: The weights cannot be had, do not fit, or are no teacher's.
     """
-    import open_clip
-    import safetensors.torch
+    field = config.called["model"]
+    tokenizer = tokenizer_of(config.open_clip_name, field)  # what it lacks is said before any weights are fetched
+    model = pretrained_model(config)
+    check_towers(model, tokenizer([""]), field)
+    return write_model(config, model, folder, model.state_dict())
 
-    name = config.open_clip_name
-    tokenizer = tokenizer_of(name)  # what it lacks is said before any weights are fetched
+
+def pretrained_model(config: ModelConfig) -> Any:
+    """open_clip's model with its weights, on the CPU. Raises UserError when they cannot be had, or do not fit."""
+    import open_clip
+
     try:
-        model = open_clip.create_model(
-            name, config.pretrained, require_pretrained=True, force_preprocess_cfg=published_preprocess(config)
+        return open_clip.create_model(
+            config.open_clip_name,
+            config.pretrained,
+            require_pretrained=True,
+            force_preprocess_cfg=published_preprocess(config),
         ).eval()
     except Exception as error:
         bias = isinstance(error, AttributeError) and "'ndim'" in str(error)  # as open_clip fails on a bias it has not
         hint = '. The weights have a logit_bias: put "init_logit_bias": -10 into the model\'s config' if bias else ""
+        what = config.called["model"].partition(".")[0]
         raise UserError(
-            f"cannot load teacher {config.model!r} with pretrained {config.pretrained!r}: {error}{hint}"
+            f"cannot load {what} {config.model!r} with pretrained {config.pretrained!r}: {error}{hint}"
         ) from error
-    check_towers(model, tokenizer([""]))
-    state = {name: value.contiguous().clone() for name, value in model.state_dict().items()}
+
+
+def write_model(config: ModelConfig, model: Any, folder: Place, state: Mapping[str, Any]) -> int:
+    """Write what is needed of a model in open_clip's own layout: these tensors, and its config; how many numbers."""
+    import open_clip
+    import safetensors.torch
+
+    state = {name: value.contiguous().clone() for name, value in state.items()}
     (folder / MODEL_WEIGHTS).write_bytes(safetensors.torch.save(state))
-    (folder / MODEL_CONFIG).write_json(
-        {
-            "model_cfg": open_clip.get_model_config(name),
-            "preprocess_cfg": dict(model.visual.preprocess_cfg),
-        }
-    )
+    about = {
+        "model_cfg": open_clip.get_model_config(config.open_clip_name),
+        "preprocess_cfg": dict(model.visual.preprocess_cfg),
+    }
+    (folder / MODEL_CONFIG).write_json(about)
     return int(sum(value.numel() for value in state.values()))
 
 
@@ -231,7 +252,7 @@ def published_preprocess(config: ModelConfig) -> dict[str, Any] | None:
     return found[0] if found and all(one == found[0] for one in found) else None
 
 
-def check_towers(model: Any, tokens_PL: Any) -> None:
+def check_towers(model: Any, tokens_PL: Any, field: str = "teacher.model") -> None:
     """Whether a model can score classes: an image and a text become vectors of one width, and cosines have a scale.
 
     Cost: a forward pass of one black image and of the texts.
@@ -239,6 +260,7 @@ def check_towers(model: Any, tokens_PL: Any) -> None:
     Args:
         model: open_clip's, on the CPU.
         tokens_PL: int64 [P, L], texts by its own tokenizer.
+        field: What messages call it.
 
     Raises:
         UserError: It lacks a tower or a scale, or its towers or its tokenizer do not belong together.
@@ -246,8 +268,8 @@ def check_towers(model: Any, tokens_PL: Any) -> None:
     import torch
 
     if getattr(model, "logit_scale", None) is None or model.logit_scale.numel() != 1:
-        raise UserError(f"teacher.model: {type(model).__name__} has no single logit_scale, so cosines are no logits")
-    check_vocabulary(model, tokens_PL)
+        raise UserError(f"{field}: {type(model).__name__} has no single logit_scale, so cosines are no logits")
+    check_vocabulary(model, tokens_PL, field)
     size = model.visual.preprocess_cfg["size"]
     image_1CHW = torch.zeros(1, 3, *((size, size) if isinstance(size, int) else size))
     widths = {}
@@ -259,25 +281,25 @@ def check_towers(model: Any, tokens_PL: Any) -> None:
                 raise ValueError(f"it is of shape {list(found.shape)}")
         except Exception as error:
             raise UserError(
-                f"teacher.model: {type(model).__name__} makes no embedding, one vector, of each {kind}: {error}. "
+                f"{field}: {type(model).__name__} makes no embedding, one vector, of each {kind}: {error}. "
                 f"Look at {kind.replace('image', 'vision')}_cfg (pool_type, output_tokens, ...) of its config, or take "
                 "another model"
             ) from error
         widths[kind] = found.shape[1]
     if len(set(widths.values())) > 1:
         raise UserError(
-            f"teacher.model: its image vectors are {widths['image']} wide and its text vectors {widths['text']}; a "
-            "teacher needs the same of both: look at embed_dim and the projections of its config"
+            f"{field}: its image vectors are {widths['image']} wide and its text vectors {widths['text']}; cosines "
+            "need the same of both: look at embed_dim and the projections of its config"
         )
 
 
-def check_vocabulary(model: Any, tokens_PL: Any) -> None:
+def check_vocabulary(model: Any, tokens_PL: Any, field: str = "teacher.model") -> None:
     """Whether the text tower knows all tokens. Raises UserError; open_clip would fail in the middle of it."""
     # CoCa has it in its text tower alone; 0 is Hugging Face's "not known"
     vocabulary = getattr(model, "vocab_size", None) or getattr(getattr(model, "text", None), "vocab_size", None)
     if vocabulary and int(tokens_PL.max()) >= vocabulary:
         raise UserError(
-            f"teacher.model: its tokenizer gives tokens up to {int(tokens_PL.max())}, its text tower knows "
+            f"{field}: its tokenizer gives tokens up to {int(tokens_PL.max())}, its text tower knows "
             f"{vocabulary}: they do not belong together. Name the right one as hf_tokenizer_name under text_cfg "
             f"in {MODEL_CONFIG}, or take the model's own folder"
         )
@@ -347,12 +369,12 @@ class ImageTower:
         return found
 
 
-def tokens_of(model: str, texts: Sequence[Sequence[str]]) -> Any:
+def tokens_of(model: str, texts: Sequence[Sequence[str]], field: str = "teacher.model") -> Any:
     """int64 [P, L], the prompts class by class as the model's tokenizer cuts them.
 
     Where the config was checked: no other process knows a ``model_config_file`` by its name.
     """
-    return tokenizer_of(model)([text for own in texts for text in own])
+    return tokenizer_of(model, field)([text for own in texts for text in own])
 
 
 class TextEmbeddings(NamedTuple):
@@ -392,8 +414,7 @@ def encode_texts(
     clip = load_model(folder, "fp32", device)
     check_vocabulary(clip, tokens_PL)
     with torch.inference_mode():
-        batches = tokens_PL.split(batch_size)
-        features_PD = torch.cat([clip.encode_text(batch.to(device)).float() for batch in batches])
+        features_PD = text_features(clip, tokens_PL, device, batch_size)
         classes_CD = class_embeddings(features_PD, num_prompts_C).cpu().numpy()
         of_classes = features_PD.norm(dim=1).split(list(num_prompts_C))
         lengths_C = torch.stack([lengths_T.mean() for lengths_T in of_classes]).cpu().numpy()
@@ -401,3 +422,11 @@ def encode_texts(
     scale = clip.logit_scale.detach().exp().item()
     bias = getattr(clip, "logit_bias", None)
     return TextEmbeddings(classes_CD, lengths_C, scale, 0.0 if bias is None else bias.detach().item())
+
+
+def text_features(model: Any, tokens_PL: Any, device: str, batch_size: int) -> Any:
+    """float32 [P, D] on the device: the embeddings of texts, as they are, of any length."""
+    import torch
+
+    batches = (batch.to(device) for batch in tokens_PL.split(batch_size))
+    return torch.cat([model.encode_text(batch, normalize=False).float() for batch in batches])  # CoCa's default is True

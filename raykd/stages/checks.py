@@ -11,6 +11,7 @@ from raykd.models.teacher import check_teacher, own_files
 from raykd.models.teacher_table import list_table
 from raykd.stages.campaign import Campaign
 from raykd.stages.resources import check_resources
+from raykd.stages.weights import fetched_backbone
 from raykd.store.place import Place
 from raykd.store.stage_folder import read_done
 
@@ -37,8 +38,9 @@ def check_everything_cheap(campaign: Campaign) -> None:
     if config.labels.answers:
         check_answers(config.labels.answers)
     if read_done(campaign.round_place(campaign.num_done) / "train") is None:
-        check_weights(config.student)
-        try_student(config.student, num_classes=2)
+        start = fetched_backbone(campaign)
+        check_weights(config.student, fetched=start is not None)
+        try_student(config.student, num_classes=2, start=start.place if start else None)
     check_resources(config, campaign.session, campaign.say)
 
 

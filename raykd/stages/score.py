@@ -18,7 +18,7 @@ from raykd.images.sources import Listing, check_label_names
 from raykd.models.teacher import check_teacher
 from raykd.report.words import class_doubts
 from raykd.stages.pool_table import PoolRequest, finished_table, listed_pool, write_part, write_parts
-from raykd.stages.weights import fetch_teacher, fetched_as
+from raykd.stages.weights import fetch_teacher, fetched_as, names_of_teacher
 from raykd.stages.work import Work
 from raykd.store.outputs import QUARANTINE_FILE, manifest_content
 from raykd.store.place import Place
@@ -60,7 +60,7 @@ def score_pool(work: Work, request: ScoreRequest) -> Done:
     folder = work.stage_folder(request.out, "scores", version=VERSION, made_from=begun_from)
     if there := finished_table(folder):
         return there
-    if fetched_as(work, config) is None:  # then nothing is encoded yet either
+    if fetched_as(work, "teacher_model", names_of_teacher(config)) is None:  # then nothing is encoded yet either
         work.session.begin()  # beside the imports
     check_teacher(config)
     model = fetch_teacher(work, config)

@@ -19,7 +19,7 @@ from raykd.models.saved import WEIGHTS
 from raykd.stages.campaign import Campaign
 from raykd.stages.progress import Ticker
 from raykd.stages.views import encode_views
-from raykd.stages.weights import fetch_backbone
+from raykd.stages.weights import fetch_backbone, fetch_texts, read_texts
 from raykd.store.outputs import STEPS_FILE, Encoded, Labels, Pool, Teacher, Trained
 from raykd.store.place import Place
 from raykd.store.stage_folder import Done, read_done
@@ -47,12 +47,15 @@ def train(campaign: Campaign, number: int, pool: Pool, encoded: Encoded, teacher
     made_from = {"labels": labels.content, "round": number}
     start = fetch_backbone(campaign)
     settings = {"teacher": teacher.fingerprint, "start": start and start.fingerprint, **campaign.config.part("train")}
+    texts = fetch_texts(campaign, teacher.classes, pool.texts, start) if start and config.language_aware else None
+    if texts:
+        settings["texts"] = texts.fingerprint
     folder = campaign.folder("train", number, version=VERSION, made_from=made_from, settings=settings)
     scratch = campaign.place / "ray_train"
     if done := campaign.done(folder, number):
         clear_scratch(scratch, number)
         return Trained(done)
-    job = make_job(campaign, number, pool, encoded, teacher, labels, start)
+    job = make_job(campaign, number, pool, encoded, teacher, labels, start, texts)
     name = of_round(number) + folder.fingerprint  # says all that a training depends on, so it goes on from its own
     here = campaign.session.is_local and config.num_workers == 1
     with (
@@ -85,6 +88,7 @@ def make_job(
     teacher: Teacher,
     labels: Labels,
     start: Done | None,
+    texts: Done | None = None,
 ) -> Job:
     """All that a round's training needs to know."""
     from raykd.stages.train_loop import Job
@@ -96,7 +100,8 @@ def make_job(
         uris=pool.uris(ids),
         labels_L=labels_L,
         teacher=teacher.uris,
-        start=None if start is None else start.place / WEIGHTS,
+        start=start.place if start else None,
+        texts_CD=None if texts is None else read_texts(texts),
         classes=teacher.classes,
         config=campaign.config.student,
         exact=campaign.config.decode == "exact",

@@ -52,7 +52,8 @@ class Job:
         uris: Of the same images.
         labels_L: int64 [L], class indices of the first L.
         teacher: Folders of the teacher's tables.
-        start: Pretrained backbone weights; None for random ones.
+        start: Folder of the fetched backbone; None for a timm one with random weights.
+        texts_CD: float32 [C, D], what language-aware heads begin as.
         classes: In the order of the teacher's logits.
         config: How.
         key: (seed, round), of every draw.
@@ -69,6 +70,7 @@ class Job:
     exact: bool
     key: tuple[int, int]
     views: StoredViews | OnlineTeacher | None = None
+    texts_CD: np.ndarray | None = None
 
     def __post_init__(self) -> None:
         if not len(self.labels_L):
@@ -109,7 +111,7 @@ class Job:
     def student(self) -> Student:
         """A fresh student, drawn by the key. Seeds torch."""
         seed = int(generator(*self.key, "init").integers(2**63))
-        return new_student(self.config, self.classes, seed, self.start)
+        return new_student(self.config, self.classes, seed, self.start, self.texts_CD)
 
     def images(self, student: Student) -> TrainingImages:
         config, views = self.config, self.views

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import io
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pyarrow.fs as pafs
 
-from raykd.config import ModelConfig
+from raykd.algo.prompts import ClassTexts, prompts, templates
+from raykd.config import ModelConfig, StudentConfig
 from raykd.models.saved import WEIGHTS
 from raykd.models.teacher import fetch_weights, own_files
 from raykd.stages.campaign import Campaign
@@ -18,6 +21,7 @@ from raykd.store.place import Place
 from raykd.store.stage_folder import Done, StageFolder, read_done
 
 VERSION = 1
+TEXTS_FILE = "texts.npy"
 
 
 def weights_folder(work: Work, name: str, folder: str, made_from: dict[str, Any]) -> StageFolder:
@@ -26,10 +30,9 @@ def weights_folder(work: Work, name: str, folder: str, made_from: dict[str, Any]
     return work.stage_folder(at, name, version=VERSION, made_from=made_from).under(at)
 
 
-def fetched_as(work: Work, config: ModelConfig) -> Done | None:
-    """The teacher that was fetched under these names, if there is one."""
-    asked = names_of_teacher(config)
-    place = work.place / "teacher_model"
+def fetched_as(work: Work, folder: str, asked: dict[str, Any]) -> Done | None:
+    """The model that was fetched under these names, if there is one."""
+    place = work.place / folder
     folders = place.fs.get_file_info(pafs.FileSelector(place.path, allow_not_found=True))
     found = (read_done(place / info.base_name) for info in folders if not info.base_name.startswith("."))
     return next((done for done in found if done and done.settings == asked), None)
@@ -41,21 +44,38 @@ def names_of_teacher(config: ModelConfig) -> dict[str, Any]:
 
 def fetch_teacher(work: Work, config: ModelConfig) -> Done:
     """The teacher's weights and config. Raises UserError when they cannot be had."""
-    asked = names_of_teacher(config)
+    return fetch_model(work, "teacher", config, names_of_teacher(config), {}, lambda out: fetch_weights(config, out))
+
+
+def fetch_model(
+    work: Work, name: str, config: ModelConfig, asked: dict[str, Any], part: dict[str, Any], write: Callable[..., int]
+) -> Done:
+    """A model of open_clip's in the folder that is called by ``name``.
+
+    Args:
+        work: In whose place.
+        name: teacher or student.
+        config: Which model.
+        asked: By what names.
+        part: What decides which part of the model is written.
+        write: Writes it into a place, and gives the number of its parameters.
+    """
+    said, at = f"{name} model", f"{name}_model"
     files = own_files(config)
-    if not files and (before := fetched_as(work, config)):
+    if not files and (before := fetched_as(work, at, asked)):
         return before  # the folder that it came from is gone, and not needed any more
     own = {os.path.basename(path): Place.of(path).sha256() for path in files}
     # by its content where the files are the user's own, so that they may be moved
     named = {} if config.open_clip_name.startswith("local-dir:") else {"model": config.model}
-    inputs: dict[str, Any] = {"files": own, **(named if own else asked)}
-    folder = replace(weights_folder(work, "teacher model", "teacher_model", inputs), settings=asked)
+    inputs: dict[str, Any] = {"files": own, **part, **(named if own else asked)}
+    folder = replace(weights_folder(work, said, at, inputs), settings=asked)
     if done := folder.done():
         return done
     with folder.writing() as out:
-        out.facts["parameters"] = fetch_weights(config, out.place)
+        out.facts["parameters"] = write(out.place)
     done = out.complete
-    work.say("teacher model", f"{config.model}, {done.facts['parameters'] / 1e6:,.1f} M parameters")
+    if number := done.facts["parameters"]:
+        work.say(said, f"{config.model}, {number / 1e6:,.1f} M parameters")
     return done
 
 
@@ -70,13 +90,31 @@ def fetch_files(work: Work, name: str, folder: str, place: Place, files: Mapping
     return out.complete
 
 
+def names_of_student(config: StudentConfig) -> dict[str, Any]:
+    return {name: getattr(config, name) for name in ("backbone", "pretrained", "language_aware")}
+
+
+def fetched_backbone(campaign: Campaign) -> Done | None:
+    """The open_clip model that was fetched for the student as it is configured now, if it was."""
+    config = campaign.config.student
+    return fetched_as(campaign, "student_model", names_of_student(config)) if config.tower else None
+
+
 def fetch_backbone(campaign: Campaign) -> Done | None:
-    """The pretrained backbone in the campaign's folder, fetched once by the driver; None for random weights.
+    """The backbone in the campaign's folder, fetched once by the driver; None for a timm one with random weights.
+
+    Of an open_clip model it is the image tower; the text tower, too, where the heads begin as texts.
 
     Raises:
         UserError: The weights cannot be had, or do not fit the backbone.
     """
     config = campaign.config.student
+    if config.tower:
+        from raykd.models.tower import fetch_tower
+
+        part = {"whole": config.language_aware, "random": config.pretrained is False}
+        asked = names_of_student(config)
+        return fetch_model(campaign, "student", config.tower, asked, part, lambda out: fetch_tower(config, out))
     if config.pretrained is False:
         return None
     made_from: dict[str, Any] = {"backbone": config.backbone, "pretrained": config.pretrained}
@@ -90,3 +128,39 @@ def fetch_backbone(campaign: Campaign) -> Done | None:
     with folder.writing() as out:
         (out.place / WEIGHTS).write_bytes(weights_of(initial_backbone(config.backbone, config.pretrained)))
     return out.complete
+
+
+def fetch_texts(campaign: Campaign, classes: Sequence[str], own: Mapping[str, ClassTexts], start: Done) -> Done:
+    """What the student's own text tower says of the classes, asked as the teacher is; :func:`read_texts` reads it.
+
+    Raises:
+        UserError: Its tokenizer cannot be had, or does not belong to it.
+    """
+    from raykd.models.tower import text_rows, text_tokens
+
+    config, chosen = campaign.config.student, templates(campaign.config.teacher.templates)
+    texts = prompts(classes, chosen, own)
+    folder = weights_folder(campaign, "student texts", "student_texts", {"model": start.fingerprint, "texts": texts})
+    if done := folder.done():
+        return done
+    assert config.tower is not None
+    with folder.writing() as out:
+        arguments = (start.place, text_tokens(config.tower, texts), list(map(len, texts)))
+        if campaign.session.is_local or not config.num_gpus:
+            texts_CD = text_rows(*arguments, "cuda" if config.num_gpus else "cpu")
+        else:
+            import ray
+
+            campaign.session.ensure()
+            encode = ray.remote(num_cpus=config.num_cpus, num_gpus=config.num_gpus)(text_rows)
+            texts_CD = ray.get(encode.remote(*arguments, "cuda"))
+        buffer = io.BytesIO()
+        np.save(buffer, texts_CD)
+        (out.place / TEXTS_FILE).write_bytes(buffer.getvalue())
+    return out.complete
+
+
+def read_texts(texts: Done) -> np.ndarray:
+    """float32 [C, D]."""
+    texts_CD: np.ndarray = np.load(io.BytesIO((texts.place / TEXTS_FILE).read_bytes()))
+    return texts_CD

@@ -419,7 +419,7 @@ def test_a_backbones_file_is_fetched_once_and_another_content_is_another_start(n
     start = fetch_backbone(campaign)
     assert fetch_backbone(campaign) == start
     assert (start.place / "model.safetensors").read_bytes() == file.read_bytes()
-    job = job_of(start=start.place / "model.safetensors", config={"image_size": 160})
+    job = job_of(start=start.place, config={"image_size": 160})
     state = job.student().model.backbone.state_dict()
     loaded = safetensors.torch.load(file.read_bytes())
     assert all((state[name] == loaded[name]).all() for name in state)

@@ -294,7 +294,7 @@ def test_an_unknown_key_in_an_override_is_refused_too():
 # ---------------------------------------------------------------- paths
 
 PATHS = [name for name, spec in ALL.items() if any(isinstance(mark, IsPath) for mark in spec.metadata)]
-BEGIN = {"teacher.model": "local-dir:"}
+BEGIN = {"teacher.model": "local-dir:", "student.backbone": "open_clip:local-dir:"}
 
 
 def with_path(name, path):
@@ -335,8 +335,8 @@ def written(folder, values):
 def test_every_field_that_is_a_path_is_marked_as_one():
     sources = [f"{part}.{name}" for part in ("pool", "test", "val") for name in ("path", "split_file")]
     others = ["storage_path", "cache_path", "classes", "teacher.model", "teacher.pretrained",
-              "teacher.model_config_file", "teacher.table", "student.pretrained", "labels.given",
-              "labels.answers"]  # fmt: skip
+              "teacher.model_config_file", "teacher.table", "student.backbone", "student.pretrained",
+              "labels.given", "labels.answers"]  # fmt: skip
     assert sorted(PATHS) == sorted(sources + others)
 
 
