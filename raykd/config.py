@@ -352,8 +352,13 @@ class StudentConfig(Section):
     distill_temperature: float = Field(2.0, gt=0, description="T: softens teacher and student in the KD loss")
     learning_rate: float = Field(1e-3, gt=0, description="AdamW, peak")
     weight_decay: float = Field(1e-2, ge=0, description="AdamW")
-    warmup: Share = Field(0.1, description="Share of the steps with a rising learning rate")
-    schedule: Literal["linear", "cosine", "constant"] = Field("linear", description="After the warm-up, down to 0")
+    warmup: Share | None = Field(0.1, description="Share of the steps with a rising learning rate; or give the next")
+    warmup_steps: int | None = Field(None, ge=0, description="Steps with a rising learning rate, instead of a share")
+    schedule: Literal["linear", "cosine", "constant", "semi_supervised"] = Field(
+        "linear",
+        description="After the warm-up, down to 0; semi_supervised: DHO's with few labels of many images, a rise from "
+        "0.01 times a cosine from the first step on, which rises again at the end",
+    )
     crop_area: Annotated[tuple[Area, Area], AfterValidator(_rising)] = Field(
         (0.5, 1.0), description="Area of the random training crop, share of image"
     )
@@ -402,6 +407,18 @@ class StudentConfig(Section):
             return values
         return values | {name: usual for name, usual in USUAL_PREPROCESS.items() if values.get(name) is None}
 
+    @model_validator(mode="before")
+    @classmethod
+    def _one_warmup(cls, values: Any) -> Any:
+        if not isinstance(values, dict) or values.get("warmup_steps") is None:
+            return values
+        if values.get("warmup") is not None:
+            raise UserError(
+                f"give warmup (a share of the steps) or warmup_steps, not both; given: {values['warmup']} and "
+                f"{values['warmup_steps']} (set the other to null)"
+            )
+        return values | {"warmup": None}
+
     @model_validator(mode="after")
     def _tower_has_what_it_needs(self) -> StudentConfig:
         name = self.backbone.removeprefix(OPEN_CLIP)
@@ -438,6 +455,8 @@ class StudentConfig(Section):
         given = [k for k in ("steps", "passes_labeled", "passes_unlabeled") if getattr(self, k) is not None]
         if len(given) != 1:
             raise UserError(f"give exactly one of steps, passes_labeled, passes_unlabeled; given: {given or 'none'}")
+        if self.steps and self.warmup_steps and self.warmup_steps >= self.steps:
+            raise UserError(f"warmup_steps={self.warmup_steps} of steps={self.steps}; expected fewer")
         if self.heads == "ce" and self.teacher_views != "cached":
             raise UserError("heads: ce looks at no teacher, so teacher_views has no meaning; leave it out")
         parts = self.most_workers * self.accumulate

@@ -72,9 +72,26 @@ def num_steps(plan: BatchPlan, steps: int | None, passes_labeled: int | None, pa
     return passes_unlabeled * max(1, plan.num_unlabeled // plan.batch_unlabeled)
 
 
-def learning_rate(step: int, steps: int, warmup: float, schedule: Literal["linear", "cosine", "constant"]) -> float:
-    """The learning rate's factor at a step, 0 to 1: a linear rise from 0 over ``warmup * steps``, then the schedule."""
-    rising = int(warmup * steps)
+Schedule = Literal["linear", "cosine", "constant", "semi_supervised"]
+LEAST = 0.01  # the factor that a semi-supervised warm-up begins at
+
+
+def learning_rate(step: int, steps: int, rising: int, schedule: Schedule) -> float:
+    """The learning rate's factor at a step, 0 to 1: a linear rise from 0 over so many steps, then down to 0.
+
+    ``semi_supervised`` is what DHO's code does on 1 % and 10 % of ImageNet (PAPERS.md 1.4): a linear rise from 0.01,
+    *multiplied with* a cosine that begins at step 0 and is 0 after ``steps - rising`` steps, so that the rate rises
+    once more over the last ``rising`` of them.
+
+    Args:
+        step: Which, 0 or more.
+        steps: Of the training.
+        rising: Steps of warm-up, less than ``steps`` where it is semi-supervised.
+        schedule: After it, or beside it.
+    """
+    if schedule == "semi_supervised":
+        warm = LEAST + (1 - LEAST) * min(step, rising) / rising if rising else 1.0
+        return warm * 0.5 * (1 + math.cos(math.pi * step / (steps - rising)))
     if step < rising:
         return step / rising
     done = (step - rising) / max(1, steps - rising)

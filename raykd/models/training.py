@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 import torch
 from torch import nn
 
-from raykd.algo.batches import BatchPlan, learning_rate
+from raykd.algo.batches import BatchPlan, Schedule, learning_rate
 from raykd.algo.dho import Learner, Loss, StudentNet
 from raykd.algo.keyed import generator
 from raykd.algo.zeroshot import rounded
@@ -56,8 +56,9 @@ class TrainingSettings:
     distill_temperature: float = 2.0
     learning_rate: float = 1e-3
     weight_decay: float = 1e-2
-    warmup: float = 0.1
-    schedule: Literal["linear", "cosine", "constant"] = "linear"
+    warmup: float | None = 0.1
+    warmup_steps: int | None = None
+    schedule: Schedule = "linear"
     checkpoints: int = 4
     checkpoint_s: float | None = None
     accumulate: int = 1
@@ -66,6 +67,18 @@ class TrainingSettings:
     compile: bool = False
     sync_batchnorm: bool = False
     loader_processes: int = 0
+
+    def __post_init__(self) -> None:
+        if self.rising >= self.steps and (self.warmup_steps or self.schedule == "semi_supervised"):
+            raise UserError(
+                f"{self.rising} steps of warm-up, and the training has {self.steps} in all; lower student.warmup_steps "
+                "(or warmup), or train for longer"
+            )
+
+    @property
+    def rising(self) -> int:
+        """Steps of warm-up."""
+        return int((self.warmup or 0) * self.steps) if self.warmup_steps is None else self.warmup_steps
 
 
 class StepLine(TypedDict):
@@ -319,7 +332,7 @@ def train_student(
         worker.agree(batch if isinstance(batch, UserError) else None)
         assert isinstance(batch, Batch)
         seed_draws(int(generator(*settings.key, "dropout", step, worker.rank).integers(2**63)), device)
-        rate = settings.learning_rate * learning_rate(step, steps, settings.warmup, settings.schedule)
+        rate = settings.learning_rate * learning_rate(step, steps, settings.rising, settings.schedule)
         for group in optimizer.param_groups:
             group["lr"] = rate
         optimizer.zero_grad(set_to_none=True)

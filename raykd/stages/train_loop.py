@@ -97,6 +97,7 @@ class Job:
             learning_rate=config.learning_rate,
             weight_decay=config.weight_decay,
             warmup=config.warmup,
+            warmup_steps=config.warmup_steps,
             schedule=config.schedule,
             checkpoints=config.checkpoints,
             checkpoint_s=config.checkpoint_s,

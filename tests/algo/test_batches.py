@@ -6,8 +6,10 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.optim.lr_scheduler import ChainedScheduler, CosineAnnealingLR, LinearLR, SequentialLR
 
 from raykd.algo.batches import BatchPlan, learning_rate, num_steps
 
@@ -131,32 +133,32 @@ def test_steps_may_be_given_and_a_pool_smaller_than_a_batch_still_trains():
 @settings(max_examples=60, deadline=None)
 @given(st.integers(1, 300), st.floats(0, 1), st.sampled_from(SCHEDULES))
 def test_learning_rate_stays_between_zero_and_its_peak(steps, warmup, schedule):
-    rates = [learning_rate(step, steps, warmup, schedule) for step in range(steps)]
+    rising = int(warmup * steps)
+    rates = [learning_rate(step, steps, rising, schedule) for step in range(steps)]
     assert min(rates) >= 0
     assert max(rates) <= 1
-    rising = int(warmup * steps)
     assert all(a < b for a, b in pairwise(rates[: rising + 1]))
     assert all(a >= b for a, b in pairwise(rates[rising:]))
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
 def test_warm_up_rises_linearly_from_zero_to_the_peak(schedule):
-    rates = [learning_rate(step, 200, 0.1, schedule) for step in range(21)]
+    rates = [learning_rate(step, 200, 20, schedule) for step in range(21)]
     np.testing.assert_allclose(rates, np.arange(21) / 20)
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
 def test_without_warm_up_the_first_step_has_the_peak(schedule):
-    assert learning_rate(0, 50, 0.0, schedule) == 1.0
+    assert learning_rate(0, 50, 0, schedule) == 1.0
 
 
 def test_schedules_have_their_closed_forms():
     for step in range(20, 200):
         done = (step - 20) / 180
-        assert learning_rate(step, 200, 0.1, "linear") == pytest.approx(1 - done)
-        assert learning_rate(step, 200, 0.1, "cosine") == pytest.approx((1 + math.cos(math.pi * done)) / 2)
-        assert learning_rate(step, 200, 0.1, "constant") == 1
-    assert learning_rate(199, 200, 0.1, "linear") == pytest.approx(1 / 180)  # the last step still learns
+        assert learning_rate(step, 200, 20, "linear") == pytest.approx(1 - done)
+        assert learning_rate(step, 200, 20, "cosine") == pytest.approx((1 + math.cos(math.pi * done)) / 2)
+        assert learning_rate(step, 200, 20, "constant") == 1
+    assert learning_rate(199, 200, 20, "linear") == pytest.approx(1 / 180)  # the last step still learns
 
 
 def test_linear_schedule_equals_the_references_get_linear_schedule_with_warmup():
@@ -167,10 +169,61 @@ def test_linear_schedule_equals_the_references_get_linear_schedule_with_warmup()
             want = step / max(1, warmup)
         else:
             want = max(0.0, (steps - step) / max(1, steps - warmup))
-        assert learning_rate(step, steps, 0.1, "linear") == pytest.approx(want)
+        assert learning_rate(step, steps, warmup, "linear") == pytest.approx(want)
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
 def test_a_single_step_can_be_trained(schedule):
-    assert learning_rate(0, 1, 0.1, schedule) == 1
-    assert 0 <= learning_rate(0, 1, 1.0, schedule) <= 1
+    assert learning_rate(0, 1, 0, schedule) == 1
+    assert 0 <= learning_rate(0, 1, 1, schedule) <= 1
+
+
+# ---------------------------------------------------------------- against torch's own schedulers
+
+
+def torchs(steps, scheduler_of):
+    """The factors of the steps as a scheduler of torch gives them, which is asked for the next one after each."""
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+    scheduler, rates = scheduler_of(optimizer), []
+    for _ in range(steps):
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        scheduler.step()
+    return rates
+
+
+@pytest.mark.parametrize(("steps", "rising"), [(200, 20), (50, 25), (40, 0), (3, 1)])
+def test_the_semi_supervised_schedule_is_torchs_linear_rise_chained_with_its_cosine(steps, rising):
+    """DHO/train_imgnet_semi.py:168-171. (Of more warm-up than half, torch's chain forgets the rise where it was 0.)"""
+
+    def chained(optimizer):
+        cosine = CosineAnnealingLR(optimizer, T_max=steps - rising)
+        return ChainedScheduler([LinearLR(optimizer, 0.01, 1.0, rising), cosine]) if rising else cosine
+
+    expected = torchs(steps, chained)
+    found = [learning_rate(step, steps, rising, "semi_supervised") for step in range(steps)]
+    np.testing.assert_allclose(found, expected, rtol=1e-9, atol=1e-12)
+
+
+def test_the_semi_supervised_rate_rises_again_over_the_last_steps_as_many_as_the_warm_up_has():
+    rates = np.array([learning_rate(step, 200, 20, "semi_supervised") for step in range(201)])
+    assert rates[0] == 0.01
+    assert rates.argmax() == 20
+    assert rates[180] == pytest.approx(0, abs=1e-15)
+    assert (np.diff(rates[180:]) > 0).all()
+    assert rates[200] == pytest.approx((1 - math.cos(math.pi * 20 / 180)) / 2)
+
+
+def test_the_cosine_without_warm_up_is_torchs():
+    expected = torchs(90, lambda optimizer: CosineAnnealingLR(optimizer, T_max=90))
+    found = [learning_rate(step, 90, 0, "cosine") for step in range(90)]
+    np.testing.assert_allclose(found, expected, rtol=1e-9, atol=1e-12)
+
+
+def test_the_linear_rise_and_fall_is_that_of_two_of_torchs_linear_schedulers():
+    def two(optimizer):
+        up, down = LinearLR(optimizer, 1e-9, 1.0, 20), LinearLR(optimizer, 1.0, 0.0, 180)
+        return SequentialLR(optimizer, [up, down], milestones=[20])
+
+    found = [learning_rate(step, 200, 20, "linear") for step in range(200)]
+    np.testing.assert_allclose(found, torchs(200, two), rtol=1e-6, atol=1e-8)

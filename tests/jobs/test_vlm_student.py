@@ -1,4 +1,4 @@
-"""A campaign whose student is a CLIP image tower, with heads that begin as texts: two rounds, deployed, gone on with."""
+"""A campaign whose student is a CLIP image tower, with heads that begin as texts: two rounds, deployed, run again."""
 
 import json
 import shutil

@@ -112,6 +112,11 @@ def test_every_mistake_is_told_at_once_a_line_each():
         ),
         ({"student__crop_area": [1.0, 0.5]}, ["student.crop_area:", "[smaller, larger]", "given: [1.0, 0.5]"]),
         ({"teacher__replicas": [4, 2]}, ["teacher.replicas:", "[smaller, larger]", "given: [4, 2]"]),
+        (
+            {"student": {"backbone": "b", "steps": 9, "warmup": 0.1, "warmup_steps": 3}},
+            ["0.1 and 3 (set the other to null)"],
+        ),
+        ({"student": {"backbone": "b", "steps": 9, "warmup_steps": 9}}, ["warmup_steps=9 of steps=9; expected fewer"]),
         ({"labels": {"start": "one_per_class"}}, ["start: one_per_class needs oracle: simulated"]),
         ({"labels": {"start": "given"}}, ["labels.given is the file or folder for start: given"]),
         ({"labels": {"given": "a.csv"}}, ["labels.given is the file or folder for start: given"]),

@@ -363,6 +363,14 @@ def test_a_learning_rate_that_is_far_too_high_ends_with_what_to_do():
         run(how(learning_rate=1e30, warmup=0.0, schedule="constant"))
 
 
+def test_a_warm_up_that_is_as_long_as_the_training_is_refused():
+    assert [how(warmup=w, warmup_steps=n).rising for w, n in ((0.3, None), (None, 5), (None, 0))] == [3, 5, 0]
+    with pytest.raises(UserError, match=r"12 steps of warm-up, and the training has 12 in all; lower student\.warmup"):
+        how(warmup=None, warmup_steps=12)
+    with pytest.raises(UserError, match=r"12 steps of warm-up"):
+        how(warmup=1.0, schedule="semi_supervised")
+
+
 # ---------------------------------------------------------------- images
 
 
