@@ -536,7 +536,13 @@ class LabelsConfig(Section):
     )
     start: Literal["one_per_class", "given", "none"] = Field(
         "none",
-        description="First labels: one of each class (simulated only), those in `given`, or none (cold start)",
+        description="First labels: one (or `shots`) of each class (simulated only), those in `given`, or none (cold "
+        "start)",
+        json_schema_extra=until("select"),
+    )
+    shots: Count = Field(
+        1,
+        description="start: one_per_class: images of each class; all of a class that has fewer",
         json_schema_extra=until("select"),
     )
     given: Annotated[str | None, IsPath()] = Field(
@@ -559,6 +565,8 @@ class LabelsConfig(Section):
     def _start_is_possible(self) -> LabelsConfig:
         if self.start == "one_per_class" and self.oracle != "simulated":
             raise UserError("start: one_per_class needs oracle: simulated; with people, use start: none or given")
+        if self.shots > 1 and self.start != "one_per_class":
+            raise UserError(f"shots is for start: one_per_class, start: {self.start} would not look at it")
         if (self.start == "given") != (self.given is not None):
             raise UserError("labels.given is the file or folder for start: given, which needs it")
         return self

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pyarrow.compute as pc
+
 from raykd.errors import UserError
 from raykd.stages.campaign import Campaign
 from raykd.store.outputs import Pool
@@ -24,7 +26,7 @@ def check_budgets(campaign: Campaign, pool: Pool, num_images: int) -> None:
     config, budget = campaign.config, budget_of(campaign, pool)
     first = campaign.num_done
     num_rounds = sum(number > 0 or config.labels.start == "none" for number in range(first, config.rounds))
-    start = len(pool.classes) if config.labels.start == "one_per_class" and not first else 0
+    start = num_drawn(campaign, pool) if config.labels.start == "one_per_class" and not first else 0
     before = campaign.labels_before
     left = num_images - (before.num_answered if before else 0)
     if num_rounds * budget + start > left:
@@ -34,3 +36,9 @@ def check_budgets(campaign: Campaign, pool: Pool, num_images: int) -> None:
             f"rounds {first} to {config.rounds - 1} with a budget of {budget} ask for {num_rounds * budget + start} "
             f"labels, and the pool has {left} images that can be read and have none; lower {lower}"
         )
+
+
+def num_drawn(campaign: Campaign, pool: Pool) -> int:
+    """Labels that ``start: one_per_class`` draws."""
+    counts = pc.value_counts(pool.split("pool")["label"]).to_pylist()
+    return sum(min(campaign.config.labels.shots, each["counts"]) for each in counts if each["values"] in pool.classes)

@@ -26,7 +26,7 @@ def select(
 ) -> Picks:
     """What to label in a round.
 
-    Round 0 has no student: it starts with one image of each class (drawn), with given labels (no picks), or cold, in
+    Round 0 has no student: it starts with some images of each class (drawn), with given labels (no picks), or cold, in
     the teacher's probabilities. Every other round looks through the eyes of the student before it.
     """
     config = campaign.config
@@ -44,7 +44,7 @@ def select(
     start = "none" if before else config.labels.start
     with folder.writing() as out:
         if start == "one_per_class":
-            table = one_per_class(campaign, pool, encoded)
+            table = some_per_class(campaign, pool, encoded)
         elif start == "given":
             table = PICKS.empty_table()
         else:
@@ -77,15 +77,28 @@ def by_strategy(campaign: Campaign, number: int, pool: Pool, teacher: Teacher, b
         close_space(campaign)
 
 
-def one_per_class(campaign: Campaign, pool: Pool, encoded: Encoded) -> pa.Table:
-    """One image of each class, drawn by seed: the papers' start, which only a simulated oracle can give."""
-    rows = encoded.readable(pool.split("pool"))
+def some_per_class(campaign: Campaign, pool: Pool, encoded: Encoded) -> pa.Table:
+    """``labels.shots`` images of each class, drawn by seed: the papers' start, which only a simulated oracle can give.
+
+    First one of each class, then a second one of each: what fewer shots draw is the beginning of what more do.
+    """
+    shots, rows = campaign.config.labels.shots, encoded.readable(pool.split("pool"))
     draws_N = uniform(hash_ids(rows["sample_id"].to_pylist()), campaign.config.seed, "start")
     order = rows.take(np.argsort(draws_N, kind="stable"))
-    first = pc.index_in(pa.array(pool.classes, pa.string()), value_set=order["label"])
-    if first.null_count:
-        missing = pool.classes[int(np.flatnonzero(first.is_null())[0])]
+    classes_N = pc.fill_null(pc.index_in(order["label"], value_set=pa.array(pool.classes, pa.string())), -1).to_numpy()
+    counts_C = np.bincount(classes_N[classes_N >= 0], minlength=len(pool.classes))
+    if not counts_C.all():
+        missing = pool.classes[int(counts_C.argmin())]
         raise UserError(f"labels.start: one_per_class, but no image of {missing!r} can be read; use start: none")
-    ids = order["sample_id"].take(first)
+    if (few := np.flatnonzero(counts_C < shots)).size:
+        least = int(few[counts_C[few].argmin()])
+        campaign.say(
+            "round 0 select",
+            f"of {few.size} of {len(pool.classes)} classes fewer than {shots} images can be read, such as "
+            f"{pool.classes[least]!r} with {counts_C[least]}: all of theirs are taken",
+        )
+    drawn_C = [np.flatnonzero(classes_N == number)[:shots] for number in range(len(pool.classes))]
+    places = [places[shot] for shot in range(shots) for places in drawn_C if shot < len(places)]
+    ids = order["sample_id"].take(pa.array(places))
     ranks = np.arange(len(ids), dtype=np.int32)
     return pa.table([ids, ranks, np.full(len(ids), np.nan)], schema=PICKS)
