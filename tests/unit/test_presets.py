@@ -9,13 +9,17 @@ import timm
 
 from raykd.errors import UserError
 from raykd.images.class_lists import class_list
+from raykd.models.teacher import check_teacher
 from raykd.presets import PRESETS, load_preset
 
 
 @pytest.mark.parametrize("name", PRESETS)
 def test_presets_name_models_that_exist(name):
     given = load_preset(name)
-    assert timm.is_model(given.student.backbone.split(".")[0])
+    if tower := given.student.tower:
+        check_teacher(tower)
+    else:
+        assert timm.is_model(given.student.backbone.split(".")[0])
     if not given.teacher.model.startswith("local-dir:"):
         assert given.teacher.pretrained in open_clip.list_pretrained_tags_by_model(given.teacher.model)
 
@@ -38,7 +42,7 @@ def test_an_unknown_preset_lists_the_known_ones():
     with pytest.raises(UserError, match=r"unknown preset 'caltech'; did you mean 'caltech101'\?"):
         load_preset("caltech")
     with pytest.raises(
-        UserError, match="unknown preset 'x'; known: caltech101, caltech101_few_shot, demo, imagenet, imagenet_few_shot"
+        UserError, match="unknown preset 'x'; known: caltech101, caltech101_few_shot, demo, dho_imagenet, dho_small, "
     ):
         load_preset("x")
 
@@ -112,3 +116,39 @@ def test_the_few_shot_setting_is_the_other_one_with_activekds_clap_and_its_share
     for part in ("student", "selection", "labels", "pool", "rounds", "classes", "seed"):
         assert getattr(few_shot, part) == getattr(plain, part)
     assert plain.teacher.rule == "zero_shot"
+
+
+# ---------------------------------------------------------------- DHO without active learning
+
+
+@pytest.mark.parametrize("name", ["dho_small", "dho_imagenet", "dho_vlm"])
+def test_dhos_own_settings_are_one_training_on_some_labels_of_each_class(name):
+    """PAPERS.md 1.4 and 1.5."""
+    given = load_preset(name)
+    assert (given.rounds, given.labels.start, given.labels.oracle) == (1, "one_per_class", "simulated")
+    assert given.labels.shots == {"dho_small": 16, "dho_imagenet": 16, "dho_vlm": 13}[name]
+    assert (given.student.loss_ce_weight, given.student.distill_temperature) == (0.5, 2.0)
+    assert (given.student.crop_area, given.student.flip, given.student.heads) == ((0.5, 1.0), True, "dho")
+
+
+def test_dho_small_is_the_small_datasets_training_with_a_searched_mixture():
+    given, active = load_preset("dho_small"), load_preset("caltech101")
+    assert (given.student, given.teacher, given.pool) == (active.student, active.teacher, active.pool)
+    assert (given.mixture.search, given.mixture.ce_weight, given.mixture.temperature) == (True, 0.5, 1.0)
+
+
+def test_dho_imagenet_is_imagenets_training_on_the_whole_pool():
+    given, active = load_preset("dho_imagenet"), load_preset("imagenet")
+    assert (given.student, given.teacher, given.mixture) == (active.student, active.teacher, active.mixture)
+    assert (given.pool.limit, given.pool.path) == (None, active.pool.path)
+
+
+def test_dho_vlm_is_the_semi_supervised_setting():
+    given = load_preset("dho_vlm")
+    student = given.student
+    assert (student.language_aware, student.tower.model, student.pretrained) == (True, "ViT-B-16-quickgelu", "openai")
+    assert (student.learning_rate, student.weight_decay) == (5e-5, 5e-2)
+    assert (student.schedule, student.warmup, student.warmup_steps) == ("semi_supervised", None, 5000)
+    assert (student.passes_unlabeled, student.forward, student.interpolation) == (32, "stacked", "bicubic")
+    assert (given.mixture.ce_weight, given.mixture.temperature, given.mixture.search) == (0.5, 0.5, False)
+    assert given.teacher.templates == "imagenet_7"
