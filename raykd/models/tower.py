@@ -11,14 +11,13 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import safetensors.torch
 import torch
 from torch import nn
 
-from raykd.config import StudentConfig, TowerConfig
 from raykd.errors import UserError, one_line
 from raykd.models.teacher import (
     MODEL_CONFIG,
@@ -37,7 +36,10 @@ from raykd.models.teacher import (
 )
 from raykd.store.place import Place
 
-FIELD = TowerConfig.called["model"]
+if TYPE_CHECKING:
+    from raykd.config import StudentConfig, TowerConfig
+
+FIELD = "student.backbone"
 ARCHITECTURE = ("embed_dim", "vision_cfg", "quick_gelu")  # what of a model's config is its image tower's
 VISUAL = "visual."  # what the names of its tensors begin with
 

@@ -56,6 +56,8 @@ def train(campaign: Campaign, number: int, pool: Pool, encoded: Encoded, teacher
         clear_scratch(scratch, number)
         return Trained(done)
     job = make_job(campaign, number, pool, encoded, teacher, labels, start, texts)
+    if missing := without_labels(job.labels_L, job.classes, config.heads):
+        campaign.say(folder.name, missing)
     name = of_round(number) + folder.fingerprint  # says all that a training depends on, so it goes on from its own
     here = campaign.session.is_local and config.num_workers == 1
     with (
@@ -163,6 +165,15 @@ def samples(
     free = readable.filter(pc.invert(pc.is_in(readable, value_set=kept_out)))
     free = free.take(pc.array_sort_indices(free))
     return pa.chunked_array([*given.chunks, *free.chunks], pa.string()), labels_L
+
+
+def without_labels(labels_L: np.ndarray, classes: Sequence[str], heads: str) -> str | None:
+    """Which classes nobody has labeled an image of, in words; None when there is no such class."""
+    (numbers,) = np.nonzero(np.bincount(labels_L, minlength=len(classes)) == 0)
+    if not numbers.size or heads == "kd":  # which looks at no label
+        return None
+    known = "the student cannot learn them" if heads == "ce" else "only the teacher speaks for them"
+    return f"{numbers.size} of {len(classes)} classes have no label yet, such as {classes[numbers[0]]!r}: {known}"
 
 
 def recent_loss(trained: Place) -> float:

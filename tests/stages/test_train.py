@@ -162,6 +162,20 @@ def test_the_loss_falls(train):
     assert np.mean([line["loss"] for line in lines[-8:]]) < 0.9 * np.mean([line["loss"] for line in lines[:8]])
 
 
+def test_classes_without_a_label_are_said_and_fewer_labels_than_a_batch_will_do(new_campaign, inputs, tmp_path):
+    from raykd.stages import train
+
+    campaign = new_campaign("student.steps=2", "student.batch_labeled=8")
+    labels = labels_of(tmp_path, {"red/000.png": ("label", "red"), "green/000.png": ("label", "green")})
+    trained = train.train(campaign, 1, *inputs[:3], labels)
+    assert trained.done.facts["num_labeled"] == 2
+    line = "1 of 3 classes have no label yet, such as 'blue': only the teacher speaks for them"
+    assert line in campaign.progress.stream.getvalue()
+    two = np.array([1, 2])
+    assert train.without_labels(two, CLASSES, "ce").endswith("such as 'blue': the student cannot learn them")
+    assert train.without_labels(two, CLASSES, "kd") is train.without_labels(np.arange(3), CLASSES, "dho") is None
+
+
 DEADLY = """
 import os, pickle, signal, sys
 from raykd.stages import train_loop
