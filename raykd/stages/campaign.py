@@ -9,6 +9,7 @@
       teacher_model/           the teacher's weights, fetched once
       encode/ teacher/         its features and logits, by parts (encode/ under cache_path, when that is given)
       student_model/           the student's pretrained backbone, fetched once
+      student_texts/           what its own text tower says of the classes, where its heads begin as that
       ledger/ answers/         every answer ever given, append-only; where people put their label files
       round_000/
         select/ ask/ label/ teacher/ train/ predict/ student/ evaluate/      each complete or absent

@@ -444,3 +444,37 @@ def test_a_backbones_file_is_fetched_once_and_another_content_is_another_start(n
     assert other.place != start.place
     assert (other.place / "model.safetensors").read_bytes() == bytes(data)
     assert fetch_backbone(new_campaign("student.pretrained=false")) is None
+
+
+def test_a_tower_is_fetched_once_and_its_texts_once_for_each_list_of_classes(new_campaign, tmp_path):
+    import shutil
+
+    from fakes import write_teacher
+
+    from raykd.algo.prompts import ClassTexts
+    from raykd.stages.weights import fetch_backbone, fetch_texts, fetched_backbone, read_texts
+
+    own = write_teacher(tmp_path / "own", 32)
+    fields = (f"student.backbone=open_clip:local-dir:{own}", "student.pretrained=true", "student.image_size=null")
+    plain, aware = new_campaign(*fields), new_campaign(*fields, "student.language_aware=true")
+    assert fetched_backbone(plain) is None
+    tower, whole = fetch_backbone(plain), fetch_backbone(aware)
+    assert (fetched_backbone(plain), fetched_backbone(aware)) == (tower, whole)
+    assert 0 < tower.facts["parameters"] < whole.facts["parameters"]
+    lists = [(CLASSES, {}), ((*CLASSES, "lime"), {}), (CLASSES, {"red": ClassTexts(("crimson",))})]
+    rows = [read_texts(fetch_texts(aware, classes, texts, whole)) for classes, texts in lists]
+    assert [len(each) for each in rows] == [3, 4, 3]
+    np.testing.assert_allclose(rows[1][:3], rows[0], atol=1e-6)
+    assert [np.allclose(rows[2][n], rows[0][n], atol=1e-6) for n in range(3)] == [True, True, False]
+    other = new_campaign(*fields, "student.language_aware=true", "teacher.templates=['my {}']")
+    fetch_texts(other, CLASSES, {}, whole)
+    again = fetch_texts(aware, CLASSES, {}, whole)
+    assert len(list((tmp_path / "run" / "student_texts").iterdir())) == 4
+    named = {"backbone": aware.config.student.backbone, "pretrained": True, "language_aware": True, "image_size": 32}
+    job = job_of(start=whole.place, texts_CD=read_texts(again), config=named)
+    student = job.student()
+    assert student.classes == list(CLASSES)
+    np.testing.assert_array_equal(student.model.kd_head.weight.detach().numpy(), rows[0])
+    shutil.rmtree(own)  # a worker, and a campaign that is gone on with, need it no more
+    assert fetch_backbone(aware) == whole
+    assert job.student().preprocess == student.preprocess

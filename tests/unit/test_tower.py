@@ -200,6 +200,20 @@ def test_a_timm_student_has_the_usual_preprocessing_and_a_tower_its_own():
     assert (config("ViT-B-16").image_size, config("ViT-B-16").interpolation) == (None, None)
 
 
+def test_a_hub_that_cannot_be_reached_is_told_in_one_line_and_is_not_asked_for_what_is_fetched(fetched, monkeypatch):
+    def away(*_, **__):
+        raise ConnectionError("no way\nthere")
+
+    monkeypatch.setattr(open_clip.pretrained, "download_pretrained_from_hf", away)
+    given = config("hf-hub:org/repo")
+    with pytest.raises(
+        UserError, match=r"^student\.backbone: cannot read the config of 'hf-hub:org/repo': Connection.*$"
+    ):
+        try_student(given)
+    check_weights(given, fetched=True)
+    try_student(given, start=fetched)
+
+
 # ---------------------------------------------------------------- language-aware heads
 
 TEXTS = [["a photo of a cat.", "a drawing of a cat."], ["a photo of a dog."]]
