@@ -207,9 +207,10 @@ def dho_imagenet() -> dict[str, Any]:
     Not run yet (no data, no GPU). To expect: the paper has 61.0, 62.1, 62.5, 63.7 and 64.7 % with 1, 2, 4, 8 and 16
     labels a class.
 
-    Departures from the reference: one clean teacher view, computed once, in fp32; the mixture is the paper's (0.4, 0.5)
-    and the last weights are taken, where the code looks for the best mixture and epoch on the test set; two classes are
-    called by another name (IMAGENET_RENAMED); labeled draws are uniform (theirs take the labeled images in turn).
+    Departures from the reference: one clean teacher view, computed once, in fp32 (theirs, of each crop:
+    ``student.teacher_views=online``); the mixture is the paper's (0.4, 0.5) and the last weights are taken, where the
+    code looks for the best mixture and epoch on the test set; two classes are called by another name
+    (IMAGENET_RENAMED); labeled draws are uniform (theirs take the labeled images in turn).
     """
     values = imagenet()
     values |= {"storage_path": "runs/dho_imagenet", "rounds": 1}
@@ -232,11 +233,11 @@ def dho_vlm() -> dict[str, Any]:
     78.7 from ViT-L/14 with 1 %.
 
     The loss is half of the reference's here (0.5 : 2 : 2 for its 1 : 4 : 4), which under AdamW changes nothing but the
-    weight of its epsilon. Departures from the reference: one clean teacher view, computed once; 13 labels of each
-    class, drawn, for the 12,811 of the usual list; the KD head is the paper's cosine, where theirs leaves its rows as
-    long as they are and has a bias; crops are cut at the student's size (theirs at the teacher's, then resized); two
-    classes are called by another name (IMAGENET_RENAMED); labeled draws are uniform; the test images are seen in clean
-    crops (theirs, by mistake, in random ones).
+    weight of its epsilon. Departures from the reference: one clean teacher view, computed once (theirs, of each crop:
+    ``student.teacher_views=online``); 13 labels of each class, drawn, for the 12,811 of the usual list; the KD head is
+    the paper's cosine, where theirs leaves its rows as long as they are and has a bias; crops are cut at the student's
+    size (theirs at the teacher's, then resized); two classes are called by another name (IMAGENET_RENAMED); labeled
+    draws are uniform; the test images are seen in clean crops (theirs, by mistake, in random ones).
     """
     values = dho_imagenet()
     values["storage_path"] = "runs/dho_vlm"

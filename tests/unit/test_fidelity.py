@@ -21,7 +21,8 @@ from raykd.algo.heads import HEADS
 from raykd.config import StudentConfig
 from raykd.models.student import new_student
 from raykd.models.tower import fetch_tower
-from raykd.models.training import Targets, TrainingFeatures, TrainingSettings, reproducible, train_student
+from raykd.models.training import Targets, TrainingSettings, reproducible, train_student
+from raykd.models.training_data import TrainingFeatures
 from raykd.presets import load_preset
 from raykd.store.place import Place
 
