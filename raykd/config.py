@@ -460,12 +460,18 @@ class StudentConfig(Section):
         if self.heads == "ce" and self.teacher_views != "cached":
             raise UserError("heads: ce looks at no teacher, so teacher_views has no meaning; leave it out")
         parts = self.most_workers * self.accumulate
-        for name in ("batch_labeled", "batch_unlabeled"):
-            if getattr(self, name) < parts:
-                raise UserError(
-                    f"{name}={getattr(self, name)} is too few for {self.most_workers} workers (num_workers) that take "
-                    f"them in {self.accumulate} parts (accumulate): each needs one at least, so give {parts} or more"
-                )
+        batches = [self.batch_labeled] if self.heads == "ce" else [self.batch_labeled, self.batch_unlabeled]
+        if sum(batches) < parts:
+            raise UserError(
+                f"{sum(batches)} images a step are too few for {self.most_workers} workers (num_workers) that take "
+                f"them in {self.accumulate} parts (accumulate): each needs one at least, so give {parts} or more"
+            )
+        if self.sync_batchnorm and self.forward == "separate" and min(batches) < parts:
+            raise UserError(
+                f"sync_batchnorm waits for labeled and unlabeled images of each of {self.most_workers} workers "
+                f"(num_workers) in {self.accumulate} parts (accumulate), and a batch has {min(batches)}; give {parts} "
+                "or more, or forward: stacked"
+            )
         if self.precision == "fp16" and not self.num_gpus:
             raise UserError("precision: fp16 needs GPUs (num_gpus); on CPUs take bf16 or fp32")
         return self

@@ -129,12 +129,16 @@ def distillation_loss(
         ce_weight: w, 0 to 1 (lambda in DHO).
         temperature: T > 0, softens both sides of each KL (eta in DHO).
         shares: How much the mean over the labeled, and over the unlabeled batch counts: where a batch is spread over
-            workers or taken in parts, each part's share of it, so that the parts' sum is the loss of the whole.
+            workers or taken in parts, each part's share of it, so that the parts' sum is the loss of the whole. A part
+            may have no row of a kind: the mean over none is 0.
     """
     of_labeled, of_unlabeled = shares
     from_labels = next((labeled.logits[name] for name in LABELS_COLUMNS if name in labeled.logits), None)
     column = next((name for name in TEACHER_COLUMNS if name in labeled.logits), None)
-    cross_entropy = None if from_labels is None else of_labeled * F.cross_entropy(from_labels, labels_L)
+    cross_entropy = None
+    if from_labels is not None:
+        reduction = "mean" if len(labels_L) else "sum"
+        cross_entropy = of_labeled * F.cross_entropy(from_labels, labels_L, reduction=reduction)
     if column is None:
         assert cross_entropy is not None
         return Loss(cross_entropy, cross_entropy, None, None)
@@ -175,12 +179,16 @@ class Learner(nn.Module):
         teacher_UC: torch.Tensor | None,
         shares: tuple[float, float] = (1.0, 1.0),
     ) -> Loss:
-        """The loss of a batch whose first L images are the labeled ones; without a teacher there are no others."""
+        """The loss of a batch whose first L images are the labeled ones; without a teacher there are no others.
+
+        Images that are all labeled, or all not, go through the student in one pass: none normalises over no image, and
+        every parameter has its part in the loss, as DDP wants it.
+        """
         num = len(labels_L)
         unlabeled: Outputs | None = None
         if not self.needs_teacher:
             labeled = self.model(images)
-        elif self.stacked:
+        elif self.stacked or num in (0, len(images)):
             out = self.model(images)
             labeled, unlabeled = out.rows(slice(num)), out.rows(slice(num, None))
         else:
@@ -190,10 +198,10 @@ class Learner(nn.Module):
 
 
 def softened_kl(teacher_NC: torch.Tensor, student_NC: torch.Tensor, temperature: float) -> torch.Tensor:
-    """KL(teacher || student) of the two softmaxes at ``temperature``, mean over rows (DHO Eq. 6)."""
+    """KL(teacher || student) of the two softmaxes at ``temperature``, mean over rows (DHO Eq. 6), 0 of none."""
     return F.kl_div(
         F.log_softmax(student_NC / temperature, dim=-1),
         F.log_softmax(teacher_NC / temperature, dim=-1),
-        reduction="batchmean",
+        reduction="batchmean" if len(student_NC) else "sum",
         log_target=True,
     )

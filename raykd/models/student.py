@@ -400,21 +400,31 @@ def _try_at(config: StudentConfig, num_classes: int, image_size: int, tower: Map
     set_image_size(module, image_size)
     model = StudentNet(module, width, num_classes, config.heads, config.language_aware).train()
     learner = Learner(model, config.forward == "stacked", config.loss_ce_weight, config.distill_temperature)
-    parts = config.most_workers * config.accumulate
-    num_l, num_u = (min(2, size // parts) for size in (config.batch_labeled, config.batch_unlabeled))
-    num_u = num_u if learner.needs_teacher else 0
+    num_l, num_u = _least_shares(config)
     images, teacher = torch.zeros(num_l + num_u, 3, image_size, image_size), torch.zeros(num_l + num_u, num_classes)
     learner(images, torch.zeros(num_l, dtype=torch.int64), teacher[:num_l], teacher[num_l:]).total.backward()
     model.load_state_dict(safetensors.torch.load(weights_of(model)))
 
 
+def _least_shares(config: StudentConfig) -> tuple[int, int]:
+    """As few labeled and other images, two at most, as are normalised together in a pass of some worker."""
+    parts = config.accumulate * (1 if config.sync_batchnorm else config.most_workers)
+    labeled, unlabeled = config.batch_labeled, config.batch_unlabeled
+    if config.heads == "ce":
+        return min(2, labeled // parts), 0
+    if config.forward == "stacked":
+        return 1, min(1, (labeled + unlabeled) // parts - 1)
+    return max(1, min(2, labeled // parts)), max(1, min(2, unlabeled // parts))
+
+
 def _too_few(config: StudentConfig, image_size: int) -> str:
     parts = config.most_workers * config.accumulate
-    shares = {name: getattr(config, name) // parts for name in ("batch_labeled", "batch_unlabeled")}
-    fields = " and ".join(f"student.{name}={getattr(config, name)}" for name, share in shares.items() if share < 2)
+    shares = zip(("batch_labeled", "batch_unlabeled"), _least_shares(config), strict=True)
+    together = config.forward == "stacked" and config.heads != "ce"
+    fields = " and ".join(f"student.{name}={getattr(config, name)}" for name, share in shares if share < 2 or together)
     in_parts = f" in {config.accumulate} parts" if config.accumulate > 1 else ""
+    synced = "" if config.most_workers == 1 or config.sync_batchnorm else ", or student.sync_batchnorm: true"
     return (
         f"{fields} over num_workers={config.most_workers}{in_parts} gives a worker one image, and {config.backbone} "
-        f"normalises over a batch: at {image_size} pixels it cannot over one image. Give at least "
-        f"{2 * parts}"
+        f"normalises over a batch: at {image_size} pixels it cannot over one image. Give at least {2 * parts}{synced}"
     )

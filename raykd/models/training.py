@@ -205,16 +205,17 @@ class Worker:
     Args:
         rank, world: Which one, of how many. Several talk through ``torch.distributed``, which is set up by then.
         device: Where it computes.
-        wrap: Makes the gradients of all workers the same (DistributedDataParallel); moves to ``device``, too.
-        warned: Whether this machine, or that of another worker, is about to go away; asked by all workers at once,
-            every :data:`WARNINGS_S` seconds.
+        wrap: Makes the gradients of all workers the same, their mean (DistributedDataParallel); moves to ``device``,
+            too.
+        warned: Names the machines of all workers that are about to go away; asked by all workers at once, every
+            :data:`WARNINGS_S` seconds.
     """
 
     rank: int = 0
     world: int = 1
     device: torch.device = torch.device("cpu")  # noqa: RUF009  (it is a value)
     wrap: Callable[[nn.Module], nn.Module] = _as_it_is
-    warned: Callable[[], bool] | None = None
+    warned: Callable[[], Sequence[str]] | None = None
 
     def mean(self, values: torch.Tensor) -> list[float]:
         """The mean over all workers of some numbers."""
@@ -280,7 +281,9 @@ def train_student(
     """Train a student, from the beginning or from the state of a checkpoint; the model is changed in place.
 
     With one worker and one number of threads the bits are the same each time, however often it was stopped on the way.
-    Every worker calls it with the same arguments but ``worker``.
+    Every worker calls it with the same arguments but ``worker``. Any number of them see the same images at each step
+    and follow the same gradient, but for rounding, what dropout draws, and BatchNorm's statistics, which are those of
+    each worker's part (``sync_batchnorm``: of the whole batch). So others may go on from a checkpoint, more or fewer.
 
     Args:
         model: With the backbone's weights to start from. For :class:`TrainingFeatures` its backbone takes features.
@@ -400,7 +403,11 @@ class _MicroBatch:
 
 
 class _Shares:
-    """A worker's share of every batch: every so many-th image of it, as many as there are workers."""
+    """A worker's share of every batch: every so many-th image of it, as many as there are workers.
+
+    It is counted through labeled and other images, so no share has two images more than another; and so are the parts
+    of a share that ``accumulate`` asks for.
+    """
 
     def __init__(
         self, settings: TrainingSettings, num_labeled: int, num_images: int, needs_teacher: bool, worker: Worker
@@ -414,22 +421,25 @@ class _Shares:
 
     def asked(self, steps: range) -> Iterator[Asked]:
         """What to ask for, step by step."""
+        rank, world = self.worker.rank, self.worker.world
         for step in steps:
             seeds_l, seeds_u = np.split(self.plan.augmentation_seeds(step), [self.settings.batch_labeled])
             whole = [self.plan.labeled(step), self.plan.unlabeled(step) + self.first_unlabeled, seeds_l, seeds_u]
-            labeled, unlabeled, seeds_l, seeds_u = (part[self.worker.rank :: self.worker.world] for part in whole)
+            firsts = 2 * [rank, (rank - self.settings.batch_labeled) % world]
+            labeled, unlabeled, seeds_l, seeds_u = (part[at::world] for part, at in zip(whole, firsts, strict=True))
             if not self.needs_teacher:
                 unlabeled, seeds_u = unlabeled[:0], seeds_u[:0]
             yield Asked(np.concatenate([labeled, unlabeled]), np.concatenate([seeds_l, seeds_u]), len(labeled))
 
     def micro_batch(self, asked: Asked, number: int) -> _MicroBatch:
         """The number-th of ``accumulate`` parts of a share, every so many-th image of it."""
-        settings, every, first = self.settings, self.settings.accumulate, asked.num_labeled
-        num_l, num_u = (len(range(number, size, every)) for size in (first, len(asked.places) - first))
-        weights = (
-            self.worker.world * num_l / settings.batch_labeled, self.worker.world * num_u / settings.batch_unlabeled
-        )  # fmt: skip
-        return _MicroBatch(slice(number, first, every), slice(first + number, None, every), weights)
+        settings, world, every = self.settings, self.worker.world, self.settings.accumulate
+        first, size = asked.num_labeled, len(asked.places)
+        labeled = slice(number, first, every)
+        unlabeled = slice(first + (number - first) % every, None, every)
+        num_l, num_u = (len(range(*rows.indices(size))) for rows in (labeled, unlabeled))
+        weights = world * num_l / settings.batch_labeled, world * num_u / settings.batch_unlabeled
+        return _MicroBatch(labeled, unlabeled, weights)
 
 
 class _Clock:
@@ -442,7 +452,7 @@ class _Clock:
     def __init__(self, checkpoint_s: float | None, worker: Worker) -> None:
         self.checkpoint_s, self.worker = checkpoint_s, worker
         self.last = self.looked = time.monotonic()
-        self.is_warned = False
+        self.leaving: set[str] = set()
 
     def asks(self) -> list[float]:
         """What this worker says: whether it is time for a checkpoint, and to look for warnings."""
@@ -457,9 +467,9 @@ class _Clock:
         if look:
             self.looked = time.monotonic()
             assert self.worker.warned is not None
-            warned, before = self.worker.warned(), self.is_warned
-            self.is_warned = warned
-            late = late or (warned and not before)
+            new = set(self.worker.warned()) - self.leaving
+            self.leaving |= new
+            return bool(late or new)
         return bool(late)
 
     def checkpointed(self) -> None:

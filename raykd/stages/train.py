@@ -18,6 +18,7 @@ from raykd.models.preprocess import ABOUT
 from raykd.models.saved import WEIGHTS
 from raykd.stages.campaign import Campaign
 from raykd.stages.progress import Ticker
+from raykd.stages.resources import least
 from raykd.stages.views import encode_views
 from raykd.stages.weights import fetch_backbone, fetch_texts, read_texts
 from raykd.store.outputs import STEPS_FILE, Encoded, Labels, Pool, Teacher, Trained
@@ -38,7 +39,8 @@ def train(campaign: Campaign, number: int, pool: Pool, encoded: Encoded, teacher
     """The student of one round, from what is labeled by then.
 
     A training that was killed goes on from its last checkpoint, with the batches it would have seen: in this process
-    when the Ray is one of this machine and one worker trains, else on Ray Train.
+    when the Ray is one of this machine and one worker trains, else on Ray Train. [1, max] workers are one there, unless
+    they have GPUs: they would share its cores, and no node can join.
 
     Raises:
         UserError: No image has a label yet, the loss is not finite, or an image can no longer be read.
@@ -59,7 +61,8 @@ def train(campaign: Campaign, number: int, pool: Pool, encoded: Encoded, teacher
     if missing := without_labels(job.labels_L, job.classes, config.heads):
         campaign.say(folder.name, missing)
     name = of_round(number) + folder.fingerprint  # says all that a training depends on, so it goes on from its own
-    here = campaign.session.is_local and config.num_workers == 1
+    one = config.most_workers == 1 or (least(config.num_workers) == 1 and not config.num_gpus)
+    here = campaign.session.is_local and one
     with (
         folder.writing() as out,
         campaign.progress.stage(folder.name, job.num_steps, "steps", here=here) as ticker,

@@ -273,7 +273,7 @@ def _train_in_worker(job: Job, ticker: Ticker) -> None:
     from ray.train.torch import get_device, prepare_model
 
     context = ray.train.get_context()
-    worker = Worker(context.get_world_rank(), context.get_world_size(), get_device(), prepare_model, is_preempted)
+    worker = Worker(context.get_world_rank(), context.get_world_size(), get_device(), prepare_model, leaving_nodes)
     reached = ticking(ticker if worker.rank == 0 else Ticker(None))
     student, settings = job.student(), job.settings
     resume = None
@@ -302,8 +302,9 @@ def _train_in_worker(job: Job, ticker: Ticker) -> None:
         train_student(student.model, job.images(student), targets, settings, report, resume=resume, worker=worker)
 
 
-def is_preempted() -> bool:
-    """Whether a node that a worker is on was told to go (a spot machine); Ray asks all workers, so all must ask."""
+def leaving_nodes() -> list[str]:
+    """The nodes of these workers that were told to go (spot machines); Ray asks all workers, so all must ask."""
     import ray.train
 
-    return ray.train.get_preemption_info() is not None
+    info = ray.train.get_preemption_info()
+    return [] if info is None else info.preempted_node_ids

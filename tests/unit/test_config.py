@@ -101,8 +101,13 @@ def test_every_mistake_is_told_at_once_a_line_each():
         ),
         ({"student__steps": None}, ["student:", "exactly one of steps", "given: none"]),
         (
-            {"student__num_workers": [1, 33], "student__accumulate": 2},
-            ["batch_labeled=64", "33 workers (num_workers)", "2 parts (accumulate)", "give 66 or more"],
+            {"student__num_workers": [1, 65], "student__accumulate": 2},
+            ["128 images a step", "65 workers (num_workers)", "2 parts (accumulate)", "give 130 or more"],
+        ),
+        ({"student__num_workers": [1, 65], "student__heads": "ce"}, ["64 images a step", "65 workers", "65 or more"]),
+        (
+            {"student__num_workers": 65, "student__sync_batchnorm": True},
+            ["sync_batchnorm waits for labeled and unlabeled", "65 workers", "has 64", "or forward: stacked"],
         ),
         ({"student__precision": "fp16"}, ["precision: fp16 needs GPUs (num_gpus)", "bf16 or fp32"]),
         ({"student__heads": "ce", "student__teacher_views": "online"}, ["heads: ce looks at no teacher"]),

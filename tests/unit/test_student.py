@@ -371,6 +371,12 @@ def test_one_image_a_worker_is_refused_only_where_batch_norm_cannot_take_it():
         try_student(config(batch_labeled=4, num_workers=4))
     with pytest.raises(UserError, match=r"student\.batch_unlabeled=1 over num_workers=1 .*at least 2"):
         try_student(config(batch_unlabeled=1))
+    with pytest.raises(UserError, match=r"labeled=1 and student\.batch_unlabeled=3 over num_workers=3 .*at least 6"):
+        try_student(config(batch_labeled=1, batch_unlabeled=3, forward="stacked", num_workers=[1, 3]))
+    with pytest.raises(UserError, match=r"labeled=3 over num_workers=1 in 3 parts gives .*at least 6$"):
+        try_student(config(batch_labeled=3, accumulate=3))
+    try_student(config(batch_labeled=4, num_workers=4, sync_batchnorm=True))
+    try_student(config(batch_labeled=1, batch_unlabeled=5, forward="stacked", num_workers=3))
     try_student(config(batch_unlabeled=1, heads="ce"))
     try_student(config(batch_labeled=1, batch_unlabeled=1, forward="stacked"))
     try_student(config(batch_labeled=1, image_size=160))
