@@ -31,6 +31,9 @@ from raykd.presets import PRESETS, load_preset
 Options = TypeVar("Options", bound=Section)
 Result = TypeVar("Result")
 
+POSITIONAL: dict[str, Any] = {"positional": True}
+"""``run: str = Field(description="...", json_schema_extra=POSITIONAL)`` is an argument without a name in front."""
+
 TAKEN = (1, 2, 130, 143)  # exit codes that mean something else
 
 
@@ -128,6 +131,9 @@ def options(argv: Sequence[str] | None, model: type[Options], doc: str | None = 
     required = []
     for name, spec in model.model_fields.items():
         flag, words = f"--{name.replace('_', '-')}", (spec.description or "").replace("%", "%%")
+        if spec.json_schema_extra == POSITIONAL:
+            parser.add_argument(name, metavar=name.upper(), help=words)
+            continue
         if spec.annotation is bool:
             parser.add_argument(flag, action=argparse.BooleanOptionalAction, default=argparse.SUPPRESS, help=words)
             continue

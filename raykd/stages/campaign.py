@@ -40,7 +40,7 @@ from raykd.stages.progress import Progress
 from raykd.stages.session import Session
 from raykd.stages.work import Work
 from raykd.store.lock import only_job
-from raykd.store.outputs import Labels, RoundFigures, read_labels, read_metrics
+from raykd.store.outputs import Labels, RoundFigures, count_done, read_labels, read_metrics, round_place
 from raykd.store.place import Place
 from raykd.store.stage_folder import Done, StageFolder, differences, read_done
 from raykd.store.status import CAMPAIGN_FILE, StatusFile
@@ -156,21 +156,10 @@ def is_fingerprint(line: str) -> bool:
     return bool(re.search(r"'[0-9a-f]{16}'", line))
 
 
-def round_place(place: Place, number: int) -> Place:
-    return place / f"round_{number:03d}"
-
-
 def answers_folder(campaign: Campaign) -> Place:
     """Where people put files with their answers."""
     given = campaign.config.labels.answers
     return Place.of(given) if given else campaign.place / "answers"
-
-
-def count_done(place: Place, number: int = 0) -> int:
-    """How many rounds of a campaign are evaluated, of which so many are known to be."""
-    while read_done(round_place(place, number) / "evaluate"):
-        number += 1
-    return number
 
 
 @contextmanager

@@ -502,6 +502,18 @@ class RoundFigures(TypedDict):
     recall_C: list[float | None] | None  # None in it: no test image of that class
 
 
+def round_place(place: Place, number: int) -> Place:
+    """Folder of a campaign's round."""
+    return place / f"round_{number:03d}"
+
+
+def count_done(place: Place, number: int = 0) -> int:
+    """How many rounds of a campaign are evaluated, of which so many are known to be."""
+    while read_done(round_place(place, number) / "evaluate"):
+        number += 1
+    return number
+
+
 def read_metrics(place: Place) -> RoundFigures | None:
     """The figures of a round's folder; None when it is not evaluated yet."""
     file = place / "evaluate" / METRICS_FILE

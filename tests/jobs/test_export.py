@@ -1,0 +1,165 @@
+"""The job that exports: a folder that is whole or absent, and that people use who have no raykd."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from fakes import CLASSES, ended, tiny_student
+from PIL import Image
+
+from raykd.algo.heads import Mixture
+from raykd.models.student import Student
+from raykd.store.place import Place
+
+ROOT = Path(__file__).parents[2]
+NO_RAYKD = """
+import sys
+class Refuse:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in {"raykd", "ray", "pyarrow", "faiss"}:
+            raise ImportError("refused: " + name)
+sys.meta_path.insert(0, Refuse())
+import runpy
+sys.argv = sys.argv[1:]
+"""
+MIXTURE = Mixture(0.3, 0.75, 0.6)
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory):
+    """Of other sizes than the student's, and a broken one."""
+    folder = tmp_path_factory.mktemp("photos")
+    rng = np.random.default_rng(0)
+    for n in range(20):
+        coarse = Image.fromarray(rng.integers(0, 256, (4, 4, 3), dtype=np.uint8))
+        coarse.resize((50 + 3 * n, 80 - 2 * n), Image.Resampling.BICUBIC).save(folder / f"{n:02d}.png")
+    (folder / "broken.png").write_bytes(b"no image")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def student(tmp_path_factory):
+    """Its folder: a student with two heads that tell images apart."""
+    folder, student = tmp_path_factory.mktemp("student"), tiny_student(CLASSES)
+    student.mixture = MIXTURE
+    student.model.train()(student_images())
+    for head in (student.model.ce_head, student.model.kd_head):
+        head.weight.data.mul_(8)
+    student.save(folder)
+    return folder
+
+
+def student_images():
+    import torch
+
+    return torch.randn(16, 3, 32, 32)
+
+
+@pytest.fixture(scope="module")
+def run():
+    """Runs the job in this process: exit code, and what it printed."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(ROOT / "jobs"))
+        import export
+
+    return lambda *args: ended(export.main, list(args))
+
+
+@pytest.fixture(scope="module", params=["timm", "onnx", "torch"])
+def exported(request, run, student, photos, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("out") / request.param
+    code, said = run(student, "--to", folder, "--format", request.param, "--images", photos)
+    assert code == 0, said
+    assert "held against the student on 20 images" in said
+    return folder
+
+
+def outside(folder: Path, program: str, *args) -> str:
+    """What a program prints in a Python that has no raykd, Ray, pyarrow or FAISS."""
+    env = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    done = subprocess.run(
+        [sys.executable, "-c", NO_RAYKD + program, *map(str, args)],
+        cwd=folder, env=env, capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_whoever_has_no_raykd_gets_the_same_answers_by_the_card_and_by_its_program(exported, student, photos):
+    files = sorted(photos.glob("[0-9]*.png"))
+    want_NC = Student.load(student).predict(files)
+    assert len(set(want_NC.argmax(axis=1))) > 1
+    said = outside(exported, "runpy.run_path('predict.py', run_name='__main__')", "predict.py", *files)
+    for line, file, want_C in zip(said.splitlines(), files, want_NC, strict=True):
+        name, label, prob = line.split("\t")
+        assert (name, label) == (str(file), CLASSES[want_C.argmax()])
+        assert float(prob) == pytest.approx(want_C.max(), abs=1e-4)
+    (example,) = re.findall(r"```python\n(.*?)```", (exported / "README.md").read_text("utf-8"), re.DOTALL)
+    shutil.copy(files[3], exported / "photo.jpg")
+    np.testing.assert_allclose(json.loads(outside(exported, example)), want_NC[3], atol=1e-4)
+    (exported / "photo.jpg").unlink()
+
+
+def test_the_card_says_what_there_is(exported, student):
+    card = json.loads((exported / "card.json").read_text("utf-8"))
+    assert card["format"] == exported.name
+    assert card["classes"] == CLASSES
+    assert card["mixture"] == {"ce_weight": 0.3, "temperature": 0.75, "calibration": 0.6}
+    assert card["sha256"] == Place.of(exported / card["weights"]).sha256()
+    assert card["bytes"] == (exported / card["weights"]).stat().st_size
+    assert card["gate"]["num_images"] == 20
+    assert card["campaign"] is None
+    text = (exported / "README.md").read_text("utf-8")
+    assert card["sha256"] in text
+    assert "not known: exported without its campaign" in text
+    if exported.name == "onnx":
+        assert f"opset {card['opset']}" in text
+    assert not list(exported.parent.glob(".*"))
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["--format", "timm"], "give --images FOLDER"),
+        (["--format", "timm", "--images", "few"], "1 of 2 images"),
+        (["--format", "timm", "--images", "photos", "--to", "few"], "exists, and nothing is overwritten"),
+        (["--format", "timm", "--images", "photos", "--to", "s3://bucket/x"], "expected a local folder"),
+        (["--format", "timm", "--images", "photos", "--round", "2"], "not a campaign's"),
+        (["--format", "tflite"], "--format"),
+    ],
+)
+def test_what_cannot_be_exported_is_said_and_nothing_is_left(args, message, run, student, photos, tmp_path):
+    few = tmp_path / "few"
+    few.mkdir()
+    shutil.copy(photos / "00.png", few)
+    shutil.copy(photos / "broken.png", few)
+    where = {"photos": photos, "few": few}
+    args = [where.get(each, each) for each in args]
+    code, said = run(student, *([] if "--to" in args else ["--to", tmp_path / "out"]), *args)
+    assert code == 2
+    assert message in said
+    assert [path.name for path in tmp_path.iterdir()] == ["few"]
+    assert len(list(few.iterdir())) == 2
+
+
+def test_an_export_that_is_not_the_student_leaves_nothing(run, student, photos, tmp_path, monkeypatch):
+    from raykd.models import export
+
+    real = export.plain_timm
+
+    def other(student):
+        model = real(student)
+        model.get_classifier().weight.data[0] += 0.1
+        return model
+
+    monkeypatch.setattr(export, "plain_timm", other)
+    code, said = run(student, "--to", tmp_path / "out", "--format", "timm", "--images", photos)
+    assert code == 2
+    assert "what was written is not the student: at batch 1, on 20 images, a probability differs by" in said
+    assert not list(tmp_path.iterdir())
