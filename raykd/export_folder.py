@@ -57,7 +57,7 @@ class Run:
 def check_absent(folder: str) -> Path:
     """The folder to write. Raises UserError: it exists, is not local, or cannot be written."""
     place = Place.of(folder)
-    if not place.is_local:
+    if "://" in folder:
         raise UserError(f"--to {folder}: expected a local folder, as timm reads no other; copy it there afterwards")
     if place.exists():
         raise UserError(f"--to {folder} exists, and nothing is overwritten; give a new name, or move it away")

@@ -31,12 +31,13 @@ from torch import nn
 from raykd.algo.dho import head_of
 from raykd.algo.heads import HEADS, Mixture
 from raykd.errors import UserError, one_line
+from raykd.models.opened import TIMM_CONFIG
 from raykd.models.saved import WEIGHTS
 from raykd.models.student import Student, check_backbone, set_image_size, weights_of
 
 Format = Literal["timm", "onnx", "torch"]
 NEEDED = {"onnx": ("onnx", "onnxscript", "onnxruntime")}  # the extra ``export``
-TIMM_CONFIG, ONNX_FILE, TORCH_FILE = "config.json", "model.onnx", "model.pt2"
+ONNX_FILE, TORCH_FILE = "model.onnx", "model.pt2"
 ONNX_NAMES = ("pixels", "probabilities")
 EXPORTERS = {True: "torch.onnx.export(dynamo=True)", False: "torch.onnx.export(dynamo=False)"}
 BATCH = torch.export.Dim("batch")
@@ -259,7 +260,9 @@ def ask_timm(folder: Path) -> Ask:
 def ask_onnx(folder: Path) -> Ask:
     import onnxruntime
 
-    session = onnxruntime.InferenceSession(str(folder / ONNX_FILE), providers=["CPUExecutionProvider"])
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()  # of an actor as many as it asked for
+    session = onnxruntime.InferenceSession(str(folder / ONNX_FILE), options, providers=["CPUExecutionProvider"])
     return lambda pixels: session.run(None, {ONNX_NAMES[0]: np.ascontiguousarray(pixels)})[0]
 
 

@@ -9,9 +9,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-from raykd.models.export import TIMM_CONFIG
+from raykd.models.opened import CARD_FILE, TIMM_CONFIG
 
-CARD_FILE, README_FILE, PREDICT_FILE = "card.json", "README.md", "predict.py"
+README_FILE, PREDICT_FILE = "README.md", "predict.py"
 PHOTO = "photo.jpg"  # what the card's example looks at
 
 NEEDS = {"timm": "timm", "onnx": "onnxruntime pillow", "torch": "torch numpy pillow"}

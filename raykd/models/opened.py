@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import pyarrow.fs as pafs
 
@@ -13,6 +15,8 @@ from raykd.models.saved import WEIGHTS
 from raykd.models.teacher import check_checkpoint
 from raykd.store.place import Place
 
+CARD_FILE = "card.json"  # of an export
+TIMM_CONFIG = "config.json"
 LISTED = 8  # files of a folder that is none
 WEIGHTS_ENDING = ".safetensors"
 
@@ -43,8 +47,13 @@ def find_model(folder: Place) -> Found:
         UserError: There is none, or it is not whole; says what was looked for.
     """
     at = next((place for place in (folder, folder / "student") if (place / ABOUT).exists()), None)
+    if at is None and (folder / CARD_FILE).exists():
+        return find_exported(folder)
     if at is None:
-        raise UserError(f"{folder} {holds(folder)}; looked for {ABOUT}, of a student such as RUN/round_002/student")
+        raise UserError(
+            f"{folder} {holds(folder)}; looked for {ABOUT}, of a student such as RUN/round_002/student, and "
+            f"{CARD_FILE}, of an export"
+        )
     about = (at / ABOUT).read_json()
     try:
         classes, words = list(about["classes"]), f"{about['backbone']}, heads: {about['heads']}"
@@ -59,8 +68,36 @@ def find_model(folder: Place) -> Found:
     return Found(at, (ABOUT, *weights), classes, preprocess, words)
 
 
+def find_exported(folder: Place) -> Found:
+    """The model of a folder of jobs/export.py. Raises UserError: it is not whole."""
+    card = (folder / CARD_FILE).read_json()
+    try:
+        files, words = exported_files(card), f"{card['backbone']}, exported as {card['format']}"
+        found = Found(folder, (CARD_FILE, *files), list(card["classes"]), preprocess_of_card(card), words)
+    except (KeyError, TypeError) as error:
+        raise UserError(f"{folder / CARD_FILE} is not as raykd writes it: {error} is missing") from error
+    for name in files:
+        if not (folder / name).exists():
+            raise UserError(f"{folder} has {CARD_FILE} and no {name}, so it is half an export; copy the folder again")
+    return found
+
+
+def exported_files(card: Mapping[str, Any]) -> tuple[str, ...]:
+    """What of an exported folder is the model, beside its card."""
+    return (card["weights"], TIMM_CONFIG) if card["format"] == "timm" else (card["weights"],)
+
+
+def preprocess_of_card(card: Mapping[str, Any]) -> Preprocess:
+    saved = card["preprocess"]
+    return Preprocess(saved["image_size"], tuple(saved["mean"]), tuple(saved["std"]), saved["interpolation"])
+
+
 def open_model(folder: Place, device: str = "cpu") -> Classifier:
     """What :func:`find_model` has found, or a copy of its files."""
+    if not (folder / ABOUT).exists():
+        from raykd.models.exported import Exported
+
+        return Exported(folder, device)
     from raykd.models.student import Student
 
     return Student.load(folder, device)

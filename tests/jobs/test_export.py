@@ -9,12 +9,16 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pyarrow.dataset as pads
 import pytest
+import torch
 from fakes import CLASSES, ended, tiny_student
 from PIL import Image
 
 from raykd.algo.heads import Mixture
-from raykd.models.student import Student
+from raykd.errors import UserError
+from raykd.models.opened import find_model, open_model
+from raykd.models.student import Student, normalised
 from raykd.store.place import Place
 
 ROOT = Path(__file__).parents[2]
@@ -44,21 +48,21 @@ def photos(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def student(tmp_path_factory):
-    """Its folder: a student with two heads that tell images apart."""
+def student(photos, tmp_path_factory):
+    """Its folder: a student with two heads that tells the photos apart, if at random."""
     folder, student = tmp_path_factory.mktemp("student"), tiny_student(CLASSES)
     student.mixture = MIXTURE
-    student.model.train()(student_images())
-    for head in (student.model.ce_head, student.model.kd_head):
-        head.weight.data.mul_(8)
+    clean = student.preprocess.clean()
+    pixels = np.stack([np.asarray(clean(Image.open(file))) for file in sorted(photos.glob("[0-9]*.png"))])
+    with torch.no_grad():
+        student.model.train()(normalised(torch.from_numpy(pixels), student.preprocess))
+        student.model.eval()
+        features = torch.from_numpy(student.outputs(pixels)[0])
+        for head in (student.model.ce_head, student.model.kd_head):
+            head.weight.mul_(2 / (features @ head.weight.T).std())
+            head.bias.copy_(-(features @ head.weight.T).mean(dim=0))
     student.save(folder)
     return folder
-
-
-def student_images():
-    import torch
-
-    return torch.randn(16, 3, 32, 32)
 
 
 @pytest.fixture(scope="module")
@@ -95,15 +99,44 @@ def test_whoever_has_no_raykd_gets_the_same_answers_by_the_card_and_by_its_progr
     files = sorted(photos.glob("[0-9]*.png"))
     want_NC = Student.load(student).predict(files)
     assert len(set(want_NC.argmax(axis=1))) > 1
-    said = outside(exported, "runpy.run_path('predict.py', run_name='__main__')", "predict.py", *files)
-    for line, file, want_C in zip(said.splitlines(), files, want_NC, strict=True):
+    (example,) = re.findall(r"```python\n(.*?)```", (exported / "README.md").read_text("utf-8"), re.DOTALL)
+    shutil.copy(files[3], exported / "photo.jpg")
+    both = f"runpy.run_path('predict.py', run_name='__main__')\n{example}"
+    *lines, by_card = outside(exported, both, "predict.py", *files).splitlines()
+    for line, file, want_C in zip(lines, files, want_NC, strict=True):
         name, label, prob = line.split("\t")
         assert (name, label) == (str(file), CLASSES[want_C.argmax()])
         assert float(prob) == pytest.approx(want_C.max(), abs=1e-4)
-    (example,) = re.findall(r"```python\n(.*?)```", (exported / "README.md").read_text("utf-8"), re.DOTALL)
-    shutil.copy(files[3], exported / "photo.jpg")
-    np.testing.assert_allclose(json.loads(outside(exported, example)), want_NC[3], atol=1e-4)
+    np.testing.assert_allclose(json.loads(by_card), want_NC[3], atol=1e-4)
     (exported / "photo.jpg").unlink()
+
+
+def test_raykd_opens_an_export_as_it_opens_a_student(exported, student, photos, tmp_path, request):
+    found = find_model(Place.of(exported))
+    assert (found.classes, found.preprocess) == (CLASSES, Student.load(student).preprocess)
+    elsewhere = request.getfixturevalue("bucket") / "copy"  # as a campaign's cache may be
+    for name in found.files:
+        (elsewhere / name).write_bytes((found.place / name).read_bytes())
+    model = open_model(elsewhere)
+    files = sorted(photos.glob("[0-9]*.png"))
+    np.testing.assert_allclose(model.predict(files), Student.load(student).predict(files), atol=1e-4)
+    with pytest.raises(UserError, match="runs on the CPU"):
+        open_model(elsewhere, "cuda")
+    half = shutil.copytree(exported, tmp_path / "half")
+    (half / found.files[1]).unlink()
+    with pytest.raises(UserError, match="half an export"):
+        find_model(Place.of(half))
+
+
+def test_the_job_that_predicts_takes_an_export(exported, ray_cluster, student, image_folder, tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "jobs"))
+    import predict
+
+    code, said = ended(predict.main, ["--model", exported, "--pool", image_folder, "--out", tmp_path / "p"])
+    assert code == 0, said
+    table = pads.dataset(tmp_path / "p").to_table()
+    want_NC = Student.load(student).predict(table["uri"].to_pylist())
+    np.testing.assert_allclose(np.array(table["probs"].to_pylist()), want_NC, atol=1e-4)
 
 
 def test_the_card_says_what_there_is(exported, student):
