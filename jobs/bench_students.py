@@ -2,14 +2,14 @@
 
     python jobs/bench_students.py [heads] [conflict] [views] [--data FOLDER] [--seeds 8]
 
-heads: ``ce``, ``kd``, ``ce+kd`` and ``dho`` at 1, 2, 4, 8 and 16 labels a class, drawn, each training as the papers
-have it (AdamW 1e-3, 200 * ceil(L / 64) steps of 64 + 64, two forward passes), from the same labels and draws: on the
-digits (images, the demo's student, 32 pixels) with the demo's zero-shot CLIP as the teacher; and, with --data, on
-Tiny-ImageNet in a real MobileNetV2's frozen features (the teacher as in bench_teachers.py). Accuracy on test images, no
-number chosen on them: the mixture is the fixed (0.5, 1.0).
+heads: ``ce``, ``kd``, ``ce+kd`` and ``dho`` at 1, 2, 4, 8 and 16 labels a class, drawn, from the same labels and draws:
+on the digits (images, the demo's student and its training: 100 steps of 32 + 64, 2e-3) with the demo's zero-shot CLIP
+as the teacher; and, with --data, on Tiny-ImageNet in a real MobileNetV2's frozen features (the teacher as in
+bench_teachers.py; the papers' 200 * ceil(L / 64) steps of 64 + 64, 1e-3, but 2,000 at most). Two forward passes, AdamW.
+Accuracy on test images, no number chosen on them: the mixture is the fixed (0.5, 1.0).
 
-conflict: the cosine of the two signals' gradients on the backbone's parameters while the digits' students train, of one
-head that learns from both (ce+kd) and of two (dho). --plot FILE draws it.
+conflict: the cosine of the two signals' gradients on the backbone's parameters, at every tenth step of the same
+trainings on the digits, of one head that learns from both (ce+kd) and of two (dho). --plot FILE draws it.
 
 views: the demo's campaign where the teacher has seen one clean view of each image (cached), so many stored crops, or
 sees each crop that is trained on (online): accuracy and calibration by round, and what it costs.
@@ -41,8 +41,11 @@ from bench_teachers import digits as digits_features
 
 HEADS = ("ce", "kd", "ce+kd", "dho")
 AGAINST = ("ce+kd", "ce", "kd")  # what dho is held against
-CONFLICT_STEPS = 400
-VIEWS = ("cached", "2", "8", "online")
+MOST_STEPS = 2000  # on features
+LOOK_EVERY = 10  # steps
+CONFLICT_SHOTS = (1, 4, 16)
+VIEWS = ("cached", "8", "online")
+DEMO = {"steps": 100, "batch_labeled": 32, "batch_unlabeled": 64, "learning_rate": 2e-3}
 
 
 @dataclass(frozen=True)
@@ -58,6 +61,8 @@ class Problem:
         new_model: A student before its training, by the kind of heads.
         data: Rows of the pool, to train on.
         test: What a student says of the test images, float [M, C] by column.
+        settings: Of a training on so many labels, but for its key.
+        texts: The classes' texts.
     """
 
     name: str
@@ -68,7 +73,8 @@ class Problem:
     new_model: Callable[[str], Any]
     data: Callable[[np.ndarray], Any]
     test: Callable[[Any], dict[str, np.ndarray]]
-    texts: Any = None  # for ``balanced``
+    settings: Callable[[int], dict[str, Any]]
+    texts: Any
 
 
 def digits(folder: Path) -> Problem:
@@ -109,7 +115,7 @@ def digits(folder: Path) -> Problem:
 
     return Problem(
         "digits", seen.labels_N, scorer.logits(seen.pool_ND), seen.test_labels_N, scorer.logits(seen.test_ND),
-        lambda heads: student(heads).model, data, say, seen.texts,
+        lambda heads: student(heads).model, data, say, lambda _: DEMO, seen.texts,
     )  # fmt: skip
 
 
@@ -138,7 +144,8 @@ def tiny(folder: Path) -> Problem:
 
     return Problem(
         "Tiny-ImageNet", seen.labels_N, scorer.logits(seen.pool_ND), seen.test_labels_N, scorer.logits(seen.test_ND),
-        model, lambda order: TrainingFeatures(pool_ND[order]), say, seen.texts,
+        model, lambda order: TrainingFeatures(pool_ND[order]), say,
+        lambda labels: {"steps": min(MOST_STEPS, 200 * math.ceil(labels / 64))}, seen.texts,
     )  # fmt: skip
 
 
@@ -154,17 +161,16 @@ def problem_of(kind: str, folder: str) -> Problem:
 
 
 def train(
-    problem: Problem, heads: str, rows: np.ndarray, seed: int, steps: int | None = None, report: Any = None,
-    model: Any = None,
+    problem: Problem, heads: str, rows: np.ndarray, seed: int, report: Any = None, model: Any = None
 ) -> Any:  # fmt: skip
-    """A student after the papers' training on these labels, and the rest of the pool without them."""
+    """A student trained on these labels, and the rest of the pool without them."""
     import torch
 
     from raykd.models.training import Targets, TrainingSettings, reproducible, train_student
 
     rest = np.setdiff1d(np.arange(len(problem.labels_N)), rows)
     order = np.concatenate([rows, rest])
-    settings = TrainingSettings(steps=steps or 200 * math.ceil(len(rows) / 64), key=(seed, 0), checkpoints=1)
+    settings = TrainingSettings(key=(seed, 0), checkpoints=1, **problem.settings(len(rows)))
     targets = Targets(problem.labels_N[rows], problem.teacher_NC[order].astype(np.float16))
     model = model or problem.new_model(heads)
     with reproducible(1, torch.device("cpu")):
@@ -259,6 +265,8 @@ def one_conflict(folder: str, heads: str, shots: int, seed: int) -> list[tuple[i
     found: list[tuple[int, float]] = []
 
     def look(step: int, *_: Any) -> None:
+        if step % LOOK_EVERY:
+            return
         labeled, unlabeled = plan.labeled(step), plan.unlabeled(step) + len(rows)
         places = np.concatenate([labeled, unlabeled])
         images = data.batch(Asked(places, plan.augmentation_seeds(step), len(labeled))).items
@@ -273,7 +281,7 @@ def one_conflict(folder: str, heads: str, shots: int, seed: int) -> list[tuple[i
         ]
         found.append((step, float(torch.nn.functional.cosine_similarity(signals[0], signals[1], dim=0))))
 
-    train(problem, heads, rows, seed, CONFLICT_STEPS, look, model)
+    train(problem, heads, rows, seed, look, model)
     return found
 
 
@@ -281,14 +289,14 @@ def compare_conflict(folder: Path, seeds: int, processes: int, plot: Path | None
     """Cosines by kind of heads: their mean along the training, by labels a class."""
     kinds = ("ce+kd", "dho")
     found: dict[str, list[list[tuple[int, float]]]] = {}
-    cells = [(heads, shots, seed) for shots in SHOTS for seed in range(seeds) for heads in kinds]
+    cells = [(heads, shots, seed) for shots in CONFLICT_SHOTS for seed in range(seeds) for heads in kinds]
     with workers(processes) as pool:
         futures = [pool.submit(one_conflict, str(folder), *cell) for cell in cells]
         for (heads, shots, _), future in zip(cells, futures, strict=True):
             found.setdefault(f"{shots} {heads}", []).append(future.result())
-    print(f"\ndigits: cosine of the gradients of the two signals on the backbone, mean of {CONFLICT_STEPS} steps\n")
+    print("\ndigits: cosine of the gradients of the two signals on the backbone, mean over a training\n")
     rows = []
-    for shots in SHOTS:
+    for shots in CONFLICT_SHOTS:
         runs = [np.array([[cosine for _, cosine in run] for run in found[f"{shots} {heads}"]]) for heads in kinds]
         means = [f"{of.mean():+.3f} ± {interval(of.mean(axis=1).tolist()):.3f}" for of in runs]
         rows.append([str(shots), *means, *(f"{(of < 0).mean():.0%}" for of in runs)])
@@ -304,8 +312,10 @@ def draw_conflict(found: dict[str, list[list[tuple[int, float]]]], file: Path) -
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    figure, axes = plt.subplots(1, len(SHOTS), figsize=(2.6 * len(SHOTS), 2.8), sharey=True, layout="constrained")
-    for axis, shots in zip(axes, SHOTS, strict=True):
+    figure, axes = plt.subplots(
+        1, len(CONFLICT_SHOTS), figsize=(2.6 * len(CONFLICT_SHOTS), 2.8), sharey=True, layout="constrained"
+    )
+    for axis, shots in zip(axes, CONFLICT_SHOTS, strict=True):
         for heads, color, label in (("ce+kd", "#b5532a", "one head (ce+kd)"), ("dho", "#2a6fb5", "two heads (dho)")):
             runs = found[f"{shots} {heads}"]
             steps, values = [step for step, _ in runs[0]], np.array([[cosine for _, cosine in run] for run in runs])

@@ -30,7 +30,7 @@ class Options(PoolOptions):
     """What to predict by what."""
 
     model: str = Field(
-        description="folder of a student (RUN/round_002/student), of an export, or of a campaign: its last finished round"
+        description="folder of a student (RUN/round_002/student), an export, or a campaign (its last finished round)"
     )
     top: int | None = Field(None, ge=0, description="so many of the likeliest classes instead of all probabilities")
     features: bool = Field(False, description="the model's features, too, float16")
