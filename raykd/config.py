@@ -43,6 +43,8 @@ if TYPE_CHECKING:
 STRATEGY_NAMES = ("badge", "class_balanced", "coreset", "entropy", "farthest", "margin", "pcoreset", "random")
 # raykd's own, here again: the module that has them takes half a second to import, and a mistake should be told before
 
+FROZEN, TEACHER = "frozen", "teacher"  # student.backbone of heads alone; student.features of the teacher's own
+
 COMPLETE = {  # what is complete when a stage is
     "pool": "the pool is listed",
     "encode": "the images are encoded",
@@ -314,7 +316,16 @@ class StudentConfig(Section):
 
     backbone: Annotated[str, IsPath(after="open_clip:local-dir:")] = Field(
         description="timm model name; or the image tower of an open_clip model: open_clip:ViT-B-16, "
-        "open_clip:local-dir:<folder>, open_clip:hf-hub:<org/repo>"
+        "open_clip:local-dir:<folder>, open_clip:hf-hub:<org/repo>; or frozen: heads alone, on features that are stored "
+        "once (student.features)"
+    )
+    features: str = Field(
+        TEACHER,
+        description="backbone: frozen: whose features: teacher, or a timm model name (of image_size, with the weights "
+        "of pretrained)",
+    )
+    hidden: Count | None = Field(
+        None, description="backbone: frozen: width of a hidden layer (GELU) under the heads; null: linear heads"
     )
     pretrained: Annotated[bool | str, IsPath(or_name=True)] = Field(
         True,
@@ -479,6 +490,32 @@ class StudentConfig(Section):
     @property
     def most_workers(self) -> int:
         return self.num_workers if isinstance(self.num_workers, int) else self.num_workers[1]
+
+
+    @model_validator(mode="after")
+    def _frozen_has_what_it_needs(self) -> StudentConfig:
+        if not self.is_frozen:
+            for name, unasked in (("features", TEACHER), ("hidden", None)):
+                if getattr(self, name) != unasked:
+                    raise UserError(f"{name} is for backbone: {FROZEN}; backbone: {self.backbone} would not look at it")
+        elif self.features != TEACHER and self.pretrained is False:
+            raise UserError(
+                f"features: {self.features} are what a trained network sees; pretrained: false has none: give true "
+                "(timm's weights) or a checkpoint file"
+            )
+        return self
+
+    @property
+    def is_frozen(self) -> bool:
+        """Whether it is heads alone."""
+        return self.backbone == FROZEN
+
+    @property
+    def network(self) -> str | None:
+        """The timm model that sees images; None: the teacher does, for a frozen student."""
+        if not self.is_frozen:
+            return self.backbone
+        return None if self.features == TEACHER else self.features
 
 
 class MixtureConfig(Section):
@@ -653,6 +690,15 @@ class Config(Section):
             raise UserError(
                 f"student.teacher_views: {self.student.teacher_views} needs a model that looks at images, which "
                 "teacher.rule: table has not; leave it out"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _there_are_features(self) -> Config:
+        if self.student.is_frozen and self.student.network is None and self.teacher.rule == "table":
+            raise UserError(
+                "student.features: teacher, and teacher.rule: table has no features, as no model looks at the images: "
+                "give student.features a timm model name"
             )
         return self
 

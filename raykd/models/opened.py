@@ -11,7 +11,7 @@ import pyarrow.fs as pafs
 from raykd.errors import UserError
 from raykd.models.classifier import Classifier
 from raykd.models.preprocess import ABOUT, Preprocess, read_preprocess
-from raykd.models.saved import WEIGHTS
+from raykd.models.saved import NETWORK, WEIGHTS
 from raykd.models.teacher import check_checkpoint
 from raykd.store.place import Place
 
@@ -62,6 +62,11 @@ def find_model(folder: Place) -> Found:
         raise UserError(f"{at / ABOUT} is not as raykd writes it: {error} is missing; copy the folder again") from error
     if not (at / WEIGHTS).exists():
         raise UserError(f"{at} has {ABOUT} and no {WEIGHTS}, so it is half a student; copy the folder again")
+    if "frozen" in about and not (at / NETWORK).exists():
+        raise UserError(
+            f"{at} holds the heads of a frozen student, without the network under them ({NETWORK}); give the round's "
+            "student/ folder"
+        )
     if at.is_local:
         check_checkpoint((at / WEIGHTS).path, "the student")
     weights = [info.base_name for info in at.files() if info.base_name.endswith(WEIGHTS_ENDING)]  # in one file or more

@@ -25,12 +25,13 @@ import timm.data
 import torch
 from torch import nn
 
-from raykd.algo.dho import Learner, StudentNet
+from raykd.algo.dho import Learner, Outputs, StudentNet
+from raykd.algo.frozen import Frozen
 from raykd.algo.heads import HEADS, Mixture, probabilities
 from raykd.errors import UserError, did_you_mean, one_line
 from raykd.models.classifier import Classifier
 from raykd.models.preprocess import ABOUT, Preprocess, read_preprocess
-from raykd.models.saved import WEIGHTS
+from raykd.models.saved import NETWORK, WEIGHTS
 from raykd.models.teacher import check_checkpoint
 from raykd.models.threads import limited_threads
 from raykd.models.tower import (
@@ -67,11 +68,13 @@ class Student(Classifier):
     """A model with all that is needed to use it.
 
     Args:
-        model: The network.
-        backbone: Its name, as the config has it.
+        model: The network. Of a frozen student its backbone is :class:`raykd.algo.frozen.Frozen`.
+        backbone: Its name, as the config has it; of a frozen student that of the network under it.
         classes: Names, in the order of the logits.
         preprocess: What images go through first.
         mixture: Of two heads, for inference.
+        frozen: Of a frozen student, what is known of the network under it besides: ``unit``, whether its features are
+            of length 1, and, of an image tower, ``tower``, what it is built from.
     """
 
     model: StudentNet
@@ -79,6 +82,7 @@ class Student(Classifier):
     classes: list[str]
     preprocess: Preprocess
     mixture: Mixture = field(default_factory=Mixture)
+    frozen: Mapping[str, Any] | None = None
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -93,12 +97,14 @@ class Student(Classifier):
         (place / ABOUT).write_json(self.about())
 
     def about(self) -> dict[str, Any]:
-        tower: dict[str, Any] = {}
+        own: dict[str, Any] = {}
         if isinstance(self.model.backbone, Tower):
-            tower = {"tower": self.model.backbone.about, "language_aware": self.model.language_aware}
+            own = {"tower": self.model.backbone.about, "language_aware": self.model.language_aware}
+        if self.frozen is not None:
+            own = {"frozen": dict(self.frozen)}
         return {
             "backbone": self.backbone,
-            **tower,
+            **own,
             "heads": self.model.heads,
             "classes": self.classes,
             "preprocess": asdict(self.preprocess),
@@ -107,16 +113,23 @@ class Student(Classifier):
 
     @classmethod
     def load(cls, folder: str | os.PathLike[str] | Place, device: str = "cpu") -> Student:
-        """Read a saved student, ready to predict."""
+        """Read a saved student, ready to predict.
+
+        A frozen one without its :data:`NETWORK`, as a training leaves it, takes features (:meth:`outputs_of_features`).
+        """
         place = Place.of(folder)
         about, preprocess = (place / ABOUT).read_json(), read_preprocess(place)
         heads = "dho" if about["heads"] == "dual" else about["heads"]  # as they were called once
-        backbone, width = make_backbone(about["backbone"], tower=about.get("tower"))
+        state = safetensors.torch.load((place / WEIGHTS).read_bytes())
+        if (place / NETWORK).exists():
+            network = safetensors.torch.load((place / NETWORK).read_bytes())
+            state |= {f"backbone.network.{name}": value for name, value in network.items()}
+        backbone, width = backbone_of(about, state, preprocess)
         model = StudentNet(backbone, width, len(about["classes"]), heads, about.get("language_aware", False))
-        set_image_size(model.backbone, preprocess.image_size)
-        model.load_state_dict(safetensors.torch.load((place / WEIGHTS).read_bytes()))
+        model.load_state_dict(state)
         model = model.eval().to(device)
-        return cls(model, about["backbone"], about["classes"], preprocess, Mixture(**about["mixture"]))
+        mixture = Mixture(**about["mixture"])
+        return cls(model, about["backbone"], about["classes"], preprocess, mixture, about.get("frozen"))
 
     @torch.inference_mode()
     def outputs(self, pixels: np.ndarray, num_threads: int | None = None) -> tuple[np.ndarray, dict[str, np.ndarray]]:
@@ -129,11 +142,26 @@ class Student(Classifier):
         Returns:
             Features float32 [n, D], and float32 [n, C] of each column of logits.
         """
+        if isinstance(self.model.backbone, Frozen) and self.model.backbone.network is None:
+            raise UserError(
+                f"this student is heads alone, without the network under them ({NETWORK}): load the round's student/ "
+                "folder, not train/"
+            )
         with limited_threads(num_threads):
-            device = next(self.model.parameters()).device
-            out = self.model(normalised(torch.from_numpy(np.array(pixels)).to(device), self.preprocess))
-            logits = {column: value.float().cpu().numpy() for column, value in out.logits.items()}
-            return out.features_ND.float().cpu().numpy(), logits
+            given = normalised(torch.from_numpy(np.array(pixels)).to(self._device), self.preprocess)
+            return as_numpy(self.model(given))
+
+    @torch.inference_mode()
+    def outputs_of_features(
+        self, features_ND: np.ndarray, num_threads: int | None = None
+    ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+        """As :meth:`outputs`, of a frozen student without its network, for stored features float [n, D]."""
+        with limited_threads(num_threads):
+            return as_numpy(self.model(torch.from_numpy(features_ND.astype(np.float32)).to(self._device)))
+
+    @property
+    def _device(self) -> torch.device:
+        return next(self.model.parameters()).device
 
     def probabilities(self, pixels: np.ndarray) -> np.ndarray:
         """Class probabilities of images that are cropped already, float32 [n, C]: with two heads, their mixture."""
@@ -149,6 +177,12 @@ def normalised(pixels: torch.Tensor, preprocess: Preprocess) -> torch.Tensor:
     """uint8 [n, H, W, 3], 0 to 255, to float32 [n, 3, H, W] with the backbone's mean and deviation."""
     mean, std = (torch.tensor(v, device=pixels.device).view(3, 1, 1) * 255 for v in (preprocess.mean, preprocess.std))
     return (pixels.permute(0, 3, 1, 2).float() - mean) / std
+
+
+def as_numpy(out: Outputs) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """Features and each column of logits, float32."""
+    logits = {column: value.float().cpu().numpy() for column, value in out.logits.items()}
+    return out.features_ND.float().cpu().numpy(), logits
 
 
 def weights_of(module: nn.Module) -> bytes:
@@ -179,6 +213,24 @@ def make_backbone(name: str, pretrained: bool = False, tower: Mapping[str, Any] 
     return module, width
 
 
+def backbone_of(about: dict[str, Any], state: dict[str, torch.Tensor], preprocess: Preprocess) -> tuple[nn.Module, int]:
+    """What is under a saved student's heads, to be filled with ``state``, and its width."""
+    frozen = about.get("frozen")
+    if frozen is None:
+        return network_of(about, preprocess)
+    network = network_of(about, preprocess)[0] if any(name.startswith("backbone.network.") for name in state) else None
+    hidden = state.get("backbone.hidden.bias")
+    backbone = Frozen(len(state["backbone.mean_D"]), None if hidden is None else len(hidden), network, frozen["unit"])
+    return backbone, backbone.width
+
+
+def network_of(about: dict[str, Any], preprocess: Preprocess) -> tuple[nn.Module, int]:
+    """The network that a ``student.json`` names, for images of its size, with random weights; and its width."""
+    module, width = make_backbone(about["backbone"], tower=about.get("frozen", about).get("tower"))
+    set_image_size(module, preprocess.image_size)
+    return module, width
+
+
 def set_image_size(backbone: nn.Module, image_size: int) -> None:
     """Make a backbone with position embeddings (ViT, Swin) take images of another size; others take any."""
     resize: Any = getattr(backbone, "set_input_size", None)
@@ -186,12 +238,12 @@ def set_image_size(backbone: nn.Module, image_size: int) -> None:
         resize(image_size)
 
 
-def check_backbone(name: str) -> None:
-    """Raises UserError with the nearest name when timm has no model ``name``."""
+def check_backbone(name: str, field: str = "backbone") -> None:
+    """Raises UserError with the nearest name when timm has no model ``name``; ``field`` of ``student`` gave it."""
     tagged = "." in name
     if not (timm.models.is_model_pretrained(name) if tagged else timm.is_model(name)):
         known = timm.list_models(pretrained=tagged)
-        raise UserError(f"student.backbone: timm has no model {name!r}; {did_you_mean(name, known)}")
+        raise UserError(f"student.{field}: timm has no model {name!r}; {did_you_mean(name, known)}")
 
 
 def preprocess_of(backbone: nn.Module, image_size: int, interpolation: str) -> Preprocess:
@@ -329,25 +381,33 @@ def check_weights(config: StudentConfig, fetched: bool = False) -> None:
         UserError: timm or open_clip has no weights of this name, or the file is missing, no checkpoint, or of another
             backbone.
     """
+    if config.network is None:
+        return
     if config.tower:
         check_tower(config, fetched)
         return
-    check_backbone(config.backbone)
-    if config.pretrained is True and not timm.models.is_model_pretrained(config.backbone):
+    check_backbone(config.network, _field_of(config))
+    if config.pretrained is True and not timm.models.is_model_pretrained(config.network):
         raise UserError(
-            f"student.pretrained: timm has no weights for {config.backbone!r}; give a checkpoint file, or false for "
-            "random weights"
+            f"student.pretrained: timm has no weights for {config.network!r}; give a checkpoint file"
+            + ("" if config.is_frozen else ", or false for random weights")
         )
     if isinstance(config.pretrained, str):
         if os.path.isfile(config.pretrained):
             check_checkpoint(config.pretrained, "student.pretrained")
-        initial_backbone(config.backbone, config.pretrained)
+        initial_backbone(config.network, config.pretrained)
+
+
+def _field_of(config: StudentConfig) -> str:
+    """Which field of ``student`` names the network."""
+    return "features" if config.is_frozen else "backbone"
 
 
 def try_student(config: StudentConfig, num_classes: int = 2, start: Place | None = None) -> None:
     """Train the configured student for one step on blank images and save it, in memory: what fails fails here.
 
-    With random weights and two images (or as few as a worker's share is). Takes a second for small models.
+    With random weights and two images (or as few as a worker's share is). Takes a second for small models. Of a frozen
+    student only the network under it is tried, on one image: what is behind it always trains.
 
     Args:
         config: Of the student.
@@ -358,13 +418,16 @@ def try_student(config: StudentConfig, num_classes: int = 2, start: Place | None
         UserError: The backbone does not take images of this size, cannot be trained on so few, or cannot be saved;
             names the field, and what would do.
     """
+    name, field = config.network, _field_of(config)
+    if name is None:
+        return
     tower: Mapping[str, Any] | None = None
     if config.tower:
         tower = fetched_tower(start) if start else named_tower(config.tower)
         own = tower_size(tower)
     else:
-        check_backbone(config.backbone)
-        own = own_size(config.backbone)
+        check_backbone(name, field)
+        own = own_size(name)
     image_size, _ = seen_by(config, tower)
     with torch.random.fork_rng(devices=[]):
         try:
@@ -380,12 +443,13 @@ def try_student(config: StudentConfig, num_classes: int = 2, start: Place | None
                     reason = one_line(again)
                 else:
                     raise UserError(
-                        f"student.image_size: {config.backbone} does not take images of {image_size} pixels "
+                        f"student.image_size: {name} does not take images of {image_size} pixels "
                         f"({reason}); it takes {size}: set student.image_size to {size}, or choose another "
-                        "student.backbone"
+                        f"student.{field}"
                     ) from error
             raise UserError(
-                f"student.backbone: {config.backbone} cannot be trained here: {reason}; choose another model"
+                f"student.{field}: {name} cannot be {'used' if config.is_frozen else 'trained'} here: {reason}; choose "
+                "another model"
             ) from error
 
 
@@ -396,8 +460,13 @@ def own_size(name: str) -> int:
 
 
 def _try_at(config: StudentConfig, num_classes: int, image_size: int, tower: Mapping[str, Any] | None) -> None:
-    module, width = make_backbone(config.backbone, tower=tower)
+    assert config.network is not None
+    module, width = make_backbone(config.network, tower=tower)
     set_image_size(module, image_size)
+    if config.is_frozen:
+        with torch.no_grad():
+            module.eval()(torch.zeros(1, 3, image_size, image_size))
+        return
     model = StudentNet(module, width, num_classes, config.heads, config.language_aware).train()
     learner = Learner(model, config.forward == "stacked", config.loss_ce_weight, config.distill_temperature)
     num_l, num_u = _least_shares(config)

@@ -154,6 +154,33 @@ def map_teacher(uris: Sequence[str], ids: pa.ChunkedArray, num_classes: int, fil
     Raises:
         UserError: An image has no logits, or not of C finite numbers.
     """
+
+    def halves(logits: np.ndarray) -> np.ndarray:
+        if logits.shape[1] != num_classes:
+            raise UserError(f"a teacher table of {logits.shape[1]} classes; expected {num_classes}")
+        return rounded(logits)
+
+    return _mapped(uris, ids, "logits", "logits in the teacher table", halves, file)
+
+
+def map_features(uris: Sequence[str], ids: pa.ChunkedArray, file: Any) -> np.memmap:
+    """Stored features of some images, as :func:`map_teacher` maps logits: float16 [N, D], as they are stored.
+
+    Raises:
+        UserError: An image has no features.
+    """
+    return _mapped(uris, ids, "features", "stored features", lambda features: features, file)
+
+
+def _mapped(
+    uris: Sequence[str],
+    ids: pa.ChunkedArray,
+    column: str,
+    what: str,
+    halves: Callable[[np.ndarray], np.ndarray],
+    file: Any,
+) -> np.memmap:
+    """A column of vectors of some images in a mapped file; ``halves`` makes float16 of some rows of it."""
     files = [
         pq.ParquetFile(path, filesystem=Place.of(uri).fs, pre_buffer=not Place.of(uri).is_local)
         for uri in uris
@@ -162,23 +189,25 @@ def map_teacher(uris: Sequence[str], ids: pa.ChunkedArray, num_classes: int, fil
     rows = pc.index_in(pa.chunked_array([_names(file) for file in files], pa.string()), value_set=ids)
     if missing := len(ids) - len(pc.unique(rows.drop_null())):
         first = next(i for i in range(len(ids)) if not pc.any(pc.equal(rows, i)).as_py())
-        raise UserError(f"{missing} images have no logits in the teacher table, first {ids[first].as_py()!r}")
+        raise UserError(f"{missing} images have no {what}, first {ids[first].as_py()!r}")
     rows_M = pc.fill_null(rows, -1).to_numpy()
-    teacher_NC = np.memmap(file, np.float16, "w+", shape=(len(ids), num_classes))
+    mapped_ND: np.memmap | None = None
     start = 0
     for each in files:
-        for batch in each.iter_batches(READ_ROWS, columns=["logits"]):
-            logits = matrix(batch["logits"], "teacher logits")
-            if logits.shape[1] != num_classes:
-                raise UserError(f"a teacher table of {logits.shape[1]} classes; expected {num_classes}")
-            mine = rows_M[start : start + len(logits)]
-            logits, mine = logits[mine >= 0], mine[mine >= 0]
-            if not np.isfinite(logits).all():
-                odd = mine[~np.isfinite(logits).all(axis=1)][0]
-                raise UserError(f"the teacher's logits of {ids[odd].as_py()!r} are not finite")
-            teacher_NC[mine] = rounded(logits)
+        for batch in each.iter_batches(READ_ROWS, columns=[column]):
+            vectors = matrix(batch[column], column)
+            mine = rows_M[start : start + len(vectors)]
+            vectors, mine = vectors[mine >= 0], mine[mine >= 0]
+            if not np.isfinite(vectors).all():
+                odd = mine[~np.isfinite(vectors).all(axis=1)][0]
+                raise UserError(f"the {column} of {ids[odd].as_py()!r} are not finite")
+            vectors = halves(vectors)
+            if mapped_ND is None:
+                mapped_ND = np.memmap(file, np.float16, "w+", shape=(len(ids), vectors.shape[1]))
+            mapped_ND[mine] = vectors
             start += len(batch)
-    return teacher_NC
+    assert mapped_ND is not None
+    return mapped_ND
 
 
 def _names(file: pq.ParquetFile) -> pa.Array:

@@ -10,8 +10,9 @@ import numpy as np
 from ray import tune
 
 from raykd.algo.heads import Mixture, grid, hits, is_real_gain
-from raykd.models.saved import deploy
+from raykd.models.saved import WEIGHTS, deploy
 from raykd.stages.campaign import Campaign
+from raykd.stages.weights import network_named
 from raykd.store.outputs import Deployed, Pool, Predictions, Trained
 
 VERSION = 1
@@ -47,7 +48,8 @@ def mix(campaign: Campaign, number: int, pool: Pool, trained: Trained, predictio
         else:
             why = "mixture.search is off" if len(labels_N) else "there is no validation split to search on"
             reason = f"fixed: {why}"
-        deploy(trained.place, out.place, chosen)
+        network = trained.features and network_named(campaign, trained.features["network"]).place / WEIGHTS
+        deploy(trained.place, out.place, chosen, network or None)
         out.facts |= {"ce_weight": chosen.ce_weight, "temperature": chosen.temperature, "reason": reason}
         out.facts["num_validation"] = num_validation
     deployed = Deployed(out.complete)

@@ -29,6 +29,8 @@ def check_resources(config: Config, session: Session, say: Callable[[str, str], 
     }
     if teacher.rule == "table":
         del asked["teacher"]
+    if student.is_frozen and student.network is None:  # a task a part, of heads alone
+        asked["predict"] = (1, student.num_cpus, 0, 0)
     if not session.is_up:
         session.check()
     if session.is_local and not session.is_up and not any(gpus for _, _, gpus, _ in asked.values()):

@@ -47,7 +47,7 @@ def train(campaign: Campaign, number: int, pool: Pool, encoded: Encoded, teacher
     """
     config = campaign.config.student
     made_from = {"labels": labels.content, "round": number}
-    start = fetch_backbone(campaign)
+    start = fetch_backbone(campaign) if encoded.for_student is None else encoded.for_student.network
     settings = {"teacher": teacher.fingerprint, "start": start and start.fingerprint, **campaign.config.part("train")}
     texts = fetch_texts(campaign, teacher.classes, pool.texts, start) if start and config.language_aware else None
     if texts:
@@ -80,6 +80,7 @@ def train(campaign: Campaign, number: int, pool: Pool, encoded: Encoded, teacher
             "num_labeled": len(job.labels_L),
             "classes": list(job.classes),
             "columns": list(HEADS[config.heads]),
+            "features": None if encoded.for_student is None else encoded.for_student.key,
         }
     clear_scratch(scratch, number)
     return Trained(out.complete)
@@ -100,9 +101,10 @@ def make_job(
 
     readable = encoded.readable(pool.split("pool"))["sample_id"]
     ids, labels_L = samples(readable, labels, teacher.classes, pool.renamed)
+    features = encoded.for_student
     return Job(
         ids=ids,
-        uris=pool.uris(ids),
+        uris=pool.uris(ids) if features is None else None,
         labels_L=labels_L,
         teacher=teacher.uris,
         start=start.place if start else None,
@@ -112,6 +114,7 @@ def make_job(
         exact=campaign.config.decode == "exact",
         key=(campaign.config.seed, number),
         views=views_for(campaign, pool, encoded, teacher),
+        features=None if features is None else features.uris,
     )
 
 

@@ -12,6 +12,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -24,6 +25,8 @@ from raykd.algo.heads import HEADS
 from raykd.algo.keyed import generator
 from raykd.config import StudentConfig
 from raykd.errors import StorageError, UserError
+from raykd.models.frozen import new_frozen_student
+from raykd.models.saved import WEIGHTS
 from raykd.models.student import Student, new_student
 from raykd.models.teacher_views import OnlineTeacher, StoredViews
 from raykd.models.training import (
@@ -31,11 +34,12 @@ from raykd.models.training import (
     Targets,
     TrainingSettings,
     Worker,
+    map_features,
     map_teacher,
     reproducible,
     train_student,
 )
-from raykd.models.training_data import TrainingImages
+from raykd.models.training_data import TrainingData, TrainingFeatures, TrainingImages
 from raykd.stages.progress import Ticker
 from raykd.store.outputs import STEPS_FILE
 from raykd.store.place import Place
@@ -49,19 +53,21 @@ class Job:
 
     Args:
         ids: Of the images, strings: first those with a label, then the others; all different.
-        uris: Of the same images.
+        uris: Of the same images; None: the student is frozen.
         labels_L: int64 [L], class indices of the first L.
         teacher: Folders of the teacher's tables.
-        start: Folder of the fetched backbone; None for a timm one with random weights.
+        start: Folder of the fetched backbone, or of the network under a frozen student; None for a timm one with random
+            weights.
         texts_CD: float32 [C, D], what language-aware heads begin as.
         classes: In the order of the teacher's logits.
         config: How.
         key: (seed, round), of every draw.
         views: What the teacher says of augmented images; None: it is asked of the clean ones alone.
+        features: Folders of what a frozen student is given instead of images; None: it is not frozen.
     """
 
     ids: pa.ChunkedArray
-    uris: pa.ChunkedArray
+    uris: pa.ChunkedArray | None
     labels_L: np.ndarray
     teacher: tuple[str, ...]
     start: Place | None
@@ -71,6 +77,7 @@ class Job:
     key: tuple[int, int]
     views: StoredViews | OnlineTeacher | None = None
     texts_CD: np.ndarray | None = None
+    features: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
         if not len(self.labels_L):
@@ -91,7 +98,7 @@ class Job:
             key=self.key,
             batch_labeled=config.batch_labeled,
             batch_unlabeled=config.batch_unlabeled,
-            forward=config.forward,
+            forward="stacked" if config.is_frozen else config.forward,  # what is behind features sees them one by one
             loss_ce_weight=config.loss_ce_weight,
             distill_temperature=config.distill_temperature,
             learning_rate=config.learning_rate,
@@ -109,12 +116,19 @@ class Job:
             loader_processes=config.loader_processes,
         )
 
-    def student(self) -> Student:
-        """A fresh student, drawn by the key. Seeds torch."""
+    def student(self, features_ND: np.ndarray | None = None) -> Student:
+        """A fresh student, drawn by the key; a frozen one for these features. Seeds torch."""
         seed = int(generator(*self.key, "init").integers(2**63))
-        return new_student(self.config, self.classes, seed, self.start, self.texts_CD)
+        if features_ND is None:
+            return new_student(self.config, self.classes, seed, self.start, self.texts_CD)
+        assert self.start is not None
+        return new_frozen_student(self.config, self.classes, seed, self.start, features_ND)
 
-    def images(self, student: Student) -> TrainingImages:
+    def data(self, student: Student, features_ND: np.ndarray | None = None) -> TrainingData:
+        """What it is trained on: images, or these features."""
+        if features_ND is not None:
+            return TrainingFeatures(features_ND)
+        assert self.uris is not None
         config, views = self.config, self.views
         return TrainingImages(
             self.ids, self.uris, student.preprocess, config.crop_area, config.flip, self.exact,
@@ -123,10 +137,18 @@ class Job:
         )  # fmt: skip
 
     @contextmanager
+    def frozen(self, worker: Worker, local_rank: int = 0, node: str = "") -> Iterator[np.ndarray | None]:
+        """The features that a frozen student is trained on, mapped as :meth:`targets` are; None: it is not frozen."""
+        if self.features is None:
+            yield None
+            return
+        write = partial(map_features, self.features, self.ids)
+        with mapped(write, (len(self.ids), -1), worker, local_rank, node) as features_ND:
+            yield features_ND
+
+    @contextmanager
     def targets(self, worker: Worker, local_rank: int = 0, node: str = "") -> Iterator[Targets]:
         """Labels and the teacher's logits, these in one mapped file for all workers of a machine.
-
-        The file has no name any more when they train, so it is gone with them, however that ends.
 
         Args:
             worker: Who asks; all workers must.
@@ -135,14 +157,15 @@ class Job:
         """
         if not any(column in TEACHER_COLUMNS for column in HEADS[self.config.heads]):
             yield Targets(self.labels_L, np.empty((0, 0), np.float16))
-        elif isinstance(self.views, OnlineTeacher):
+            return
+        if isinstance(self.views, OnlineTeacher):
             online = self.views.load(worker.device.type, max(1, int(self.config.num_cpus)))
             yield Targets(self.labels_L, np.empty((0, 0), np.float16), online)
-        elif worker.world == 1:
-            with tempfile.TemporaryFile() as file:
-                yield Targets(self.labels_L, self._map_teacher(file))
-        else:
-            yield Targets(self.labels_L, self._shared_teacher(worker, local_rank, node))
+            return
+        num_views = (self.views.count,) if isinstance(self.views, StoredViews) else ()
+        shape = (len(self.ids), *num_views, len(self.classes))
+        with mapped(self._map_teacher, shape, worker, local_rank, node) as teacher_NC:
+            yield Targets(self.labels_L, teacher_NC)
 
     def _map_teacher(self, file: Any) -> np.memmap:
         """The teacher's logits, [N, C], or [N, K, C] of stored views, in a mapped file."""
@@ -150,27 +173,46 @@ class Job:
             return self.views.logits(self.ids, len(self.classes), file)
         return map_teacher(self.teacher, self.ids, len(self.classes), file)
 
-    def _shared_teacher(self, worker: Worker, local_rank: int, node: str) -> np.ndarray:
-        path, failed = None, None
-        try:
-            if local_rank == 0:
-                handle, path = tempfile.mkstemp(prefix="raykd-teacher-")
-                os.close(handle)
-                self._map_teacher(path).flush()
-        except UserError as error:
-            failed = error
-        try:
-            worker.agree(failed)
-            found: list[Any] = [None] * worker.world
-            torch.distributed.all_gather_object(found, (node, path))
-            mine = next(written for where, written in found if where == node and written)
-            views = (self.views.count,) if isinstance(self.views, StoredViews) else ()
-            teacher_NC = np.memmap(mine, np.float16, "r", shape=(len(self.ids), *views, len(self.classes)))
-            torch.distributed.barrier()
-        finally:
-            if path:
-                os.unlink(path)
-        return teacher_NC
+
+@contextmanager
+def mapped(
+    write: Callable[[Any], np.memmap], shape: tuple[int, ...], worker: Worker, local_rank: int, node: str
+) -> Iterator[np.ndarray]:
+    """Numbers float16 in one mapped file for all workers of a machine; ``write`` fills the file.
+
+    The file has no name any more when they train, so it is gone with them, however that ends.
+
+    Args:
+        write: Called with the file, on one worker of each machine.
+        shape: Of what it gives; -1 for one number that only it knows.
+        worker, local_rank, node: See :meth:`Job.targets`.
+
+    Raises:
+        UserError: What ``write`` raises, on all workers.
+    """
+    if worker.world == 1:
+        with tempfile.TemporaryFile() as file:
+            yield write(file)
+        return
+    path, failed = None, None
+    try:
+        if local_rank == 0:
+            handle, path = tempfile.mkstemp(prefix="raykd-mapped-")
+            os.close(handle)
+            write(path).flush()
+    except UserError as error:
+        failed = error
+    try:
+        worker.agree(failed)
+        found: list[Any] = [None] * worker.world
+        torch.distributed.all_gather_object(found, (node, path))
+        mine = next(written for where, written in found if where == node and written)
+        rows = np.memmap(mine, np.float16, "r").reshape(shape)
+        torch.distributed.barrier()
+    finally:
+        if path:
+            os.unlink(path)
+    yield rows
 
 
 def step_lines(lines: Sequence[StepLine]) -> bytes:
@@ -232,14 +274,13 @@ def train_here(job: Job, scratch: Place, out: Place, ticker: Ticker) -> list[Ste
             checkpoint.write_bytes(packed(state()))
 
     with reproducible(max(1, int(job.config.num_cpus)), worker.device):
-        student = job.student()
         resume = unpacked(checkpoint.read_bytes(), worker.device) if checkpoint.exists() else None
         if resume is not None:
             reached(resume["step"])
-        with job.targets(worker) as targets:
-            lines = train_student(
-                student.model, job.images(student), targets, job.settings, report, resume=resume, worker=worker
-            )
+        with job.frozen(worker) as features_ND, job.targets(worker) as targets:
+            student = job.student(features_ND)
+            data = job.data(student, features_ND)
+            lines = train_student(student.model, data, targets, job.settings, report, resume=resume, worker=worker)
         student.save(out)
     (out / STEPS_FILE).write_bytes(step_lines(lines))
     return lines
@@ -275,8 +316,7 @@ def _train_in_worker(job: Job, ticker: Ticker) -> None:
     context = ray.train.get_context()
     worker = Worker(context.get_world_rank(), context.get_world_size(), get_device(), prepare_model, leaving_nodes)
     reached = ticking(ticker if worker.rank == 0 else Ticker(None))
-    student, settings = job.student(), job.settings
-    resume = None
+    resume, settings = None, job.settings
     if checkpoint := ray.train.get_checkpoint():
         with checkpoint.as_directory() as folder:
             resume = unpacked((Place(folder) / STATE_FILE).read_bytes(), worker.device)
@@ -298,8 +338,11 @@ def _train_in_worker(job: Job, ticker: Ticker) -> None:
             ray.train.report(dict(metrics), checkpoint=Checkpoint.from_directory(folder))
 
     node = ray.get_runtime_context().get_node_id()
-    with job.targets(worker, context.get_local_rank(), node) as targets:
-        train_student(student.model, job.images(student), targets, settings, report, resume=resume, worker=worker)
+    here = (worker, context.get_local_rank(), node)
+    with job.frozen(*here) as features_ND, job.targets(*here) as targets:
+        student = job.student(features_ND)
+        data = job.data(student, features_ND)
+        train_student(student.model, data, targets, settings, report, resume=resume, worker=worker)
 
 
 def leaving_nodes() -> list[str]:

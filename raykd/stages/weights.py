@@ -105,6 +105,8 @@ def fetch_backbone(campaign: Campaign) -> Done | None:
 
     Of an open_clip model it is the image tower; the text tower, too, where the heads begin as texts.
 
+    That of a frozen student is the network under it (:func:`fetch_network`); None where that is the teacher's.
+
     Raises:
         UserError: The weights cannot be had, or do not fit the backbone.
     """
@@ -115,6 +117,8 @@ def fetch_backbone(campaign: Campaign) -> Done | None:
         part = {"whole": config.language_aware, "random": config.pretrained is False}
         asked = names_of_student(config)
         return fetch_model(campaign, "student", config.tower, asked, part, lambda out: fetch_tower(config, out))
+    if config.is_frozen:
+        return fetch_network(campaign) if config.network else None
     if config.pretrained is False:
         return None
     made_from: dict[str, Any] = {"backbone": config.backbone, "pretrained": config.pretrained}
@@ -164,3 +168,33 @@ def read_texts(texts: Done) -> np.ndarray:
     """float32 [C, D]."""
     texts_CD: np.ndarray = np.load(io.BytesIO((texts.place / TEXTS_FILE).read_bytes()))
     return texts_CD
+
+
+def fetch_network(campaign: Campaign) -> Done:
+    """The network under a frozen student, in the campaign's folder, fetched once by the driver.
+
+    Its name is that of its weights and of how it takes images: so another campaign's is the same.
+
+    Raises:
+        UserError: The weights cannot be had, or do not fit.
+    """
+    config = campaign.config.student
+    made_from: dict[str, Any] = {"network": config.network, "pretrained": config.pretrained}
+    if isinstance(config.pretrained, str):
+        made_from["pretrained"] = Place.of(config.pretrained).sha256()
+    made_from |= {"image_size": config.image_size, "interpolation": config.interpolation}
+    folder = weights_folder(campaign, "student model", "student_model", made_from)
+    if done := folder.done():
+        return done
+    from raykd.models.frozen import save_network
+
+    with folder.writing() as out:
+        save_network(config, out.place)
+    return out.complete
+
+
+def network_named(campaign: Campaign, name: str) -> Done:
+    """The network under an earlier student, by the name of its folder."""
+    found = read_done(campaign.place / "student_model" / name)
+    assert found is not None, name
+    return found

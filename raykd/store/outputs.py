@@ -6,13 +6,14 @@ once, with the marker, and tables that many look at are read once, too.
 ::
 
     Pool         pool/part_000, ...            every image there is
-    Encoded      encode/<fingerprint>, ...     the teacher's features of them, and which cannot be read
+    Encoded      encode/<fingerprint>, ...     the teacher's features of them, and which cannot be read; if the student
+                                               is frozen, what it sees in them (StudentFeatures), too
     Views        views/<fingerprint>, ...      the teacher's features of labeled images, in augmented views
     Teacher      teacher/<fingerprint>/...     the teacher's opinion: logits from features
                  round_000/teacher/...         the same, when it has learned from the labels so far
     Picks        round_000/select              what to label
     Labels       round_000/label               what a round trains on
-    Trained      round_000/train               the student's weights
+    Trained      round_000/train               the student's weights; of a frozen one its heads
     Predictions  round_000/predict/...         what the student says of every image
     Deployed     round_000/student             the student to deploy: weights and mixture
 """
@@ -180,6 +181,25 @@ class FromImages(InParts):
 
 
 @dataclass(frozen=True)
+class StudentFeatures(FromImages):
+    """What a frozen student is given instead of images, by parts: tables.ENCODED.
+
+    Args:
+        parts: Complete folders, together every row of the manifest once; the teacher's own, where it shares these.
+        network: That they are of.
+        decode: How images were read for it, ``reduced`` or ``exact``.
+    """
+
+    network: Done
+    decode: str
+
+    @property
+    def key(self) -> dict[str, str]:
+        """Names whose features they are, within a campaign."""
+        return {"network": self.network.place.name, "decode": self.decode}
+
+
+@dataclass(frozen=True)
 class Encoded(FromImages):
     """The teacher's features of every image, by parts: tables.ENCODED.
 
@@ -187,10 +207,22 @@ class Encoded(FromImages):
         parts: Complete folders, together every row of the manifest once.
         model: Names the teacher's weights.
         folder: The fetched model.
+        for_student: What a frozen student is given instead of images; None: it is not frozen.
     """
 
     model: str
     folder: Place
+    for_student: StudentFeatures | None = None
+
+    @cached_property
+    def quarantine(self) -> pa.Table:
+        """The images that cannot be read; those of which a frozen student has no features are among them."""
+        bad = super().quarantine
+        if self.for_student is None:
+            return bad
+        others = self.for_student.quarantine
+        more = others.filter(pc.invert(pc.is_in(others["sample_id"], value_set=bad["sample_id"])))
+        return pa.concat_tables([bad, more]).sort_by("sample_id")
 
 
 @dataclass(frozen=True)
@@ -369,6 +401,12 @@ class Trained(InFolder):
     def loss(self) -> float:
         loss: float = self.done.facts["loss"]
         return loss
+
+    @property
+    def features(self) -> dict[str, str] | None:
+        """Of a frozen student the key of what it was trained on (:class:`StudentFeatures`); None: it sees images."""
+        features: dict[str, str] | None = self.done.facts.get("features")
+        return features
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,104 @@
+"""A student that is heads alone, on the stored features of a network that is not trained: the parts that it is made of.
+
+Knows no Ray.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import TYPE_CHECKING
+
+import numpy as np
+import safetensors.torch
+import torch
+
+from raykd.algo.dho import StudentNet
+from raykd.algo.frozen import Frozen
+from raykd.errors import UserError
+from raykd.models.preprocess import ABOUT, read_preprocess
+from raykd.models.saved import WEIGHTS
+from raykd.models.student import (
+    Student,
+    initial_backbone,
+    network_of,
+    normalised,
+    preprocess_of,
+    seen_by,
+    set_image_size,
+    weights_of,
+)
+from raykd.models.threads import limited_threads
+from raykd.store.place import Place
+
+if TYPE_CHECKING:
+    from raykd.config import StudentConfig
+
+
+def new_frozen_student(
+    config: StudentConfig, classes: Sequence[str], seed: int, network: Place, features_ND: np.ndarray
+) -> Student:
+    """A frozen student before its training: random heads, for features, which it is centred on.
+
+    Args:
+        config, classes, seed: As of :func:`new_student`.
+        network: Folder of the network that the features are of (:func:`save_network`).
+        features_ND: float [N, D], to train on.
+    """
+    torch.manual_seed(seed)
+    about = (network / ABOUT).read_json()
+    backbone = Frozen(features_ND.shape[1], config.hidden, unit=about["frozen"]["unit"])
+    backbone.centre(features_ND)
+    model = StudentNet(backbone, backbone.width, len(classes), config.heads)
+    return Student(model, about["backbone"], list(classes), read_preprocess(network), frozen=about["frozen"])
+
+
+def save_network(config: StudentConfig, folder: Place) -> None:
+    """Write the network under a frozen student into a folder, with how it takes images: a ``student.json``.
+
+    Raises:
+        UserError: The weights cannot be had, or do not fit.
+    """
+    assert config.network is not None
+    module = initial_backbone(config.network, config.pretrained)
+    image_size, interpolation = seen_by(config, None)
+    set_image_size(module, image_size)
+    preprocess = preprocess_of(module, image_size, interpolation)
+    about = {"backbone": config.network, "frozen": {"unit": False}, "preprocess": asdict(preprocess)}
+    (folder / WEIGHTS).write_bytes(weights_of(module))
+    (folder / ABOUT).write_json(about)
+
+
+class FrozenNetwork:
+    """One copy of the network under a frozen student, to encode pixels.
+
+    Args:
+        folder: As :func:`save_network` leaves it.
+        device: cpu or cuda.
+        num_threads: Of one forward pass on the CPU.
+    """
+
+    def __init__(self, folder: Place, device: str, num_threads: int) -> None:
+        self.preprocess, self.device, self.num_threads = read_preprocess(folder), device, num_threads
+        module, _ = network_of((folder / ABOUT).read_json(), self.preprocess)
+        module.load_state_dict(safetensors.torch.load((folder / WEIGHTS).read_bytes()))
+        self.module = module.eval().to(device)
+
+    @torch.inference_mode()
+    def features(self, pixels: np.ndarray) -> np.ndarray:
+        """Of uint8 [n, H, W, 3], float16 [n, D].
+
+        Raises:
+            UserError: One is beyond half precision, or not finite.
+        """
+        with limited_threads(self.num_threads):
+            images = normalised(torch.from_numpy(np.array(pixels)).to(self.device), self.preprocess)
+            features_ND = self.module(images).float()
+        found: np.ndarray = features_ND.half().cpu().numpy()
+        if not np.isfinite(found).all():
+            largest = float(features_ND.abs().max())
+            raise UserError(
+                f"student.features: the network's features reach {largest:g}, and they are stored in half precision, "
+                "up to 65504: take another one"
+            )
+        return found
