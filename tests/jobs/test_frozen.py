@@ -1,4 +1,4 @@
-"""A campaign whose student is heads alone, on stored features: the same job, the same outputs, and no image read again."""
+"""A campaign whose student is heads alone, on stored features: the same job and outputs, and no image read again."""
 
 import os
 import shutil
