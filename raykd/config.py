@@ -316,8 +316,7 @@ class StudentConfig(Section):
 
     backbone: Annotated[str, IsPath(after="open_clip:local-dir:")] = Field(
         description="timm model name; or the image tower of an open_clip model: open_clip:ViT-B-16, "
-        "open_clip:local-dir:<folder>, open_clip:hf-hub:<org/repo>; or frozen: heads alone, on features that are stored "
-        "once (student.features)"
+        "open_clip:local-dir:<folder>, open_clip:hf-hub:<org/repo>; or frozen: heads alone, on stored features"
     )
     features: str = Field(
         TEACHER,

@@ -12,11 +12,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 import safetensors.torch
 import torch
+import torch.nn.functional as F
 
 from raykd.algo.dho import StudentNet
 from raykd.algo.frozen import Frozen
+from raykd.config import OPEN_CLIP
 from raykd.errors import UserError
-from raykd.models.preprocess import ABOUT, read_preprocess
+from raykd.images.transforms import ClipPreprocess
+from raykd.models.preprocess import ABOUT, Preprocess, read_preprocess
 from raykd.models.saved import WEIGHTS
 from raykd.models.student import (
     Student,
@@ -28,7 +31,9 @@ from raykd.models.student import (
     set_image_size,
     weights_of,
 )
+from raykd.models.teacher import MODEL_WEIGHTS
 from raykd.models.threads import limited_threads
+from raykd.models.tower import VISUAL, fetched_tower, tower_interpolation
 from raykd.store.place import Place
 
 if TYPE_CHECKING:
@@ -69,6 +74,36 @@ def save_network(config: StudentConfig, folder: Place) -> None:
     (folder / ABOUT).write_json(about)
 
 
+def save_teachers_network(teacher: Place, name: str, folder: Place) -> None:
+    """The same of a fetched teacher: its image tower.
+
+    Args:
+        teacher: Its folder, in open_clip's layout.
+        name: As the config has it.
+        folder: To write into.
+
+    Raises:
+        UserError: Its images are no squares.
+    """
+    tower = fetched_tower(teacher)
+    cfg = tower["preprocess_cfg"]
+    height, width = ClipPreprocess(cfg).size
+    if height != width:
+        raise UserError(
+            f"student.features: teacher: its images are {height} x {width} pixels, and students see squares; give a "
+            "timm model name"
+        )
+    is_middle = (cfg.get("resize_mode") or "shortest") == "shortest"
+    preprocess = Preprocess(
+        height, tuple(cfg["mean"]), tuple(cfg["std"]), tower_interpolation(tower), None if is_middle else cfg
+    )
+    state = safetensors.torch.load((teacher / MODEL_WEIGHTS).read_bytes())
+    own = {name: value for name, value in state.items() if name.startswith(VISUAL)}
+    (folder / WEIGHTS).write_bytes(safetensors.torch.save(own))
+    about = {"backbone": OPEN_CLIP + name, "frozen": {"unit": True, "tower": tower}, "preprocess": asdict(preprocess)}
+    (folder / ABOUT).write_json(about)
+
+
 class FrozenNetwork:
     """One copy of the network under a frozen student, to encode pixels.
 
@@ -80,7 +115,9 @@ class FrozenNetwork:
 
     def __init__(self, folder: Place, device: str, num_threads: int) -> None:
         self.preprocess, self.device, self.num_threads = read_preprocess(folder), device, num_threads
-        module, _ = network_of((folder / ABOUT).read_json(), self.preprocess)
+        about = (folder / ABOUT).read_json()
+        self.unit = about["frozen"]["unit"]
+        module, _ = network_of(about, self.preprocess)
         module.load_state_dict(safetensors.torch.load((folder / WEIGHTS).read_bytes()))
         self.module = module.eval().to(device)
 
@@ -94,6 +131,8 @@ class FrozenNetwork:
         with limited_threads(self.num_threads):
             images = normalised(torch.from_numpy(np.array(pixels)).to(self.device), self.preprocess)
             features_ND = self.module(images).float()
+            if self.unit:
+                features_ND = F.normalize(features_ND, dim=-1)
         found: np.ndarray = features_ND.half().cpu().numpy()
         if not np.isfinite(found).all():
             largest = float(features_ND.abs().max())

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
-from raykd.images.transforms import CenterCrop, RandomCrop
+from raykd.images.transforms import CenterCrop, ClipPreprocess, RandomCrop
 from raykd.store.place import Place
 
 ABOUT = "student.json"
@@ -18,15 +20,20 @@ class Preprocess:
         image_size: Side, pixels.
         mean, std: Of each channel, 0 to 1, to normalise with (``raykd.models.student.normalised``).
         interpolation: Of resizing: bilinear or bicubic.
+        clip: open_clip's ``preprocess_cfg`` of a frozen image tower that sees something else than the middle of an
+            image, such as SigLIP's, squashed ones. None: the middle.
     """
 
     image_size: int
     mean: tuple[float, ...]
     std: tuple[float, ...]
     interpolation: str = "bilinear"
+    clip: Mapping[str, Any] | None = None
 
-    def clean(self, exact: bool = True) -> CenterCrop:
-        """Short side to ``image_size``, centre crop: for predicting (PAPERS.md 1.4)."""
+    def clean(self, exact: bool = True) -> CenterCrop | ClipPreprocess:
+        """Short side to ``image_size``, centre crop: for predicting (PAPERS.md 1.4). Or as ``clip`` says."""
+        if self.clip is not None:
+            return ClipPreprocess(self.clip, exact)
         return CenterCrop(self.image_size, self.interpolation, exact)
 
     def augmented(self, area: tuple[float, float], flip: bool) -> RandomCrop:
@@ -42,4 +49,5 @@ class Preprocess:
 def read_preprocess(student: Place) -> Preprocess:
     """The preprocessing of a saved student."""
     saved = (student / ABOUT).read_json()["preprocess"]
-    return Preprocess(saved["image_size"], tuple(saved["mean"]), tuple(saved["std"]), saved["interpolation"])
+    seen = (saved["image_size"], tuple(saved["mean"]), tuple(saved["std"]), saved["interpolation"])
+    return Preprocess(*seen, saved.get("clip"))

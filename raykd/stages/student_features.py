@@ -34,6 +34,8 @@ def with_student_features(campaign: Campaign, pool: Pool, encoded: Encoded) -> E
     """
     config = campaign.config
     network = fetch_network(campaign)
+    if config.student.network is None:
+        return replace(encoded, for_student=StudentFeatures(encoded.parts, network, config.decode))
     found = replace(encoded, for_student=encode_for_student(campaign, pool.listed, network, config.decode))
     if found.quarantine.num_rows > encoded.quarantine.num_rows:
         check_share(campaign, NAME, found, config.max_bad_share, campaign.place / QUARANTINE_FILE)

@@ -26,7 +26,6 @@ from raykd.algo.keyed import generator
 from raykd.config import StudentConfig
 from raykd.errors import StorageError, UserError
 from raykd.models.frozen import new_frozen_student
-from raykd.models.saved import WEIGHTS
 from raykd.models.student import Student, new_student
 from raykd.models.teacher_views import OnlineTeacher, StoredViews
 from raykd.models.training import (

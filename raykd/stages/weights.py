@@ -105,7 +105,7 @@ def fetch_backbone(campaign: Campaign) -> Done | None:
 
     Of an open_clip model it is the image tower; the text tower, too, where the heads begin as texts.
 
-    That of a frozen student is the network under it (:func:`fetch_network`); None where that is the teacher's.
+    That of a frozen student is the network under it (:func:`fetch_network`).
 
     Raises:
         UserError: The weights cannot be had, or do not fit the backbone.
@@ -118,7 +118,7 @@ def fetch_backbone(campaign: Campaign) -> Done | None:
         asked = names_of_student(config)
         return fetch_model(campaign, "student", config.tower, asked, part, lambda out: fetch_tower(config, out))
     if config.is_frozen:
-        return fetch_network(campaign) if config.network else None
+        return fetch_network(campaign)
     if config.pretrained is False:
         return None
     made_from: dict[str, Any] = {"backbone": config.backbone, "pretrained": config.pretrained}
@@ -178,18 +178,25 @@ def fetch_network(campaign: Campaign) -> Done:
     Raises:
         UserError: The weights cannot be had, or do not fit.
     """
-    config = campaign.config.student
-    made_from: dict[str, Any] = {"network": config.network, "pretrained": config.pretrained}
-    if isinstance(config.pretrained, str):
-        made_from["pretrained"] = Place.of(config.pretrained).sha256()
-    made_from |= {"image_size": config.image_size, "interpolation": config.interpolation}
+    config, teacher = campaign.config.student, campaign.config.teacher
+    if config.network is None:
+        model = fetch_teacher(campaign, teacher)
+        made_from: dict[str, Any] = {"teacher": model.place.name, "precision": teacher.precision}
+    else:
+        weights = Place.of(config.pretrained).sha256() if isinstance(config.pretrained, str) else "timm"
+        made_from = {"network": config.network, "weights": weights}
+        made_from |= {"image_size": config.image_size, "interpolation": config.interpolation}
     folder = weights_folder(campaign, "student model", "student_model", made_from)
     if done := folder.done():
         return done
-    from raykd.models.frozen import save_network
+    from raykd.models.frozen import save_network, save_teachers_network
 
     with folder.writing() as out:
-        save_network(config, out.place)
+        if config.network is None:
+            assert teacher.model is not None
+            save_teachers_network(model.place, teacher.model, out.place)
+        else:
+            save_network(config, out.place)
     return out.complete
 
 
