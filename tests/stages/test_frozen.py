@@ -37,9 +37,7 @@ def losses_of(trained: Trained) -> list[float]:
     return [json.loads(line)["loss"] for line in (trained.place / "steps.jsonl").read_bytes().splitlines()]
 
 
-def test_two_workers_of_a_cluster_train_what_this_process_does_and_a_task_a_part_predicts(
-    train, finished, monkeypatch
-):
+def test_two_workers_of_a_cluster_train_what_this_process_does_and_a_task_a_part_predicts(train, finished, monkeypatch):
     from raykd.stages.predict import predict
 
     monkeypatch.setattr("raykd.stages.map_images.PART_ROWS", 20)  # so that there are several parts

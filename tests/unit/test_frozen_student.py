@@ -6,19 +6,24 @@ import shutil
 import numpy as np
 import pyarrow as pa
 import pytest
+import safetensors.torch
 import torch
 import torch.nn.functional as F
+from fakes import picture, write_family, write_teacher
 from PIL import Image
 from torch import nn
 
 from raykd.algo.batches import BatchPlan, learning_rate
-from raykd.algo.heads import Mixture
-from raykd.config import StudentConfig, load
+from raykd.algo.heads import Mixture, probabilities
+from raykd.config import StudentConfig, TeacherConfig, load
 from raykd.errors import UserError
-from raykd.models.frozen import FrozenNetwork, new_frozen_student, save_network
+from raykd.images.transforms import ClipPreprocess
+from raykd.models.frozen import FrozenNetwork, new_frozen_student, save_network, save_teachers_network
 from raykd.models.opened import find_model
+from raykd.models.preprocess import read_preprocess
 from raykd.models.saved import NETWORK, WEIGHTS, deploy
 from raykd.models.student import Student, check_weights, make_backbone, try_student, weights_of
+from raykd.models.teacher import ImageTower, fetch_weights, read_clip_preprocess
 from raykd.models.training import (
     Targets,
     TrainingFeatures,
@@ -206,6 +211,36 @@ def test_features_beyond_half_precision_are_refused(network, pixels):
     loaded.module = nn.Sequential(loaded.module, nn.Hardtanh(1e5, 2e5))
     with pytest.raises(UserError, match=r"features reach 100000.*half precision, up to 65504"):
         loaded.features(pixels[:2])
+
+
+@pytest.mark.parametrize("family", ["clip", "siglip", "coca"])
+def test_a_teachers_image_tower_gives_an_image_the_features_that_the_teacher_does(family, tmp_path):
+    own = write_family(tmp_path / "own", family)
+    teacher, kept = Place.of(tmp_path / "teacher"), Place.of(tmp_path / "kept")
+    fetch_weights(TeacherConfig(model=f"local-dir:{own}"), teacher)
+    save_teachers_network(teacher, "mine", kept)
+    image = picture(height=90, width=200)
+    clean = ClipPreprocess(read_clip_preprocess(teacher))(image)
+    np.testing.assert_array_equal(read_preprocess(kept).clean()(image), clean)
+    features_ND = ImageTower(teacher, "fp32", "cpu", 1).features(np.asarray(clean)[None])
+    np.testing.assert_allclose(FrozenNetwork(kept, "cpu", 1).features(np.asarray(clean)[None]), features_ND, atol=1e-3)
+
+    new_frozen_student(config_of(features="teacher"), CLASSES, 0, kept, features_ND).save(tmp_path / "train")
+    deploy(Place.of(tmp_path / "train"), Place.of(tmp_path / "student"), Mixture(), kept / WEIGHTS)
+    student = Student.load(tmp_path / "student")
+    told = probabilities(Student.load(tmp_path / "train").outputs_of_features(features_ND)[1])
+    np.testing.assert_allclose(student.predict(image), told, atol=1e-2)  # one image: not centred, so roughly rounded
+    assert "text" not in str(safetensors.torch.load((tmp_path / "student" / NETWORK).read_bytes()).keys())
+    again = tmp_path / "again"
+    student.save(again)
+    np.testing.assert_array_equal(Student.load(again).predict(image), student.predict(image))
+
+
+def test_a_teacher_whose_images_are_no_squares_is_refused(tmp_path):
+    own = write_teacher(tmp_path / "own", (24, 32))
+    fetch_weights(TeacherConfig(model=f"local-dir:{own}"), Place.of(tmp_path / "teacher"))
+    with pytest.raises(UserError, match=r"student.features: teacher: its images are 24 x 32 pixels"):
+        save_teachers_network(Place.of(tmp_path / "teacher"), "mine", Place.of(tmp_path / "kept"))
 
 
 # ---------------------------------------------------------------- features as they are stored
