@@ -490,13 +490,17 @@ class StudentConfig(Section):
     def most_workers(self) -> int:
         return self.num_workers if isinstance(self.num_workers, int) else self.num_workers[1]
 
-
     @model_validator(mode="after")
     def _frozen_has_what_it_needs(self) -> StudentConfig:
         if not self.is_frozen:
             for name, unasked in (("features", TEACHER), ("hidden", None)):
                 if getattr(self, name) != unasked:
                     raise UserError(f"{name} is for backbone: {FROZEN}; backbone: {self.backbone} would not look at it")
+        elif self.teacher_views != "cached":
+            raise UserError(
+                f"teacher_views: {self.teacher_views} are of augmented images, and backbone: {FROZEN} learns from one "
+                "clean crop of each; leave it out"
+            )
         elif self.features != TEACHER and self.pretrained is False:
             raise UserError(
                 f"features: {self.features} are what a trained network sees; pretrained: false has none: give true "

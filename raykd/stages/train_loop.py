@@ -97,7 +97,9 @@ class Job:
             key=self.key,
             batch_labeled=config.batch_labeled,
             batch_unlabeled=config.batch_unlabeled,
-            forward="stacked" if self.features is not None else config.forward,  # what is behind features sees them one by one
+            forward="stacked"
+            if self.features is not None
+            else config.forward,  # what is behind features sees them one by one
             loss_ce_weight=config.loss_ce_weight,
             distill_temperature=config.distill_temperature,
             learning_rate=config.learning_rate,

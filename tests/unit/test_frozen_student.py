@@ -26,12 +26,12 @@ from raykd.models.student import Student, check_weights, make_backbone, try_stud
 from raykd.models.teacher import ImageTower, fetch_weights, read_clip_preprocess
 from raykd.models.training import (
     Targets,
-    TrainingFeatures,
     TrainingSettings,
     map_features,
     reproducible,
     train_student,
 )
+from raykd.models.training_data import TrainingFeatures
 from raykd.store.place import Place
 from raykd.store.tables import vectors
 
@@ -119,7 +119,7 @@ def test_its_training_is_a_plain_loop_over_the_features(network, features_ND, ta
             for rows, places in ((slice(4), labeled), (slice(4, None), unlabeled))
         )
         loss = 0.5 * F.cross_entropy(heads[0](z[:4]), labels[labeled]) + 0.5 * 4 * (kl_L + kl_U)
-        optimizer.param_groups[0]["lr"] = 0.02 * learning_rate(step, STEPS, 0.1, "linear")
+        optimizer.param_groups[0]["lr"] = 0.02 * learning_rate(step, STEPS, int(0.1 * STEPS), "linear")
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -283,6 +283,11 @@ def whole(**changes):
         ({"student": {"backbone": "resnet18", "features": "resnet34"}}, "student: features is for backbone: frozen"),
         ({"student": {"features": "resnet18", "pretrained": False}}, "what a trained network sees; pretrained: false"),
         ({"student": {"hidden": 0}}, "student.hidden: "),
+        (
+            {"student": {"teacher_views": 4}},
+            "teacher_views: 4 are of augmented images, and backbone: frozen learns",
+        ),
+        ({"student": {"language_aware": True}}, "language_aware is for the image tower"),
         (
             {"teacher": {"rule": "table", "table": "t.parquet", "model": None}},
             "student.features: teacher, and teacher.rule: table has no features.*timm model name",
