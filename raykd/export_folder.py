@@ -156,6 +156,11 @@ def export(run: Run, kind: Format, folder: Path, images: str | None) -> dict[str
     from raykd.models.student import Student
 
     student = Student.load(run.student)
+    if student.preprocess.clip is not None and student.preprocess.clip["resize_mode"] == "longest":
+        raise UserError(
+            "the teacher's image tower under this frozen student pads its images, which no export does: predict by "
+            "raykd itself (jobs/predict.py)"
+        )
     pixels, words = real_images(run, student.preprocess, images)
     with aside(folder) as place:
         facts = write_checked(student, kind, place, pixels)
@@ -180,7 +185,7 @@ def card_of(run: Run, student: Student, kind: Format, facts: dict[str, Any], wei
         "sha256": weights.sha256(),
         **facts,
         "campaign": campaign,
-        "started_from": started_from(student.backbone, campaign),
+        "started_from": started_from(student, campaign),
         "exported_with": {
             "raykd": raykd.__version__,
             "python": platform.python_version(),
@@ -220,10 +225,13 @@ def campaign_facts(run: Run) -> dict[str, Any] | None:
     }
 
 
-def started_from(backbone: str, campaign: dict[str, Any] | None) -> dict[str, str | None] | None:
+def started_from(student: Student, campaign: dict[str, Any] | None) -> dict[str, str | None] | None:
     """The weights that the backbone had before its training, and their licence; None: random, or not known."""
     import timm
 
+    backbone = student.backbone
+    if campaign and student.frozen and "tower" in student.frozen:
+        return {"weights": f"the teacher's image tower, {campaign['teacher']}", "license": None}
     if campaign is None or not campaign["pretrained"]:
         return None
     if campaign["pretrained"] is not True:

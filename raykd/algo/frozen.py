@@ -27,6 +27,9 @@ class Frozen(nn.Module):
         unit: Whether the network's features are brought to length 1, as those that were stored.
     """
 
+    mean_D: torch.Tensor
+    deviation: torch.Tensor
+
     def __init__(self, width: int, hidden: int | None = None, network: nn.Module | None = None, unit: bool = False):
         super().__init__()
         self.unit, self.network = unit, network

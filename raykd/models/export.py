@@ -29,8 +29,10 @@ import torch
 from torch import nn
 
 from raykd.algo.dho import head_of
+from raykd.algo.frozen import Frozen
 from raykd.algo.heads import HEADS, Mixture
 from raykd.errors import UserError, one_line
+from raykd.models.frozen import unfrozen
 from raykd.models.opened import TIMM_CONFIG
 from raykd.models.saved import WEIGHTS
 from raykd.models.student import Student, check_backbone, set_image_size, weights_of
@@ -140,6 +142,9 @@ def plain_timm(student: Student) -> Any:
     Raises:
         UserError: It is none; says why, and what works.
     """
+    student = unfrozen(student)
+    if isinstance(student.model.backbone, Frozen):
+        raise no_timm("its heads are on a frozen network's features, through a hidden layer or at length 1")
     try:
         check_backbone(student.backbone)
         heads = [student.model.get_submodule(head_of(column)) for column in student.columns]

@@ -24,6 +24,11 @@ def pixels_of(file, side={side}):  # short side to {side}, then the middle
     left, top = (round((each - side) / 2) for each in image.size)
     return numpy.asarray(image.crop((left, top, left + side, top + side)))[None]
 """
+SQUASHED = """\
+def pixels_of(file, side={side}):  # to {side} x {side}, whatever its shape
+    image = {open}
+    return numpy.asarray(image.resize((side, side), Image.Resampling.{filter}))[None]
+"""
 ASKED = {
     "timm": """\
 model = timm.create_model({folder}, pretrained=True).eval()
@@ -69,7 +74,7 @@ def code(card: dict[str, Any], folder: str, file: str) -> tuple[str, str]:
     """
     side, kind = card["preprocess"]["image_size"], card["format"]
     weights, calibration = head_weights(card), card["mixture"]["calibration"]
-    before = "" if kind == "timm" else CROPPED
+    before = "" if kind == "timm" else SQUASHED if is_squashed(card) else CROPPED
     values = {
         "folder": folder, "file": file, "side": side, "filter": card["preprocess"]["interpolation"].upper(),
         "num_heads": len(weights), "num_classes": len(card["classes"]), "weights": weights, "calibration": calibration,
@@ -78,6 +83,12 @@ def code(card: dict[str, Any], folder: str, file: str) -> tuple[str, str]:
         before.format(**values, open=OPEN.format(file="file")),
         ASKED[kind].format(**values, open=OPEN.format(file=file)),
     )
+
+
+def is_squashed(card: dict[str, Any]) -> bool:
+    """Whether the model sees whole images, squashed (SigLIP's tower under a frozen student), and not their middle."""
+    clip = card["preprocess"].get("clip")
+    return clip is not None and clip["resize_mode"] == "squash"
 
 
 def head_weights(card: dict[str, Any]) -> list[float]:
@@ -115,6 +126,10 @@ def readme(card: dict[str, Any]) -> str:
         if card["heads"] == "dho"
         else f"one head ({card['heads']})"
     )
+    size, how = f"{preprocess['image_size']} pixels", preprocess["interpolation"]
+    seen = f"short side to {size} ({how}), then the square in the middle"
+    if is_squashed(card):
+        seen = f"squashed to a square of {size} ({how})"
     lines = [
         f"# {card['backbone']}, {len(card['classes'])} classes",
         "",
@@ -132,8 +147,7 @@ def readme(card: dict[str, Any]) -> str:
         "|---|---|",
     ]
     rows = {
-        "Input": f"RGB, upright, short side to {preprocess['image_size']} pixels ({preprocess['interpolation']}), then "
-        f"the square in the middle; {INPUT_WORDS[kind]}. Transparent images: on white",
+        "Input": f"RGB, upright, {seen}; {INPUT_WORDS[kind]}. Transparent images: on white",
         "Mixture": f"{heads}; calibration temperature {mixture['calibration']:g}",
         **(campaign_rows(run) if run else {"Accuracy": "not known: exported without its campaign"}),
         "Held against the student": f"{gate['num_images']} images {gate['images']}, batches of "

@@ -5,16 +5,18 @@ Knows no Ray.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 import safetensors.torch
 import torch
 import torch.nn.functional as F
+from torch import nn
 
-from raykd.algo.dho import StudentNet
+from raykd.algo.dho import StudentNet, head_of
 from raykd.algo.frozen import Frozen
 from raykd.config import OPEN_CLIP
 from raykd.errors import UserError
@@ -102,6 +104,25 @@ def save_teachers_network(teacher: Place, name: str, folder: Place) -> None:
     (folder / WEIGHTS).write_bytes(safetensors.torch.save(own))
     about = {"backbone": OPEN_CLIP + name, "frozen": {"unit": True, "tower": tower}, "preprocess": asdict(preprocess)}
     (folder / ABOUT).write_json(about)
+
+
+def unfrozen(student: Student) -> Student:
+    """The same student with ordinary heads on the network's own features: the centring is in their weights.
+
+    Others stay as they are: those with a hidden layer, or on features of length 1, are no linear heads on a network.
+    """
+    backbone = student.model.backbone
+    if not isinstance(backbone, Frozen) or backbone.network is None or backbone.hidden is not None or backbone.unit:
+        return student
+    model = copy.deepcopy(student.model)
+    model.backbone = copy.deepcopy(backbone.network)
+    with torch.no_grad():
+        for column in student.columns:
+            head = model.get_submodule(head_of(column))
+            assert isinstance(head, nn.Linear)
+            head.weight.div_(backbone.deviation)
+            head.bias.sub_(head.weight @ backbone.mean_D)
+    return replace(student, model=model, frozen=None)
 
 
 class FrozenNetwork:

@@ -10,7 +10,7 @@ import pyarrow.fs as pafs
 
 from raykd.errors import UserError
 from raykd.models.classifier import Classifier
-from raykd.models.preprocess import ABOUT, Preprocess, read_preprocess
+from raykd.models.preprocess import ABOUT, Preprocess, preprocess_from, read_preprocess
 from raykd.models.saved import NETWORK, WEIGHTS
 from raykd.models.teacher import check_checkpoint
 from raykd.store.place import Place
@@ -93,8 +93,7 @@ def exported_files(card: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def preprocess_of_card(card: Mapping[str, Any]) -> Preprocess:
-    saved = card["preprocess"]
-    return Preprocess(saved["image_size"], tuple(saved["mean"]), tuple(saved["std"]), saved["interpolation"])
+    return preprocess_from(card["preprocess"])
 
 
 def open_model(folder: Place, device: str = "cpu") -> Classifier:

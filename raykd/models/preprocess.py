@@ -48,6 +48,10 @@ class Preprocess:
 
 def read_preprocess(student: Place) -> Preprocess:
     """The preprocessing of a saved student."""
-    saved = (student / ABOUT).read_json()["preprocess"]
+    return preprocess_from((student / ABOUT).read_json()["preprocess"])
+
+
+def preprocess_from(saved: Mapping[str, Any]) -> Preprocess:
+    """A preprocessing from plain data."""
     seen = (saved["image_size"], tuple(saved["mean"]), tuple(saved["std"]), saved["interpolation"])
     return Preprocess(*seen, saved.get("clip"))

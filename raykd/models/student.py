@@ -60,6 +60,7 @@ HARMLESS: list[Callable[..., Any] | tuple[Callable[..., Any], str]] = [
     pathlib.PosixPath,
 ]
 STATES = ("state_dict_ema", "model_ema", "state_dict", "model")  # which weights of a checkpoint, as timm prefers them
+IN_NETWORK = "backbone.network."  # what the names of its tensors begin with, in a frozen student
 PREFIXES = ("module.", "_orig_mod.")  # of DistributedDataParallel and torch.compile
 
 
@@ -90,10 +91,14 @@ class Student(Classifier):
         return HEADS[self.model.heads]
 
     def save(self, folder: str | os.PathLike[str] | Place) -> None:
-        """Write ``model.safetensors`` and ``student.json``."""
+        """Write ``model.safetensors`` and ``student.json``; of a frozen one, its :data:`NETWORK` if it has it."""
         place = Place.of(folder)
         place.fs.create_dir(place.path, recursive=True)
-        (place / WEIGHTS).write_bytes(weights_of(self.model))
+        backbone, state = self.model.backbone, self.model.state_dict()
+        if isinstance(backbone, Frozen) and backbone.network is not None:
+            (place / NETWORK).write_bytes(weights_of(backbone.network))
+            state = {name: value for name, value in state.items() if not name.startswith(IN_NETWORK)}
+        (place / WEIGHTS).write_bytes(packed(state))
         (place / ABOUT).write_json(self.about())
 
     def about(self) -> dict[str, Any]:
@@ -123,7 +128,7 @@ class Student(Classifier):
         state = safetensors.torch.load((place / WEIGHTS).read_bytes())
         if (place / NETWORK).exists():
             network = safetensors.torch.load((place / NETWORK).read_bytes())
-            state |= {f"backbone.network.{name}": value for name, value in network.items()}
+            state |= {IN_NETWORK + name: value for name, value in network.items()}
         backbone, width = backbone_of(about, state, preprocess)
         model = StudentNet(backbone, width, len(about["classes"]), heads, about.get("language_aware", False))
         model.load_state_dict(state)
@@ -187,7 +192,11 @@ def as_numpy(out: Outputs) -> tuple[np.ndarray, dict[str, np.ndarray]]:
 
 def weights_of(module: nn.Module) -> bytes:
     """A module's state as safetensors. Tensors that share memory (tied layers) are written one by one."""
-    return safetensors.torch.save({name: value.contiguous().clone() for name, value in module.state_dict().items()})
+    return packed(module.state_dict())
+
+
+def packed(state: Mapping[str, torch.Tensor]) -> bytes:
+    return safetensors.torch.save({name: value.contiguous().clone() for name, value in state.items()})
 
 
 # ---------------------------------------------------------------- backbones
@@ -218,7 +227,7 @@ def backbone_of(about: dict[str, Any], state: dict[str, torch.Tensor], preproces
     frozen = about.get("frozen")
     if frozen is None:
         return network_of(about, preprocess)
-    network = network_of(about, preprocess)[0] if any(name.startswith("backbone.network.") for name in state) else None
+    network = network_of(about, preprocess)[0] if any(name.startswith(IN_NETWORK) for name in state) else None
     hidden = state.get("backbone.hidden.bias")
     backbone = Frozen(len(state["backbone.mean_D"]), None if hidden is None else len(hidden), network, frozen["unit"])
     return backbone, backbone.width

@@ -1,7 +1,9 @@
 """A frozen student: heads that learn from stored features as a plain loop would, and the network under them."""
 
+import json
 import os
 import shutil
+from dataclasses import asdict
 
 import numpy as np
 import pyarrow as pa
@@ -10,7 +12,7 @@ import safetensors.torch
 import torch
 import torch.nn.functional as F
 from fakes import picture, write_family, write_teacher
-from PIL import Image
+from PIL import Image, ImageOps
 from torch import nn
 
 from raykd.algo.batches import BatchPlan, learning_rate
@@ -18,6 +20,8 @@ from raykd.algo.heads import Mixture, probabilities
 from raykd.config import StudentConfig, TeacherConfig, load
 from raykd.errors import UserError
 from raykd.images.transforms import ClipPreprocess
+from raykd.models.export import opened, write_checked
+from raykd.models.export_card import code
 from raykd.models.frozen import FrozenNetwork, new_frozen_student, save_network, save_teachers_network
 from raykd.models.opened import find_model
 from raykd.models.preprocess import read_preprocess
@@ -186,12 +190,13 @@ def test_where_files_cannot_be_linked_they_are_copied(network, features_ND, tmp_
     assert (tmp_path / "student" / NETWORK).read_bytes() == (network / WEIGHTS).read_bytes()
 
 
-def test_a_whole_student_that_is_saved_again_is_one_file_and_the_same_student(network, features_ND, pixels, tmp_path):
+def test_a_whole_student_that_is_saved_again_is_the_same_files(network, features_ND, pixels, tmp_path):
     new_frozen_student(config_of(hidden=3), CLASSES, 3, network, features_ND).save(tmp_path / "train")
     deploy(Place.of(tmp_path / "train"), Place.of(tmp_path / "student"), Mixture(), network / WEIGHTS)
     whole = Student.load(tmp_path / "student")
     whole.save(tmp_path / "again")
-    assert not (tmp_path / "again" / NETWORK).exists()
+    for name in (NETWORK, WEIGHTS):
+        assert (tmp_path / "again" / name).read_bytes() == (tmp_path / "student" / name).read_bytes()
     np.testing.assert_array_equal(Student.load(tmp_path / "again").probabilities(pixels), whole.probabilities(pixels))
 
 
@@ -213,6 +218,25 @@ def test_features_beyond_half_precision_are_refused(network, pixels):
         loaded.features(pixels[:2])
 
 
+@pytest.mark.parametrize("hidden", [None, 3])
+def test_exported_it_is_the_same_and_with_linear_heads_a_plain_timm_model(
+    network, features_ND, pixels, targets, hidden, tmp_path
+):
+    student, _ = trained(config_of(hidden=hidden), network, features_ND, targets)
+    student.save(tmp_path / "train")
+    deploy(Place.of(tmp_path / "train"), Place.of(tmp_path / "student"), Mixture(0.3, 0.7), network / WEIGHTS)
+    deployed = Student.load(tmp_path / "student")
+    for kind in ("torch", "timm"):
+        (tmp_path / kind).mkdir()
+        if kind == "timm" and hidden:
+            with pytest.raises(UserError, match=r"--format timm: .*through a hidden layer.*take --format onnx"):
+                write_checked(deployed, kind, tmp_path / kind, pixels)
+        else:
+            write_checked(deployed, kind, tmp_path / kind, pixels)  # which holds it against the student
+            np.testing.assert_allclose(opened(kind, tmp_path / kind)(pixels), deployed.probabilities(pixels), atol=1e-5)
+    assert np.ptp(deployed.probabilities(pixels), axis=0).min() > 0.05
+
+
 @pytest.mark.parametrize("family", ["clip", "siglip", "coca"])
 def test_a_teachers_image_tower_gives_an_image_the_features_that_the_teacher_does(family, tmp_path):
     own = write_family(tmp_path / "own", family)
@@ -231,6 +255,12 @@ def test_a_teachers_image_tower_gives_an_image_the_features_that_the_teacher_doe
     told = probabilities(Student.load(tmp_path / "train").outputs_of_features(features_ND)[1])
     np.testing.assert_allclose(student.predict(image), told, atol=1e-2)  # one image: not centred, so roughly rounded
     assert "text" not in str(safetensors.torch.load((tmp_path / "student" / NETWORK).read_bytes()).keys())
+    card = {"preprocess": json.loads(json.dumps(asdict(student.preprocess))), "format": "onnx", "classes": CLASSES}
+    program, _ = code(card | {"mixture": asdict(Mixture()), "heads": "dho"}, "'x'", "'y'")
+    image.save(tmp_path / "image.png")
+    names = {"Image": Image, "ImageOps": ImageOps, "numpy": np}
+    exec(program, names)
+    np.testing.assert_array_equal(names["pixels_of"](tmp_path / "image.png")[0], clean)
     again = tmp_path / "again"
     student.save(again)
     np.testing.assert_array_equal(Student.load(again).predict(image), student.predict(image))
