@@ -515,7 +515,7 @@ class StudentConfig(Section):
 
     @property
     def network(self) -> str | None:
-        """The timm model that sees images; None: the teacher does, for a frozen student."""
+        """What sees images, by name; None: the teacher does, for a frozen student."""
         if not self.is_frozen:
             return self.backbone
         return None if self.features == TEACHER else self.features

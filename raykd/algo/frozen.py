@@ -30,7 +30,9 @@ class Frozen(nn.Module):
     mean_D: torch.Tensor
     deviation: torch.Tensor
 
-    def __init__(self, width: int, hidden: int | None = None, network: nn.Module | None = None, unit: bool = False):
+    def __init__(
+        self, width: int, hidden: int | None = None, network: nn.Module | None = None, unit: bool = False
+    ) -> None:
         super().__init__()
         self.unit, self.network = unit, network
         self.register_buffer("mean_D", torch.zeros(width))

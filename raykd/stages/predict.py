@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from contextlib import ExitStack
 from typing import Any
 
@@ -127,6 +128,7 @@ def write_predictions(
     """One part: tables.ENCODED in, ``tables.predicted(columns)`` out."""
     from raykd.models.student import Student
 
+    started = time.perf_counter()
     heads = Student.load(student)
     table, stored_ND = stored_features(features)
     bad_N = table["error"].is_valid().to_numpy()
@@ -140,4 +142,5 @@ def write_predictions(
     columns |= {name: vectors(logits_NC, bad_N) for name, logits_NC in logits.items()}
     (out / BLOCK_FILE).write_table(checked(pa.table(columns), predicted(heads.columns)), row_group_rows=GROUP_ROWS)
     ticker.add(table.num_rows)
-    return {"rows": table.num_rows, "unreadable": int(bad_N.sum())}
+    seconds = round(time.perf_counter() - started, 3)
+    return {"rows": table.num_rows, "unreadable": int(bad_N.sum()), "seconds": seconds}
