@@ -339,11 +339,19 @@ def _train_in_worker(job: Job, ticker: Ticker) -> None:
             ray.train.report(dict(metrics), checkpoint=Checkpoint.from_directory(folder))
 
     node = ray.get_runtime_context().get_node_id()
-    here = (worker, context.get_local_rank(), node)
+    here = (worker, rank_on(node, worker), node)
     with job.frozen(*here) as features_ND, job.targets(*here) as targets:
         student = job.student(features_ND)
         data = job.data(student, features_ND)
         train_student(student.model, data, targets, settings, report, resume=resume, worker=worker)
+
+
+def rank_on(node: str, worker: Worker) -> int:
+    """How many workers with a lower rank are on the same node. Ray counts by address, which two nodes may share."""
+    nodes = [node] * worker.world
+    if worker.world > 1:
+        torch.distributed.all_gather_object(nodes, node)
+    return nodes[: worker.rank].count(node)
 
 
 def leaving_nodes() -> list[str]:

@@ -244,7 +244,7 @@ def on_cluster(monkeypatch, settings):
 
 
 def test_a_cluster_that_is_too_small_as_yet_is_told_in_one_line(on_cluster):
-    asked = ("teacher.replicas=[4,8]", "teacher.num_gpus=1", "student.num_workers=2", "student.num_gpus=1",
+    asked = ("teacher.replicas=[4,8]", "teacher.num_gpus=1", "student.num_workers=[2,9]", "student.num_gpus=1",
              "selection.shards=3", "selection.num_cpus=1", "selection.num_gpus=0.5")  # fmt: skip
     nodes = [{"memory": 1.0}, {"CPU": 8.0, "GPU": 1.0}]  # a head that does no work, and a worker
     (line,) = on_cluster(nodes, *asked)

@@ -120,12 +120,13 @@ def scratch_of(trained) -> list[str]:
 # ---------------------------------------------------------------- in this process
 
 
-def test_a_local_training_of_one_worker_starts_no_other_process(train, monkeypatch, inputs):
+@pytest.mark.parametrize("workers", ["1", "[1,3]"])  # these would share the cores of this machine
+def test_a_local_training_of_one_worker_starts_no_other_process(train, monkeypatch, inputs, workers):
     from raykd.models.student import Student
     from raykd.stages import train as stage
 
     monkeypatch.setattr(stage, "train_on_ray", forbidden)
-    trained = train("student.num_cpus=2")
+    trained = train("student.num_cpus=2", f"student.num_workers={workers}")
     assert trained.done.facts["steps"] == 6
     assert trained.done.facts["num_labeled"] == 6
     assert (trained.classes, trained.columns) == (list(CLASSES), HEADS["dho"])
@@ -269,8 +270,41 @@ def test_an_image_that_went_away_is_named(new_campaign, inputs, tmp_path):
 # ---------------------------------------------------------------- on Ray Train
 
 
-def test_two_workers_train_the_student_that_one_would(ray_cluster, train):
-    alone, shared = train(name="alone"), train("student.num_workers=2", name="shared")
+def test_two_workers_train_the_student_that_one_would_even_when_one_is_killed(
+    ray_cluster, train, tmp_path, monkeypatch
+):
+    """Not the first: it kills itself after four checkpoints, made by the clock, and as many as can go on from there."""
+    from raykd.stages import train as stage
+
+    log, uneven = tmp_path / "worker.log", ("student.batch_labeled=3", "student.batch_unlabeled=6")
+
+    def deadly(arguments):
+        import ray
+        import ray.train
+
+        from raykd.stages import train_loop
+
+        rank, start, report = ray.train.get_context().get_world_rank(), ray.train.get_checkpoint(), ray.train.report
+
+        def report_and_die(metrics, checkpoint=None):
+            report(metrics, checkpoint=checkpoint)
+            if rank == 0:
+                with open(log, "a") as stream:
+                    stream.write(f"{'later' if start else 'first'} step {metrics['step']}\n")
+            elif start is None and metrics["step"] == 4:
+                ray.train.get_all_reported_checkpoints()  # waits until the controller knows of it
+                os.kill(os.getpid(), signal.SIGKILL)
+
+        ray.train.report = report_and_die
+        return train_loop.train_in_worker(ray.get(arguments["job"]), arguments["ticker"])
+
+    alone = train(*uneven, name="alone")
+    with monkeypatch.context() as patch:
+        patch.setattr(stage, "in_worker", deadly)
+        clock = "student.checkpoints=1", "student.checkpoint_s=1e-6"
+        shared = train(*uneven, *clock, "student.num_workers=[1,2]", name="shared", is_local=False)
+    first, later = [f"first step {step}" for step in (1, 2, 3, 4)], ["later step 5", "later step 6"]
+    assert log.read_text().split("\n")[:-1] == first + later
     assert shared.fingerprint != alone.fingerprint  # this student has no BatchNorm, but another would differ
     assert shared.loss == pytest.approx(alone.loss, rel=1e-4)
     for one, two in zip(lines_of(alone), lines_of(shared), strict=True):
