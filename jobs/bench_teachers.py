@@ -104,7 +104,7 @@ def digits(folder: Path, views: int = 0) -> Data:
 
 def tiny_imagenet(folder: Path, seed: int = 0, held_out: int = 10, noise: float = 0.5, gap: float = 1.0) -> Data:
     """Tiny-ImageNet's 200 classes x 50 validation images: 10 a class make its text, 10 test, 30 are the pool."""
-    from raykd.algo.few_shot.honest import honest_weights
+    from raykd.algo.calibration import honest_weights
     from raykd.algo.few_shot.support import Texts
 
     stored = np.load(folder / "tiny_imagenet_val_mobilenetv2.npz", allow_pickle=True)
@@ -157,7 +157,7 @@ def as_pcoreset(data: Data, shots: int, seed: int) -> np.ndarray:
 
 def one_fit(data: Data, rows: np.ndarray, rule: str) -> dict[str, float]:
     """Of a rule on some labels, on test."""
-    from raykd.algo.few_shot.honest import log_losses
+    from raykd.algo.calibration import log_losses
     from raykd.algo.few_shot.rules import fit_rule
     from raykd.algo.few_shot.stat_a import ITERATIONS, pool_moments, start, update
     from raykd.algo.few_shot.support import Support

@@ -522,13 +522,16 @@ class StudentConfig(Section):
 
 
 class MixtureConfig(Section):
-    """How the two heads are mixed at inference."""
+    """How the two heads are mixed at inference, and how sure the student then is."""
 
     depends: ClassVar[JsonDict] = until("mix")
 
     ce_weight: Share = Field(0.5, description="Share of the CE head (alpha in DHO, 1 - alpha in PCoreSet)")
     temperature: float = Field(1.0, gt=0, description="Divides the KD logits (beta in both papers)")
     search: bool = Field(True, description="Search both each round on the validation split, when there is one")
+    calibrate: bool = Field(
+        True, description="Fit the probabilities' temperature on the validation split, when there is one"
+    )
 
 
 class SelectionConfig(Section):

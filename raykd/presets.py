@@ -77,7 +77,7 @@ def caltech101() -> dict[str, Any]:
             "num_cpus": 4,
             "loader_processes": 4,
         },
-        "mixture": {"search": False},
+        "mixture": {"search": False, "calibrate": False},
         "selection": {"strategy": "pcoreset"},
         "labels": {"oracle": "simulated", "start": "one_per_class"},
     }
@@ -127,7 +127,7 @@ def imagenet() -> dict[str, Any]:
             "num_cpus": 8,
             "loader_processes": 8,
         },
-        "mixture": {"ce_weight": 0.4, "temperature": 0.5, "search": False},
+        "mixture": {"ce_weight": 0.4, "temperature": 0.5, "search": False, "calibrate": False},
         "selection": {"strategy": "pcoreset", "budget": 1000, "mixture": [0.5, 1.0], "shards": 8},
         "labels": {"oracle": "simulated", "start": "one_per_class"},
     }

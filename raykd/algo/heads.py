@@ -77,16 +77,21 @@ def probabilities(logits: Mapping[str, np.ndarray], mixture: Mixture = Mixture()
         >>> probabilities({"ce_logits": np.array([[0.0, 0.0]]), "kd_logits": np.array([[0.0, np.log(3.0)]])})
         array([[0.375, 0.625]], dtype=float32)
     """
-    if len(logits) == 1:
-        (logits_NC,) = logits.values()
-        probs_NC = softmax(logits_NC)
-    else:
-        ce_NC, kd_NC = _both(logits)
-        kd_NC = np.asarray(kd_NC, np.float64) / mixture.temperature
-        probs_NC = mixture.ce_weight * softmax(ce_NC) + (1 - mixture.ce_weight) * softmax(kd_NC)
+    probs_NC = mixed(logits, mixture)
     if mixture.calibration != 1.0:
         probs_NC = tempered(probs_NC, mixture.calibration)
     return probs_NC.astype(np.float32)
+
+
+def mixed(logits: Mapping[str, np.ndarray], mixture: Mixture) -> np.ndarray:
+    """What :func:`probabilities` gives before the calibration, float64 [N, C]."""
+    if len(logits) == 1:
+        (logits_NC,) = logits.values()
+        return softmax(logits_NC)
+    ce_NC, kd_NC = _both(logits)
+    kd_NC = np.asarray(kd_NC, np.float64) / mixture.temperature
+    probs_NC: np.ndarray = mixture.ce_weight * softmax(ce_NC) + (1 - mixture.ce_weight) * softmax(kd_NC)
+    return probs_NC
 
 
 def tempered(probs_NC: np.ndarray, calibration: float) -> np.ndarray:

@@ -53,6 +53,17 @@ def calibration_error(
     return float(np.abs(gaps).sum() / weights_N.sum())
 
 
+def log_loss(probs_NC: np.ndarray, labels_N: np.ndarray) -> float:
+    """Mean -log of the label's probability; one of 0 counts as the least that float32 holds, 1e-45.
+
+    Example:
+        >>> round(log_loss(np.array([[0.5, 0.5], [1.0, 0.0]]), np.array([1, 0])), 3)
+        0.347
+    """
+    own_N = np.asarray(probs_NC, np.float64)[np.arange(len(labels_N)), labels_N]
+    return float(-np.log(np.maximum(own_N, float(np.finfo(np.float32).smallest_subnormal))).mean())
+
+
 class Scores(TypedDict):
     """How good predictions are, in plain numbers; None where there is nothing to measure on."""
 

@@ -1,16 +1,19 @@
-"""The round's mixture of the two heads, searched by Ray Tune on the validation split; and the student to deploy."""
+"""The round's mixture of the two heads and its calibration, both by the validation split; and the student to deploy."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
 from ray import tune
 
-from raykd.algo.heads import Mixture, grid, hits, is_real_gain
+from raykd.algo.heads import Mixture, grid, hits, is_real_gain, probabilities
+from raykd.algo.metrics import log_loss
 from raykd.models.saved import WEIGHTS, deploy
+from raykd.report.words import counted
 from raykd.stages.campaign import Campaign
 from raykd.stages.weights import network_named
 from raykd.store.outputs import Deployed, Pool, Predictions, Trained
@@ -24,7 +27,8 @@ def mix(campaign: Campaign, number: int, pool: Pool, trained: Trained, predictio
     """The student as it is deployed: its weights and the mixture (``Student.load`` reads the folder).
 
     Searched on the validation split: never on test, never on what the student was trained on. Without one, the
-    configured mixture stays.
+    configured mixture stays. The same labels then say how sure it should be (``Mixture.calibration``), for those who
+    read its probabilities; what is picked next, and coverage, do not look at that.
     """
     config = campaign.config.mixture
     default = Mixture(config.ce_weight, config.temperature)
@@ -48,17 +52,34 @@ def mix(campaign: Campaign, number: int, pool: Pool, trained: Trained, predictio
         else:
             why = "mixture.search is off" if len(labels_N) else "there is no validation split to search on"
             reason = f"fixed: {why}"
+        if config.calibrate and len(labels_N):
+            num_validation = len(labels_N)
+            chosen, calibrated = calibration(logits, labels_N, chosen)
+        else:
+            calibrated = "none: " + (
+                "mixture.calibrate is off" if len(labels_N) else "there is no validation split to calibrate by"
+            )
         network = trained.features and network_named(campaign, trained.features["network"]).place / WEIGHTS
         deploy(trained.place, out.place, chosen, network or None)
-        out.facts |= {"ce_weight": chosen.ce_weight, "temperature": chosen.temperature, "reason": reason}
-        out.facts["num_validation"] = num_validation
+        out.facts |= asdict(chosen)
+        out.facts |= {"reason": reason, "calibrated": calibrated, "num_validation": num_validation}
     deployed = Deployed(out.complete)
     mixture = deployed.mixture
     campaign.say(
         f"round {number} mix",
-        f"ce_weight {mixture.ce_weight:g}, temperature {mixture.temperature:g} ({deployed.reason})",
+        f"ce_weight {mixture.ce_weight:g}, temperature {mixture.temperature:g} ({deployed.reason}); "
+        f"calibration {mixture.calibration:.3g} ({deployed.calibrated})",
     )
     return deployed
+
+
+def calibration(logits: Mapping[str, np.ndarray], labels_N: np.ndarray, mixture: Mixture) -> tuple[Mixture, str]:
+    """The mixture with its calibration temperature, and what that has changed on the labels that it is fitted to."""
+    from raykd.algo.calibration import fit_calibration  # torch, which a driver on a cluster has not needed so far
+
+    found = replace(mixture, calibration=fit_calibration(logits, mixture, labels_N))
+    before, after = (log_loss(probabilities(logits, each), labels_N) for each in (mixture, found))
+    return found, f"on {counted(len(labels_N), 'validation label')}: log-loss {before:.3f} -> {after:.3f}"
 
 
 class Block(tune.Trainable):

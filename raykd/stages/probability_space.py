@@ -56,9 +56,12 @@ def close_space(campaign: Campaign) -> None:
 
 
 def acquisition_mixture(campaign: Campaign, before: Round) -> Mixture:
-    """The mixture of the probabilities to select in, and to measure coverage in."""
+    """The mixture of the probabilities to select in, and to measure coverage in: as the papers have it, not calibrated.
+
+    A calibration stretches the simplex, each round in another way, so picks and radii would hang on it.
+    """
     fixed = campaign.config.selection.mixture
-    return before.deployed.mixture if fixed == "round" else Mixture(*fixed)
+    return before.deployed.mixture.uncalibrated if fixed == "round" else Mixture(*fixed)
 
 
 def student_space(campaign: Campaign, pool: Pool, before: Round) -> tuple[PoolSource, dict[str, int] | None]:

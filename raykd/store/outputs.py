@@ -444,11 +444,12 @@ class Deployed(InFolder):
 
     @property
     def mixture(self) -> Mixture:
-        return Mixture(self.done.facts["ce_weight"], self.done.facts["temperature"])
+        facts = self.done.facts  # older campaigns knew no calibration
+        return Mixture(facts["ce_weight"], facts["temperature"], facts.get("calibration", 1.0))
 
     @property
     def num_validation(self) -> int:
-        """Validation images whose labels chose it."""
+        """Validation images whose labels chose it, or its calibration."""
         number: int = self.done.facts["num_validation"]
         return number
 
@@ -457,6 +458,12 @@ class Deployed(InFolder):
         """Why this mixture."""
         reason: str = self.done.facts["reason"]
         return reason
+
+    @property
+    def calibrated(self) -> str:
+        """By what, or why not."""
+        calibrated: str = self.done.facts.get("calibrated", "none: made by an older raykd")
+        return calibrated
 
 
 @dataclass(frozen=True)

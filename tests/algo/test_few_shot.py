@@ -12,21 +12,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from profiles import examples
 
+from raykd.algo.calibration import DEVIATIONS, USUAL, honest_weights, log_losses
 from raykd.algo.errors import UserError
 from raykd.algo.few_shot import gda as gda_module
 from raykd.algo.few_shot import kernels, rules, scorer
 from raykd.algo.few_shot import support as support_module
 from raykd.algo.few_shot.gda import gda, text_worth
-from raykd.algo.few_shot.honest import (
-    DEVIATIONS,
-    USUAL,
-    evidence_of,
-    fitted,
-    held_out,
-    honest_weights,
-    log_losses,
-    text_only,
-)
+from raykd.algo.few_shot.honest import evidence_of, fitted, held_out, text_only
 from raykd.algo.few_shot.kernels import cache, proker, tip
 from raykd.algo.few_shot.rules import RULES, fit_rule
 from raykd.algo.few_shot.scorer import Scorer, linear

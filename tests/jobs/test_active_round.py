@@ -204,7 +204,7 @@ def students_space(finished) -> tuple[Rows, Rows]:
     table = table.filter(pc.equal(table["split"], "pool"))
     about = json.loads((finished.place / "round_000" / "student" / "student.json").read_text())["mixture"]
     logits = {name: np.array(table[name].to_pylist()) for name in ("ce_logits", "kd_logits")}
-    probs = probabilities(logits, Mixture(**about))
+    probs = probabilities(logits, Mixture(**about).uncalibrated)
     labels = labels_of(finished.place)
     ids = table["sample_id"].to_pylist()
     names = ["blue", "green", "red"]
@@ -256,6 +256,25 @@ def test_a_fixed_mixture_to_select_in_is_part_of_what_the_picks_come_from(finish
     picks = select.select(campaign, 1, finished.pool, finished.encoded, finished.teacher, finished.rounds[0])
     assert picks.done.settings["mixture"] == [0.9, 2.0]
     assert picks.done.fingerprint != finished.rounds[1].picks.done.fingerprint
+
+
+def test_neither_picks_nor_coverage_look_at_the_calibration(finished, seeded):
+    from dataclasses import replace
+
+    from raykd.stages import select
+    from raykd.stages.evaluate import covering_radius
+
+    first = finished.rounds[0]
+    assert first.deployed.mixture.calibration != 1
+    facts = first.deployed.done.facts | {"calibration": 9.0}
+    flat = replace(first, deployed=replace(first.deployed, done=replace(first.deployed.done, facts=facts)))
+    assert flat.deployed.mixture.calibration == 9
+    _, campaign = seeded()
+    radius = covering_radius(campaign, finished.pool, finished.teacher, flat)
+    picks = select.select(campaign, 1, finished.pool, finished.encoded, finished.teacher, flat)
+    assert radius == pytest.approx(lines_of(finished.place)[0]["coverage_radius"], abs=1e-12)
+    assert picks.table.equals(finished.rounds[1].picks.table)
+    assert picks.done.fingerprint == finished.rounds[1].picks.done.fingerprint
 
 
 # ---------------------------------------------------------------- run again, stop, resume

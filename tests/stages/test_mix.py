@@ -1,4 +1,7 @@
-"""The mixture's search on Ray Tune gives what a plain loop over the grid gives; without validation it stays put."""
+"""The mixture's search on Ray Tune gives what a plain loop over the grid gives; without validation it stays put.
+
+So does the calibration.
+"""
 
 from pathlib import Path
 
@@ -7,8 +10,10 @@ import pyarrow as pa
 import pytest
 from fakes import new_campaign
 
+from raykd.algo.calibration import fit_calibration
 from raykd.algo.heads import CE_WEIGHTS, TEMPERATURES, Mixture, probabilities
-from raykd.store.outputs import MANIFEST_FILE, Pool, Predictions, Trained
+from raykd.algo.metrics import log_loss
+from raykd.store.outputs import MANIFEST_FILE, Deployed, Pool, Predictions, Trained
 from raykd.store.stage_folder import Done
 from raykd.store.tables import MANIFEST, vectors
 
@@ -138,6 +143,8 @@ def test_without_a_validation_split_the_mixture_is_fixed_and_a_line_says_so(camp
     assert mixture_of(deployed.place) == deployed.mixture == Mixture(0.5, 1.0)
     said = campaign.progress.stream.getvalue()
     assert "ce_weight 0.5, temperature 1 (fixed: there is no validation split to search on)" in said
+    assert "calibration 1 (none: there is no validation split to calibrate by)" in said
+    assert deployed.num_validation == 0
 
 
 def test_a_validation_split_without_labels_is_none(campaign, stages, no_search):
@@ -150,8 +157,12 @@ def test_a_validation_split_without_labels_is_none(campaign, stages, no_search):
 def test_one_head_has_nothing_to_mix(campaign, stages, logits, no_search):
     from raykd.stages import mix
 
-    deployed = mix.mix(campaign, 0, *stages(["val"] * NUM, columns={"ce_logits": logits[0]["ce_logits"]}))
+    one = {"ce_logits": logits[0]["ce_logits"]}
+    deployed = mix.mix(campaign, 0, *stages(["val"] * NUM, columns=one))
     assert deployed.reason == "one head: nothing to mix"
+    assert deployed.mixture == Mixture(0.5, 1.0, fit_calibration(one, Mixture(), logits[1]))
+    assert deployed.mixture.calibration > 1.5  # of random logits
+    assert deployed.num_validation == NUM  # they have cost what they cost
 
 
 def test_the_search_sees_the_validation_images_alone_each_with_its_own_label(campaign, stages, logits, monkeypatch):
@@ -171,7 +182,12 @@ def test_the_search_sees_the_validation_images_alone_each_with_its_own_label(cam
     for name, expected in (logits[0] | {"labels": logits[1]}).items():
         assert np.array_equal(seen[name], expected[val])
     assert seen["default"] == Mixture(0.5, 1.0)
-    assert mixture_of(deployed.place) == Mixture(0.25, 2.0)
+    mine = {name: part[val] for name, part in logits[0].items()}
+    found = fit_calibration(mine, Mixture(0.25, 2.0), logits[1][val])
+    assert mixture_of(deployed.place) == deployed.mixture == Mixture(0.25, 2.0, found)
+    assert found != pytest.approx(1, abs=0.1)
+    before, after = (log_loss(probabilities(mine, Mixture(0.25, 2.0, c)), logits[1][val]) for c in (1.0, found))
+    assert deployed.calibrated == f"on 40 validation labels: log-loss {before:.3f} -> {after:.3f}"
     assert (deployed.place / "model.safetensors").read_bytes() == (
         campaign.place / "train" / "model.safetensors"
     ).read_bytes()
@@ -186,4 +202,24 @@ def test_a_search_that_is_off_leaves_the_configured_mixture(settings, campaign, 
     other = new_campaign(settings, "mixture.search=false", "mixture.ce_weight=0.4", "mixture.temperature=0.5")
     deployed = mix.mix(other, 0, *parts)
     assert deployed.reason == "fixed: mixture.search is off"
+    assert deployed.mixture.uncalibrated == Mixture(0.4, 0.5)
+    assert deployed.mixture.calibration != 1
+
+
+def test_without_calibration_probabilities_are_the_papers_and_no_validation_label_is_spent(
+    settings, stages, campaign, no_search
+):
+    from raykd.stages import mix
+
+    parts = stages(["val"] * NUM)
+    deployed = mix.mix(new_campaign(settings, "mixture.search=false", "mixture.calibrate=false"), 0, *parts)
+    assert mixture_of(deployed.place) == deployed.mixture == Mixture(0.5, 1.0)
+    assert deployed.calibrated == "none: mixture.calibrate is off"
+    assert deployed.num_validation == 0
+
+
+def test_a_student_of_an_older_campaign_is_not_calibrated():
+    facts = {"ce_weight": 0.4, "temperature": 0.5, "reason": "searched", "num_validation": 150}
+    deployed = Deployed(Done("place", "student", facts))
     assert deployed.mixture == Mixture(0.4, 0.5)
+    assert deployed.calibrated == "none: made by an older raykd"

@@ -9,17 +9,14 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
-import torch
 
+from raykd.algo.calibration import USUAL, honest_weights, log_losses
 from raykd.algo.few_shot.scorer import Scorer, linear
 from raykd.algo.few_shot.support import Support, Texts
 from raykd.algo.heads import softmax
 from raykd.algo.metrics import HeldOut, calibration_error
 
-USUAL = (1.0, 0.5)  # weights of texts and of what is learned, as long as labels say nothing of them
-DEVIATIONS = (0.5, 1.0)  # how far the logarithm of a weight may be from that of the usual one, about
 FLAT = 1e-6  # of the texts' spread: what says less says nothing
-FARTHEST = 10.0  # that it is looked for: a step of the search may go anywhere, and its exponential to infinity
 
 
 class Learned(NamedTuple):
@@ -65,7 +62,7 @@ class Fitted(NamedTuple):
             temperature, too. None: the labels say nothing of it (:attr:`Support.shares_C`).
         losses_M, says_M: float64 [M], of ``after``: -log of each label's probability, and what that says
             (:class:`Evidence`).
-        choices_N: int64 [N], of ``after``: the likeliest class of each labeled image.
+        logits_NC: float64 [N, C], of ``after``: what is said of each labeled image by a teacher that has not seen it.
     """
 
     rule: str
@@ -76,7 +73,13 @@ class Fitted(NamedTuple):
     after: HeldOut | None
     losses_M: np.ndarray
     says_M: np.ndarray
-    choices_N: np.ndarray
+    logits_NC: np.ndarray
+
+    @property
+    def choices_N(self) -> np.ndarray:
+        """The likeliest class of each labeled image, int64 [N]."""
+        choices_N: np.ndarray = self.logits_NC.argmax(axis=1)
+        return choices_N
 
 
 class Evidence(NamedTuple):
@@ -143,7 +146,7 @@ def fitted(name: str, support: Support, rule: Rule, tempered: bool = True) -> Fi
         after=held_out(logits_MC, labels_M, says_M),
         losses_M=log_losses(logits_MC, labels_M),
         says_M=says_M,
-        choices_N=logits_MC[: len(support.labels_N)].argmax(axis=1),
+        logits_NC=logits_MC[: len(support.labels_N)],
     )
 
 
@@ -166,14 +169,6 @@ def row_spread(logits_NC: np.ndarray) -> float:
     return float(np.sqrt(np.mean((logits_NC - logits_NC.mean(axis=1, keepdims=True)) ** 2)))
 
 
-def log_losses(logits_NC: np.ndarray, labels_N: np.ndarray) -> np.ndarray:
-    """-log of the probability of each label, float64 [N]."""
-    tops_N = logits_NC.max(axis=1)
-    sums_N = np.exp(logits_NC - tops_N[:, None]).sum(axis=1)
-    losses_N: np.ndarray = tops_N + np.log(sums_N) - logits_NC[np.arange(len(labels_N)), labels_N]
-    return losses_N
-
-
 def held_out(logits_NC: np.ndarray, labels_N: np.ndarray, says_N: np.ndarray) -> HeldOut | None:
     """Of logits that have not seen the labels, which weigh what they say; None where they say nothing."""
     if not says_N.any():
@@ -184,35 +179,3 @@ def held_out(logits_NC: np.ndarray, labels_N: np.ndarray, says_N: np.ndarray) ->
         "log_loss": float(np.average(log_losses(logits_NC, labels_N), weights=says_N)),
         "ece": calibration_error(probs_NC, labels_N, weights_N=says_N),
     }
-
-
-def honest_weights(terms: Sequence[np.ndarray], labels_N: np.ndarray, says_N: np.ndarray) -> list[float]:
-    """The weights of a sum of terms under which the labels are likeliest, all above 0.
-
-    The first is 1 over the temperature (Guo et al. 2017, arXiv 1706.04599). A prior, worth about one label, keeps them
-    near :data:`USUAL` as long as labels are few.
-
-    Args:
-        terms: One or two of float64 [N, C].
-        labels_N: int [N].
-        says_N: float64 [N], weights of the labels.
-    """
-    stacked_KNC = torch.from_numpy(np.stack(terms))
-    labels, says = torch.from_numpy(labels_N.astype(np.int64)), torch.from_numpy(says_N)
-    usual, deviations = (torch.tensor(of[: len(terms)], dtype=torch.float64) for of in (USUAL, DEVIATIONS))
-    moved_K = torch.zeros_like(usual).requires_grad_()  # logarithms, from those of the usual weights
-    search = torch.optim.LBFGS([moved_K], max_iter=60, tolerance_grad=1e-6, line_search_fn="strong_wolfe")
-
-    def weights() -> torch.Tensor:
-        return usual * moved_K.clamp(-FARTHEST, FARTHEST).exp()
-
-    def loss() -> torch.Tensor:
-        search.zero_grad()
-        logits_NC = torch.tensordot(weights(), stacked_KNC, dims=1)
-        losses_N = torch.nn.functional.cross_entropy(logits_NC, labels, reduction="none")
-        total: torch.Tensor = says @ losses_N + 0.5 * ((moved_K / deviations) ** 2).sum()
-        total.backward()
-        return total
-
-    search.step(loss)
-    return [float(weight) for weight in weights().detach()]
