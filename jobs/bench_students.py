@@ -254,7 +254,7 @@ def one_conflict(folder: str, heads: str, shots: int, seed: int) -> list[tuple[i
 
     from raykd.algo.batches import BatchPlan
     from raykd.algo.dho import Learner
-    from raykd.models.training_data import Asked
+    from raykd.models.training_data import AskedBatch
 
     problem = problem_of("digits", folder)
     rows = balanced(problem, shots, seed)  # type: ignore[arg-type]
@@ -269,7 +269,7 @@ def one_conflict(folder: str, heads: str, shots: int, seed: int) -> list[tuple[i
             return
         labeled, unlabeled = plan.labeled(step), plan.unlabeled(step) + len(rows)
         places = np.concatenate([labeled, unlabeled])
-        images = data.batch(Asked(places, plan.augmentation_seeds(step), len(labeled))).items
+        images = data.batch(AskedBatch(places, plan.augmentation_seeds(step), len(labeled))).items
         batch = data.to_input(images)
         learner = Learner(copy.deepcopy(model).train(), False, 0.5, 2.0)
         teacher = torch.from_numpy(problem.teacher_NC[order].astype(np.float32))

@@ -119,12 +119,12 @@ def bare_loop(job: Any, threads: int, teacher: Callable[[Any], Any] | None = Non
     import torch.nn.functional as F
 
     from raykd.models.threads import limited_threads
-    from raykd.models.training_data import Asked
+    from raykd.models.training_data import AskedBatch
 
     student, config = job.student(), job.config
     num_l, num_u = config.batch_labeled, config.batch_unlabeled
     data = job.images(student)
-    pixels = data.batch(Asked(np.arange(num_l + num_u), np.arange(num_l + num_u), num_l)).items
+    pixels = data.batch(AskedBatch(np.arange(num_l + num_u), np.arange(num_l + num_u), num_l)).items
     images, model = data.to_input(pixels), student.model.train()
     labels = torch.from_numpy(job.labels_L[np.arange(num_l) % LABELED].astype(np.int64))
     logits = torch.randn(num_l + num_u, NUM_CLASSES)

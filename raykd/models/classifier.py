@@ -138,7 +138,7 @@ def several(images: Any) -> tuple[Iterable[Given], int | None]:
     if is_one:
         return [images], 1
     if not isinstance(images, Iterable) or isinstance(images, (dict, set, frozenset)):
-        raise UserError(f"{in_words(images)}; expected {EXPECTED}; or a list or generator of such")
+        raise UserError(f"{what_is_given(images)}; expected {EXPECTED}; or a list or generator of such")
     return images, len(images) if isinstance(images, (Sequence, np.ndarray)) else None
 
 
@@ -169,7 +169,7 @@ def each_read(
                 uri = Place.of(image).uri
                 ahead.append((f"image {number}, {os.fspath(image)!r}", pool.submit(from_file, uri)))
             else:  # here: threads cannot share an open image, and of many one after the other is in memory
-                ahead.append((f"image {number}, {in_words(image)}", from_memory(image, number, clean)))
+                ahead.append((f"image {number}, {what_is_given(image)}", from_memory(image, number, clean)))
             if len(ahead) > num_ahead:
                 yield settled(*ahead.popleft())
         while ahead:
@@ -188,17 +188,17 @@ def from_memory(given: Any, number: int, clean: Callable[[Image.Image], Image.Im
     if isinstance(given, np.ndarray):
         height, width, *channels = (*given.shape, 0, 0)[: max(2, given.ndim)]
         if given.dtype != np.uint8 or not height or not width or channels not in ([], [3], [4]):
-            raise UserError(f"image {number} is {in_words(given)}; expected {EXPECTED}")
+            raise UserError(f"image {number} is {what_is_given(given)}; expected {EXPECTED}")
         given = Image.fromarray(np.ascontiguousarray(given))
     elif not isinstance(given, (bytes, Image.Image)):
-        raise UserError(f"image {number} is {in_words(given)}; expected {EXPECTED}")
+        raise UserError(f"image {number} is {what_is_given(given)}; expected {EXPECTED}")
     try:
         return clean(decoding.decode(given).image if isinstance(given, bytes) else decoding.as_seen(given))
     except Exception as error:  # Pillow's plugins raise nearly anything on broken files
         return decoding.reason_of(error)
 
 
-def in_words(given: Any) -> str:
+def what_is_given(given: Any) -> str:
     """What something is, in a few words."""
     if isinstance(given, np.ndarray):
         return f"an array {given.dtype} {list(given.shape)}"

@@ -71,10 +71,10 @@ class Deployable(nn.Module):
         """uint8 [n, H, W, 3], cropped already, to float32 [n, C], rows of sum 1."""
         images = (pixels.permute(0, 3, 1, 2).float() - self.mean) / self.std
         logits = self.model(images).logits
-        return mixed([logits[column] for column in self.columns], self.mixture)
+        return mixed_in_torch([logits[column] for column in self.columns], self.mixture)
 
 
-def mixed(logits: list[torch.Tensor], mixture: Mixture) -> torch.Tensor:
+def mixed_in_torch(logits: list[torch.Tensor], mixture: Mixture) -> torch.Tensor:
     """Class probabilities of one head, or of two in the order of ``HEADS["dho"]``, float32 [n, C]."""
     log_probs_NC = torch.log_softmax(logits[0].float(), dim=1)
     if len(logits) == len(HEADS["dho"]):
@@ -240,7 +240,7 @@ Ask = Callable[[np.ndarray], np.ndarray]
 """From uint8 [n, H, W, 3] to class probabilities float32 [n, C]."""
 
 
-def opened(kind: Format, folder: Path) -> Ask:
+def open_written(kind: Format, folder: Path) -> Ask:
     """An exported model as people open it who have no raykd: the code of the card."""
     return {"timm": ask_timm, "onnx": ask_onnx, "torch": ask_torch}[kind](folder)
 
@@ -381,7 +381,7 @@ def _attempt(
 ) -> dict[str, Any]:
     try:
         facts = write()
-        ask = opened(kind, folder)
+        ask = open_written(kind, folder)
         gate = check_same(student, ask, pixels)
     except UserError as error:
         if str(error).startswith("--format"):

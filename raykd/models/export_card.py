@@ -134,7 +134,7 @@ def readme(card: dict[str, Any]) -> str:
         f"# {card['backbone']}, {len(card['classes'])} classes",
         "",
         f"An image classifier as {FORMAT_WORDS[kind].format(**card)}, exported by raykd. Classes, in the order of the "
-        f"probabilities: {listed(card['classes'])}.",
+        f"probabilities: {listed_in_card(card['classes'])}.",
         "",
         "```python",
         IMPORTS[kind] + before + each + "print(probs)",
@@ -155,7 +155,7 @@ def readme(card: dict[str, Any]) -> str:
         f"likeliest class is the same ({gate['num_ties']} ties)",
         "Parameters": f"{card['parameters']:,}",
         "Weights": f"`{card['weights']}`, {card['bytes']:,} bytes, SHA-256 `{card['sha256']}`",
-        "Exported with": in_words(card["exported_with"]),
+        "Exported with": card_in_words(card["exported_with"]),
     }
     if kind == "onnx":
         rows["ONNX"] = f"opset {card['opset']}, any batch size, by `{card['exporter']}`"
@@ -199,15 +199,15 @@ def campaign_rows(run: dict[str, Any]) -> dict[str, str]:
         "Prompts": str(run["prompts"]),
         "Data": str(run["data"]),
         "Picked by": f"{run['strategy']}, seed {run['seed']}, round {run['round']}",
-        "Trained with": in_words(run["trained_with"]),
+        "Trained with": card_in_words(run["trained_with"]),
     }
 
 
-def in_words(versions: dict[str, Any]) -> str:
+def card_in_words(versions: dict[str, Any]) -> str:
     return ", ".join(f"{name} {version}" for name, version in versions.items() if version)
 
 
-def listed(classes: list[str], shown: int = 20) -> str:
+def listed_in_card(classes: list[str], shown: int = 20) -> str:
     text = ", ".join(f"`{name}`" for name in classes[:shown])
     return text + (f", ... (all {len(classes)} in {CARD_FILE})" if len(classes) > shown else "")
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from raykd.errors import UserError
 from raykd.models.classifier import Classifier
-from raykd.models.export import check_installed, opened
+from raykd.models.export import check_installed, open_written
 from raykd.models.opened import CARD_FILE, exported_files, preprocess_of_card
 from raykd.store.place import Place
 
@@ -40,7 +40,7 @@ class Exported(Classifier):
                 here = Path(copy)
                 for name in exported_files(card):
                     (here / name).write_bytes((folder / name).read_bytes())
-            self._ask = opened(card["format"], here)
+            self._ask = open_written(card["format"], here)
 
     def probabilities(self, pixels: np.ndarray) -> np.ndarray:
         return self._ask(pixels)

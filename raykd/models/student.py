@@ -98,7 +98,7 @@ class Student(Classifier):
         if isinstance(backbone, Frozen) and backbone.network is not None:
             (place / NETWORK).write_bytes(weights_of(backbone.network))
             state = {name: value for name, value in state.items() if not name.startswith(IN_NETWORK)}
-        (place / WEIGHTS).write_bytes(packed(state))
+        (place / WEIGHTS).write_bytes(packed_weights(state))
         (place / ABOUT).write_json(self.about())
 
     def about(self) -> dict[str, Any]:
@@ -192,10 +192,10 @@ def as_numpy(out: Outputs) -> tuple[np.ndarray, dict[str, np.ndarray]]:
 
 def weights_of(module: nn.Module) -> bytes:
     """A module's state as safetensors. Tensors that share memory (tied layers) are written one by one."""
-    return packed(module.state_dict())
+    return packed_weights(module.state_dict())
 
 
-def packed(state: Mapping[str, torch.Tensor]) -> bytes:
+def packed_weights(state: Mapping[str, torch.Tensor]) -> bytes:
     return safetensors.torch.save({name: value.contiguous().clone() for name, value in state.items()})
 
 

@@ -29,7 +29,7 @@ from raykd.errors import UserError
 from raykd.models.sync_batchnorm import synchronise
 from raykd.models.teacher_views import LoadedTeacher
 from raykd.models.threads import limited_threads
-from raykd.models.training_data import Asked, Batch, TrainingData
+from raykd.models.training_data import AskedBatch, Batch, TrainingData
 from raykd.store.place import Place
 from raykd.store.tables import matrix
 
@@ -122,11 +122,11 @@ class Targets:
     teacher_NC: np.ndarray
     online: LoadedTeacher | None = None
 
-    def labels(self, asked: Asked) -> torch.Tensor:
+    def labels(self, asked: AskedBatch) -> torch.Tensor:
         """int64 [l], of the labeled images of a batch."""
         return torch.from_numpy(self.labels_L[asked.places[: asked.num_labeled]].astype(np.int64))
 
-    def teacher(self, asked: Asked, batch: Batch) -> torch.Tensor:
+    def teacher(self, asked: AskedBatch, batch: Batch) -> torch.Tensor:
         """float32 [n, C]"""
         if self.online is not None:
             assert batch.for_teacher is not None
@@ -448,7 +448,7 @@ class _Shares:
             num_labeled, num_unlabeled, settings.batch_labeled, settings.batch_unlabeled, settings.key
         )
 
-    def asked(self, steps: range) -> Iterator[Asked]:
+    def asked(self, steps: range) -> Iterator[AskedBatch]:
         """What to ask for, step by step."""
         rank, world = self.worker.rank, self.worker.world
         for step in steps:
@@ -458,9 +458,9 @@ class _Shares:
             labeled, unlabeled, seeds_l, seeds_u = (part[at::world] for part, at in zip(whole, firsts, strict=True))
             if not self.needs_teacher:
                 unlabeled, seeds_u = unlabeled[:0], seeds_u[:0]
-            yield Asked(np.concatenate([labeled, unlabeled]), np.concatenate([seeds_l, seeds_u]), len(labeled))
+            yield AskedBatch(np.concatenate([labeled, unlabeled]), np.concatenate([seeds_l, seeds_u]), len(labeled))
 
-    def micro_batch(self, asked: Asked, number: int) -> _MicroBatch:
+    def micro_batch(self, asked: AskedBatch, number: int) -> _MicroBatch:
         """The number-th of ``accumulate`` parts of a share, every so many-th image of it."""
         settings, world, every = self.settings, self.worker.world, self.settings.accumulate
         first, size = asked.num_labeled, len(asked.places)

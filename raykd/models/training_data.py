@@ -31,7 +31,7 @@ GIB = 2**30
 
 
 @dataclass(frozen=True)
-class Asked:
+class AskedBatch:
     """Which images make a batch.
 
     Args:
@@ -62,7 +62,7 @@ class Batch:
         return replace(self, items=self.items.pin_memory())
 
 
-Made = tuple[Asked, Batch | UserError]
+Made = tuple[AskedBatch, Batch | UserError]
 
 
 class TrainingData(Protocol):
@@ -70,7 +70,7 @@ class TrainingData(Protocol):
 
     def __len__(self) -> int: ...
 
-    def batches(self, asked: Iterable[Asked], processes: int, pin: bool) -> Iterator[Made]:
+    def batches(self, asked: Iterable[AskedBatch], processes: int, pin: bool) -> Iterator[Made]:
         """A batch for each that is asked for, in that order, or what is wrong with it.
 
         Args:
@@ -97,7 +97,7 @@ class TrainingFeatures:
     def __len__(self) -> int:
         return len(self.features_ND)
 
-    def batches(self, asked: Iterable[Asked], processes: int, pin: bool) -> Iterator[Made]:
+    def batches(self, asked: Iterable[AskedBatch], processes: int, pin: bool) -> Iterator[Made]:
         for one in asked:
             yield one, Batch(torch.from_numpy(np.asarray(self.features_ND[one.places], np.float32)))
 
@@ -148,7 +148,7 @@ class TrainingImages:
     def __len__(self) -> int:
         return len(self.ids)
 
-    def batches(self, asked: Iterable[Asked], processes: int, pin: bool) -> Iterator[Made]:
+    def batches(self, asked: Iterable[AskedBatch], processes: int, pin: bool) -> Iterator[Made]:
         if processes == 0:
             return made_ahead(self, asked, pin)
         return iter(
@@ -162,14 +162,14 @@ class TrainingImages:
             )
         )
 
-    def __getitem__(self, asked: Asked) -> Made:
+    def __getitem__(self, asked: AskedBatch) -> Made:
         """A batch. What a user can mend comes back: raised in another process, its text would be a traceback."""
         try:
             return asked, self.batch(asked)
         except UserError as error:
             return asked, error
 
-    def batch(self, asked: Asked) -> Batch:
+    def batch(self, asked: AskedBatch) -> Batch:
         """The crops that are asked for. Raises UserError: an image can no longer be read."""
         count, size = len(asked.places), height_width(self.crop.size)
         pixels = torch.empty((count, *size, 3), dtype=torch.uint8)
@@ -180,10 +180,11 @@ class TrainingImages:
         for i, (place, seed) in enumerate(zip(asked.places.tolist(), asked.seeds.tolist(), strict=True)):
             image = self.image(place)
             box, flipped_n[i] = self.box(place, seed, image.shape[1], image.shape[0])
-            pixels[i] = cut(image, box, size, self.crop.interpolation)
+            pixels[i] = cut_tensor(image, box, size, self.crop.interpolation)
             if for_teacher is not None:
                 same = for_teacher.shape == pixels.shape
-                for_teacher[i] = pixels[i] if same else cut(image, box, self.teacher_size, self.crop.interpolation)
+                there, how = self.teacher_size, self.crop.interpolation
+                for_teacher[i] = pixels[i] if same else cut_tensor(image, box, there, how)
         for whole in (pixels, for_teacher):
             if whole is not None:
                 whole[flipped_n] = whole[flipped_n].flip(2)
@@ -225,7 +226,7 @@ class Least:
         return min(crop.shrinks(width, height) for crop in self.crops)
 
 
-def cut(image: np.ndarray, box: tuple[int, int, int, int], size: Any, interpolation: str) -> torch.Tensor:
+def cut_tensor(image: np.ndarray, box: tuple[int, int, int, int], size: Any, interpolation: str) -> torch.Tensor:
     """A crop, resized with antialiasing: uint8 [H, W, 3]."""
     left, top, right, bottom = box
     pixels = vision.resized_crop(
@@ -235,7 +236,7 @@ def cut(image: np.ndarray, box: tuple[int, int, int, int], size: Any, interpolat
     return pixels.permute(1, 2, 0)
 
 
-def made_ahead(data: TrainingImages, asked: Iterable[Asked], pin: bool) -> Generator[Made, None, None]:
+def made_ahead(data: TrainingImages, asked: Iterable[AskedBatch], pin: bool) -> Generator[Made, None, None]:
     """Batches by a thread of this process, while the one before is trained on."""
     waiting: deque[Future[Made]] = deque()
     pool = ThreadPoolExecutor(1, thread_name_prefix="raykd-batches")
@@ -258,7 +259,7 @@ def pinned(made: Made, pin: bool) -> Made:
 # ---------------------------------------------------------------- decoded images outlive a training
 
 
-class Kept:
+class KeptImages:
     """Decoded images by uri."""
 
     def __init__(self, uris: pa.ChunkedArray, most_bytes: int) -> None:
@@ -269,14 +270,14 @@ class Kept:
         return self.images.get(self.numbers[uri], decode)
 
 
-_KEPT: dict[Any, Kept] = {}  # of this process: the last training's, for the next round of the same job
+_KEPT: dict[Any, KeptImages] = {}  # of this process: the last training's, for the next round of the same job
 
 
-def kept_images(uris: pa.ChunkedArray, shrinks: Shrinks | None, most_bytes: int) -> Kept:
+def kept_images(uris: pa.ChunkedArray, shrinks: Shrinks | None, most_bytes: int) -> KeptImages:
     """What an earlier training of this process has decoded in the same way, if it has all these images; or none yet."""
     key = (shrinks, most_bytes)
     found = _KEPT.get(key)
     if found is None or not found.numbers.keys() >= set(uris.to_pylist()):
         _KEPT.clear()
-        found = _KEPT[key] = Kept(uris, most_bytes)
+        found = _KEPT[key] = KeptImages(uris, most_bytes)
     return found

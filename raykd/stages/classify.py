@@ -14,7 +14,7 @@ from raykd.images.pixel_batches import Fetch, PixelBatch
 from raykd.models.opened import Found, find_model
 from raykd.models.threads import limited_threads
 from raykd.stages.campaign import count_done, round_place
-from raykd.stages.pool_table import PoolRequest, finished_table, listed_pool, write_part, write_parts
+from raykd.stages.pool_table import PoolRequest, finished_table, listed_pool, write_parts, write_table_part
 from raykd.stages.weights import fetch_files
 from raykd.stages.work import Work
 from raykd.store.outputs import QUARANTINE_FILE, FromImages, manifest_content
@@ -112,7 +112,8 @@ def classify_pool(work: Work, request: ClassifyRequest) -> Done:
         settings={"batch_size": request.batch_size}, shared=True,
     )  # fmt: skip
     answers = Model(
-        Answers, {"folder": model.place, "kept": kept, "num_cpus": request.num_cpus, "num_gpus": request.num_gpus},
+        ClassifiedParts,
+        {"folder": model.place, "kept": kept, "num_cpus": request.num_cpus, "num_gpus": request.num_gpus},
         classified(kept.top, kept.features, part=True), request.replicas, request.num_cpus, request.num_gpus,
         memory_bytes=model_memory(model.place),
     )  # fmt: skip
@@ -137,7 +138,7 @@ def say_other_labels(work: Work, rows: pa.Table, classes: list[str]) -> None:
         work.say("pool", f"{len(other):,} labels are no class of the model, such as {other[0].as_py()!r}: not counted")
 
 
-class Answers:
+class ClassifiedParts:
     """A model over batches of images: of each what is kept (tables.CLASSIFIED, in parts)."""
 
     def __init__(self, folder: Place, kept: Kept, num_cpus: float, num_gpus: float) -> None:
@@ -180,4 +181,4 @@ def write_answers(part: Place, file: Place, kept: Kept, classes: list[str], rows
     table = table.filter(table["error"].is_null())
     columns = {name: table[name] for name in table.column_names if name not in ("sample_id", "error")}
     schema = classified(kept.top, kept.features)
-    return write_part(file, rows, table["sample_id"], columns, table["prediction"], classes, schema)
+    return write_table_part(file, rows, table["sample_id"], columns, table["prediction"], classes, schema)

@@ -130,7 +130,7 @@ def write_parts(
     return written
 
 
-def write_part(
+def write_table_part(
     file: Place, rows: pa.Table, ids: pa.ChunkedArray, columns: dict[str, Any], likeliest: pa.Array,
     classes: Sequence[str], schema: pa.Schema,
 ) -> dict[str, int]:  # fmt: skip

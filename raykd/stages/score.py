@@ -17,7 +17,7 @@ from raykd.images.class_lists import class_list
 from raykd.images.sources import Listing, check_label_names
 from raykd.models.teacher import check_teacher
 from raykd.report.words import class_doubts
-from raykd.stages.pool_table import PoolRequest, finished_table, listed_pool, write_part, write_parts
+from raykd.stages.pool_table import PoolRequest, finished_table, listed_pool, write_parts, write_table_part
 from raykd.stages.weights import fetch_teacher, fetched_as, names_of_teacher
 from raykd.stages.work import Work
 from raykd.store.outputs import QUARANTINE_FILE, manifest_content
@@ -54,7 +54,7 @@ def score_pool(work: Work, request: ScoreRequest) -> Done:
         UserError: There are no images, no classes or no such model; ``out`` holds another table; no image can be read.
         StorageError: The network, the credentials or a disk fail.
     """
-    listing, classes = listed(work, request)
+    listing, classes = listed_to_score(work, request)
     rows, config = listing.rows, request.teacher
     begun_from = {"rows": manifest_content(rows), "decode": request.decode, "asked": what_is_asked(request, classes)}
     folder = work.stage_folder(request.out, "scores", version=VERSION, made_from=begun_from)
@@ -84,7 +84,7 @@ def score_pool(work: Work, request: ScoreRequest) -> Done:
     return out.complete
 
 
-def listed(work: Work, request: ScoreRequest) -> tuple[Listing, dict[str, ClassTexts]]:
+def listed_to_score(work: Work, request: ScoreRequest) -> tuple[Listing, dict[str, ClassTexts]]:
     """The images and the classes. Raises UserError: there are none, ids repeat, a label is no class."""
     given = None if request.classes is None else class_list(request.classes, None)
     listing = listed_pool(work, request.source, None if given is None else list(given))
@@ -115,4 +115,4 @@ def write_scores(
     probs_NC = probabilities({"logits": found.logits_NC[good_N]})
     columns = {"features": vectors(found.features_ND[good_N]), "probs": vectors(probs_NC.astype(np.float32))}
     likeliest = pa.array(classes, pa.string()).take(pa.array(probs_NC.argmax(axis=1)))
-    return write_part(file, rows, ids, columns, likeliest, classes, SCORES) | found.doubts(good_N)
+    return write_table_part(file, rows, ids, columns, likeliest, classes, SCORES) | found.doubts(good_N)

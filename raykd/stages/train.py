@@ -20,7 +20,7 @@ from raykd.stages.campaign import Campaign
 from raykd.stages.progress import Ticker
 from raykd.stages.resources import least
 from raykd.stages.views import encode_views
-from raykd.stages.weights import fetch_backbone, fetch_texts, read_texts
+from raykd.stages.weights import fetch_backbone, fetch_texts, read_student_texts
 from raykd.store.outputs import STEPS_FILE, Encoded, Labels, Pool, Teacher, Trained
 from raykd.store.place import Place
 from raykd.store.stage_folder import Done, read_done
@@ -108,7 +108,7 @@ def make_job(
         labels_L=labels_L,
         teacher=teacher.uris,
         start=start.place if start else None,
-        texts_CD=None if texts is None else read_texts(texts),
+        texts_CD=None if texts is None else read_student_texts(texts),
         classes=teacher.classes,
         config=campaign.config.student,
         exact=campaign.config.decode == "exact",

@@ -164,7 +164,7 @@ def fetch_texts(campaign: Campaign, classes: Sequence[str], own: Mapping[str, Cl
     return out.complete
 
 
-def read_texts(texts: Done) -> np.ndarray:
+def read_student_texts(texts: Done) -> np.ndarray:
     """float32 [C, D]."""
     texts_CD: np.ndarray = np.load(io.BytesIO((texts.place / TEXTS_FILE).read_bytes()))
     return texts_CD

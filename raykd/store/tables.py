@@ -15,9 +15,6 @@ TEACHER    sample_id, split, error, features f16[D] (as encoded: a cold start ma
 OPINION    sample_id, split, error, logits f32[C]: a teacher that is a table from elsewhere
 REFITTED   sample_id, split, error, logits f16[C] (the largest of a row is 0): a teacher that has learned from labels
 SCORES     sample_id, uri, label (null: none), features f16[D], probs f32[C]: what jobs/score.py gives
-CLASSIFIED sample_id, uri, label, prediction (the likeliest class), confidence (its probability); and as asked for:
-           probs f32[C] or top (the likeliest classes), features f16[D]: what jobs/predict.py gives. In parts, error
-           instead of uri and label
 PICKS      sample_id, rank (0-based, in the order picked), distance (NaN where it means nothing)
 CARDS      sample_id, rank, distance, uri, thumbnail (JPEG or PNG), teacher, student (the likeliest classes)
 LABELS     sample_id, label (class name), outcome, role: the answers of a round
@@ -25,6 +22,8 @@ PREDICTED  sample_id, split, error, features f16[D], and the student's columns o
 LEDGER     sample_id, outcome, label (class name or null), annotator, time, source, round, role (train, audit),
            probability (with which the image was drawn, where it was drawn at random)
 ========== ==================================================================================================
+
+What jobs/predict.py gives hangs on what it is asked for: :func:`classified`.
 """
 
 from __future__ import annotations
@@ -94,7 +93,9 @@ def predicted(columns: Sequence[str]) -> pa.Schema:
 
 
 def classified(top: int | None, features: bool, *, part: bool = False) -> pa.Schema:
-    """CLASSIFIED.
+    """What jobs/predict.py gives: prediction is the likeliest class, confidence its probability.
+
+    A part has error instead of uri and label.
 
     Args:
         top: How many of the likeliest classes there are; None: the probabilities of all.

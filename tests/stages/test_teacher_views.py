@@ -7,7 +7,7 @@ import torch
 from fakes import images_read
 from PIL import Image
 
-from raykd.models.training_data import Asked
+from raykd.models.training_data import AskedBatch
 
 
 @pytest.fixture
@@ -19,7 +19,7 @@ def trainings(monkeypatch):
 
     def watched(model, data, targets, settings, *args, **more):
         num = len(data)
-        asked = Asked(np.arange(num), np.arange(num) * 7, len(targets.labels_L))
+        asked = AskedBatch(np.arange(num), np.arange(num) * 7, len(targets.labels_L))
         batch = data.batch(asked)
         seen.append((data, targets, asked, batch, targets.teacher(asked, batch).numpy()))
         return train_student(model, data, targets, settings, *args, **more)

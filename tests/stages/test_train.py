@@ -486,7 +486,7 @@ def test_a_tower_is_fetched_once_and_its_texts_once_for_each_list_of_classes(new
     from fakes import write_teacher
 
     from raykd.algo.prompts import ClassTexts
-    from raykd.stages.weights import fetch_backbone, fetch_texts, fetched_backbone, read_texts
+    from raykd.stages.weights import fetch_backbone, fetch_texts, fetched_backbone, read_student_texts
 
     own = write_teacher(tmp_path / "own", 32)
     fields = (f"student.backbone=open_clip:local-dir:{own}", "student.pretrained=true", "student.image_size=null")
@@ -496,7 +496,7 @@ def test_a_tower_is_fetched_once_and_its_texts_once_for_each_list_of_classes(new
     assert (fetched_backbone(plain), fetched_backbone(aware)) == (tower, whole)
     assert 0 < tower.facts["parameters"] < whole.facts["parameters"]
     lists = [(CLASSES, {}), ((*CLASSES, "lime"), {}), (CLASSES, {"red": ClassTexts(("crimson",))})]
-    rows = [read_texts(fetch_texts(aware, classes, texts, whole)) for classes, texts in lists]
+    rows = [read_student_texts(fetch_texts(aware, classes, texts, whole)) for classes, texts in lists]
     assert [len(each) for each in rows] == [3, 4, 3]
     np.testing.assert_allclose(rows[1][:3], rows[0], atol=1e-6)
     assert [np.allclose(rows[2][n], rows[0][n], atol=1e-6) for n in range(3)] == [True, True, False]
@@ -505,7 +505,7 @@ def test_a_tower_is_fetched_once_and_its_texts_once_for_each_list_of_classes(new
     again = fetch_texts(aware, CLASSES, {}, whole)
     assert len(list((tmp_path / "run" / "student_texts").iterdir())) == 4
     named = {"backbone": aware.config.student.backbone, "pretrained": True, "language_aware": True, "image_size": 32}
-    job = job_of(start=whole.place, texts_CD=read_texts(again), config=named)
+    job = job_of(start=whole.place, texts_CD=read_student_texts(again), config=named)
     student = job.student()
     assert student.classes == list(CLASSES)
     np.testing.assert_array_equal(student.model.kd_head.weight.detach().numpy(), rows[0])

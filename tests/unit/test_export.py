@@ -14,7 +14,7 @@ from torch import nn
 from raykd.algo.dho import StudentNet
 from raykd.algo.heads import HEADS, Mixture
 from raykd.errors import UserError
-from raykd.models.export import Deployable, check_installed, check_same, mixed, opened, write_checked
+from raykd.models.export import Deployable, check_installed, check_same, mixed_in_torch, open_written, write_checked
 from raykd.models.student import Student, make_backbone, normalised, preprocess_of, set_image_size
 
 CLASSES = ["cat", "dog", "é"]
@@ -53,7 +53,7 @@ def test_the_network_in_one_piece_gives_the_students_probabilities(heads, mixtur
 
 def test_a_calibration_finds_something_to_divide_where_a_probability_rounds_to_zero():
     both = [torch.tensor([[0.0, 300.0, 0.0]]), torch.tensor([[0.0, 300.0, 0.0]])]
-    probs_NC = mixed(both, Mixture(0.5, 1.0, 300.0))
+    probs_NC = mixed_in_torch(both, Mixture(0.5, 1.0, 300.0))
     want_C = np.exp([-1, 0, -1])
     np.testing.assert_allclose(probs_NC.numpy()[0], want_C / want_C.sum(), atol=1e-6)
 
@@ -106,7 +106,7 @@ def test_the_network_in_one_file_takes_batches_of_any_size(student, kind, tmp_pa
     assert facts["gate"] | {"max_difference": 0} == {
         "num_images": 16, "batches": (1, 2, 7), "max_difference": 0, "num_ties": 0
     }  # fmt: skip
-    np.testing.assert_allclose(opened(kind, tmp_path)(pixels(5)), student.probabilities(pixels(5)), atol=1e-5)
+    np.testing.assert_allclose(open_written(kind, tmp_path)(pixels(5)), student.probabilities(pixels(5)), atol=1e-5)
     assert [path.name for path in tmp_path.iterdir()] == [facts["weights"]]
 
 

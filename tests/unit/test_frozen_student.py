@@ -20,7 +20,7 @@ from raykd.algo.heads import Mixture, probabilities
 from raykd.config import StudentConfig, TeacherConfig, load
 from raykd.errors import UserError
 from raykd.images.transforms import ClipPreprocess
-from raykd.models.export import opened, write_checked
+from raykd.models.export import open_written, write_checked
 from raykd.models.export_card import code
 from raykd.models.frozen import FrozenNetwork, new_frozen_student, save_network, save_teachers_network
 from raykd.models.opened import find_model
@@ -233,7 +233,8 @@ def test_exported_it_is_the_same_and_with_linear_heads_a_plain_timm_model(
                 write_checked(deployed, kind, tmp_path / kind, pixels)
         else:
             write_checked(deployed, kind, tmp_path / kind, pixels)  # which holds it against the student
-            np.testing.assert_allclose(opened(kind, tmp_path / kind)(pixels), deployed.probabilities(pixels), atol=1e-5)
+            written = open_written(kind, tmp_path / kind)
+            np.testing.assert_allclose(written(pixels), deployed.probabilities(pixels), atol=1e-5)
     assert np.ptp(deployed.probabilities(pixels), axis=0).min() > 0.05
 
 

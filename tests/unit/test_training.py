@@ -30,7 +30,7 @@ from raykd.models.training import (
     seed_draws,
     train_student,
 )
-from raykd.models.training_data import Asked, Batch, TrainingFeatures, TrainingImages
+from raykd.models.training_data import AskedBatch, Batch, TrainingFeatures, TrainingImages
 from raykd.store.place import Place
 from raykd.store.tables import vectors
 
@@ -331,7 +331,7 @@ def test_an_images_crop_hangs_on_its_seed(images):
     data = images()
 
     def crop(place, seed):
-        return data.batch(Asked(np.array([place]), np.array([seed]), 1)).items[0]
+        return data.batch(AskedBatch(np.array([place]), np.array([seed]), 1)).items[0]
 
     assert len(data) == 12
     assert crop(0, 5).shape == (16, 16, 3)
@@ -339,7 +339,7 @@ def test_an_images_crop_hangs_on_its_seed(images):
     assert crop(0, 5).equal(crop(0, 5))
     assert not crop(0, 5).equal(crop(0, 6))
     assert not crop(0, 5).equal(crop(1, 5))
-    batch = data.batch(Asked(np.array([0, 1]), np.array([5, 6]), 1)).items
+    batch = data.batch(AskedBatch(np.array([0, 1]), np.array([5, 6]), 1)).items
     assert batch.equal(torch.stack([crop(0, 5), crop(1, 6)]))  # whatever else is in the batch
     expected = (batch.permute(0, 3, 1, 2) / 255 - 0.5) / 0.25
     torch.testing.assert_close(data.to_input(batch), expected, rtol=0, atol=1e-5)
@@ -357,7 +357,7 @@ def test_crops_are_pillows_up_to_rounding_in_any_size_and_shape(tmp_path):
         preprocess = Preprocess(24, (0.5,) * 3, (0.5,) * 3, interpolation)
         data, crop = TrainingImages(ids, ids, preprocess, (0.3, 1.0), True), preprocess.augmented((0.3, 1.0), True)
         places, seeds = np.repeat(np.arange(4), 5), np.arange(20)
-        found = data.batch(Asked(places, seeds, 0)).items.numpy()
+        found = data.batch(AskedBatch(places, seeds, 0)).items.numpy()
         for pixels, place, seed in zip(found, places.tolist(), seeds.tolist(), strict=True):
             expected = np.asarray(crop(Image.open(names[place]), seed))
             assert np.abs(pixels.astype(int) - expected).max() <= most
@@ -367,7 +367,7 @@ def test_crops_are_pillows_up_to_rounding_in_any_size_and_shape(tmp_path):
 def test_an_image_is_decoded_once_and_gives_the_same_crops_whether_or_not_there_was_room(images, monkeypatch):
     read, load = [], training_data.load_one
     monkeypatch.setattr(training_data, "load_one", lambda *given: (read.append(given[1]), load(*given))[1])
-    asked = Asked(np.arange(12), np.arange(12), 3)
+    asked = AskedBatch(np.arange(12), np.arange(12), 3)
     crops = {}
     for gib in (1.0, 0.0, 3 * 24 * 24 * 5 / 2**30):  # room for all, for none, for five
         training_data._KEPT.clear()
@@ -382,9 +382,9 @@ def test_an_image_is_decoded_once_and_gives_the_same_crops_whether_or_not_there_
 
 def test_the_next_training_of_a_process_finds_what_was_decoded(images, monkeypatch):
     training_data._KEPT.clear()
-    images().batch(Asked(np.arange(12), np.arange(12), 3))
+    images().batch(AskedBatch(np.arange(12), np.arange(12), 3))
     monkeypatch.setattr(training_data, "load_one", lambda *_: pytest.fail("decoded again"))
-    images(slice(2, 9)).batch(Asked(np.arange(7), np.arange(7), 3))  # some are left out now
+    images(slice(2, 9)).batch(AskedBatch(np.arange(7), np.arange(7), 3))  # some are left out now
 
 
 def test_a_stored_box_is_what_is_cut_and_the_seed_chooses_it(images):
@@ -393,14 +393,14 @@ def test_a_stored_box_is_what_is_cut_and_the_seed_chooses_it(images):
     with Image.open(data.uris[3].as_py()) as image:
         crops = [image.crop((0, 0, 12, 12)), image.crop((4, 6, 20, 22)).transpose(Image.Transpose.FLIP_LEFT_RIGHT)]
     for seed in (0, 1, 6, 7):
-        found = data.batch(Asked(np.array([3]), np.array([seed]), 1))
+        found = data.batch(AskedBatch(np.array([3]), np.array([seed]), 1))
         assert found.for_teacher is None
         expected = np.asarray(crops[seed % 2].resize((16, 16), Image.Resampling.BILINEAR)).astype(int)
         assert np.abs(found.items[0].numpy() - expected).max() <= 2
 
 
 def test_an_online_teacher_sees_the_very_crop_at_its_own_size(images):
-    asked = Asked(np.arange(12), np.arange(12), 3)
+    asked = AskedBatch(np.arange(12), np.arange(12), 3)
     assert images().batch(asked).for_teacher is None
     small = images(teacher_size=(16, 16)).batch(asked)
     assert small.for_teacher.equal(small.items)
@@ -413,7 +413,7 @@ def test_an_online_teacher_sees_the_very_crop_at_its_own_size(images):
 
 def test_the_logits_of_a_view_belong_to_its_seed():
     teacher_NKC = np.arange(24, dtype=np.float16).reshape(4, 2, 3)
-    asked = Asked(np.array([3, 0, 3]), np.array([4, 7, 5]), 1)
+    asked = AskedBatch(np.array([3, 0, 3]), np.array([4, 7, 5]), 1)
     found = Targets(np.zeros(1, np.int64), teacher_NKC).teacher(asked, Batch(torch.empty(0)))
     assert found.tolist() == [teacher_NKC[3, 0].tolist(), teacher_NKC[0, 1].tolist(), teacher_NKC[3, 1].tolist()]
 
