@@ -99,7 +99,7 @@ def outcome_of(place: Path) -> dict:
 def test_a_campaign_that_is_killed_in_a_training_goes_on_to_the_same_and_another_on_its_cache_reads_no_image(
     features, frozen, run_job, tmp_path, monkeypatch
 ):
-    from raykd.models import training
+    from raykd.models import training_data
     from raykd.stages import train_loop
 
     settings, packed = frozen(features), train_loop.packed
@@ -112,7 +112,7 @@ def test_a_campaign_that_is_killed_in_a_training_goes_on_to_the_same_and_another
         return packed(state)
 
     monkeypatch.setattr(
-        training.TrainingImages, "__init__", lambda *_, **__: pytest.fail("an image was to be trained on")
+        training_data.TrainingImages, "__init__", lambda *_, **__: pytest.fail("an image was to be trained on")
     )
     with monkeypatch.context() as patch:
         patch.setattr(train_loop, "packed", killed)
