@@ -115,6 +115,7 @@ def test_raykd_opens_an_export_as_it_opens_a_student(exported, student, photos, 
     found = find_model(Place.of(exported))
     assert (found.classes, found.preprocess) == (CLASSES, Student.load(student).preprocess)
     elsewhere = request.getfixturevalue("bucket") / "copy"  # as a campaign's cache may be
+    elsewhere.fs.create_dir(elsewhere.path)
     for name in found.files:
         (elsewhere / name).write_bytes((found.place / name).read_bytes())
     model = open_model(elsewhere)
