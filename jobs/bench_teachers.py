@@ -1,6 +1,6 @@
-"""How good each teacher rule is, by labels; what it does for a student; what a refit costs.
+"""How good each teacher rule is, by labels; what it does for a student; what a refit costs; which labels it doubts.
 
-    python jobs/bench_teachers.py [rules] [students] [scale] [--data FOLDER] [--seeds 8] [--rules gda proker ...]
+    python jobs/bench_teachers.py [rules] [students] [scale] [slips] [--data FOLDER] [--seeds 8] [--rules gda ...]
 
 rules: accuracy, log-loss and calibration on test images against labels a class, balanced and as PCoreSet picks them (in
 the zero-shot probabilities, after one label of each class), on stored features: the demo's digits with its CLIP and
@@ -12,6 +12,9 @@ students: the demo's campaign on digits, six rounds, one arm for each rule, the 
 
 scale: 1.28 million features of 512 numbers, 1,000 classes, 8,000 labels: a refit and a rescoring, read from and written
 to disk by parts as a campaign does. --rows for fewer.
+
+slips: the sets of rules, a part of the labels changed to another class at random: which are suspected, and how they are
+ranked; by margin and by confident learning's line, too.
 
 Means over seeds with 95 % intervals (t). A table each, then one JSON line.
 """
@@ -246,6 +249,62 @@ def compare_students(folder: Path, rules: Sequence[str], seeds: int) -> dict[str
     return found
 
 
+# ---------------------------------------------------------------- slips
+
+
+def one_search(data: Data, rows: np.ndarray, share: float, seed: int) -> dict[str, float]:
+    """What is found of a share of wrong labels."""
+    from raykd.algo.few_shot.support import Support
+    from raykd.algo.label_errors import slips_among
+
+    rng, labels_N, num_classes = np.random.default_rng(seed), data.labels_N[rows].copy(), len(data.texts.directions_CD)
+    wrong_N = np.zeros(len(rows), bool)
+    wrong_N[rng.choice(len(rows), round(share * len(rows)), replace=False)] = True
+    labels_N[wrong_N] = (labels_N[wrong_N] + rng.integers(1, num_classes, int(wrong_N.sum()))) % num_classes
+    started = time.perf_counter()
+    slips = slips_among(Support(data.pool_ND[rows], labels_N, data.texts))
+    seconds = time.perf_counter() - started
+    counts_C = np.maximum(np.bincount(labels_N, minlength=num_classes), 1)
+    usual_C = np.bincount(labels_N, slips.given_N, num_classes) / counts_C
+    above_NC = np.where((slips.probs_NC >= usual_C) & (usual_C > 0), slips.probs_NC, 0.0)
+    theirs_N = (above_NC.max(axis=1) > 0) & (above_NC.argmax(axis=1) != labels_N)
+    found = {
+        "wrong": wrong_N.sum(),
+        "suspected": slips.suspects_N.sum(),
+        "found": (slips.suspects_N & wrong_N).sum(),
+        "by_chance": slips.by_chance,
+        "share": slips.share,
+        "confident_learning": theirs_N.sum(),
+        "seconds": seconds,
+    }
+    for name, order_N in (("", slips.order_N), ("margin_", np.argsort(slips.margins_N, kind="stable"))):
+        hits_N = wrong_N[order_N]
+        found[f"{name}at_k"] = hits_N[: wrong_N.sum()].mean() if share else np.nan
+        found[f"{name}average"] = (hits_N.cumsum() / np.arange(1, len(rows) + 1))[hits_N].mean() if share else np.nan
+    return {name: float(value) for name, value in found.items()}
+
+
+def search_slips(data: Data, seeds: int) -> dict[str, Any]:
+    """Wrong labels among some hundreds, drawn or as they are picked."""
+    found: dict[str, Any] = {}
+    print(f"\n{data.name}: of labels that were changed at random; means\n")
+    print("| labels | wrong | suspected | wrong ones among them | right ones (said by chance) | precision at k "
+          "| average precision (by margin) | confident learning suspects |\n" + "|---" * 8 + "|")  # fmt: skip
+    num_classes = len(data.texts.directions_CD)
+    for shots in (2,) if num_classes > 100 else (20, 50):
+        for how, draw in (("balanced", balanced), ("pcoreset", as_pcoreset)):
+            rows = [draw(data, shots, seed) for seed in range(seeds)]
+            for share in (0.0, 0.05, 0.1):
+                runs = [one_search(data, rows[seed], share, seed) for seed in range(seeds)]
+                mean = {name: float(np.mean([run[name] for run in runs])) for name in runs[0]}
+                found[f"{how} {shots} {share}"] = mean
+                right = mean["suspected"] - mean["found"]
+                print(f"| {len(rows[0])}, {how} | {mean['wrong']:.0f} | {mean['suspected']:.1f} | {mean['found']:.1f} "
+                      f"| {right:.1f} ({mean['by_chance']:.1f}) | {mean['at_k']:.2f} | {mean['average']:.2f} "
+                      f"({mean['margin_average']:.2f}) | {mean['confident_learning']:.0f} |", flush=True)  # fmt: skip
+    return found
+
+
 # ---------------------------------------------------------------- scale
 
 WIDTH, CLASSES, LABELS, PART = 512, 1000, 8000, 16_384
@@ -323,7 +382,8 @@ def measure_scale(folder: Path, rules: Sequence[str], rows: int) -> dict[str, An
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("themes", nargs="*", metavar="rules students scale", default=["rules", "students", "scale"])
+    themes = ["rules", "students", "scale", "slips"]
+    parser.add_argument("themes", nargs="*", metavar=" ".join(themes), default=themes)
     parser.add_argument("--data", type=Path, help="folder with tiny_imagenet_val_mobilenetv2.npz")
     parser.add_argument("--seeds", type=int, default=8)
     parser.add_argument("--rules", nargs="+", help="only these")
@@ -338,6 +398,9 @@ def main() -> None:
                 results[data.name] = compare_rules(data, given.rules or RULES, given.seeds)
             seen = digits(folder, views=10)
             results[seen.name] = compare_rules(seen, ("gda", "tip_f", "clap"), given.seeds)
+        if "slips" in given.themes:
+            for data in [digits(folder / "slips"), *([tiny_imagenet(given.data)] if given.data else [])]:
+                results[f"slips, {data.name}"] = search_slips(data, given.seeds)
         if "students" in given.themes:
             results["students"] = compare_students(folder, given.rules or STUDENT_RULES, given.seeds)
         if "scale" in given.themes:
