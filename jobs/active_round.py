@@ -45,7 +45,7 @@ def run(config: Config) -> Sequence[Mapping[str, Any]]:
             predictions = predict(campaign, number, pool, encoded, trained)
             deployed = mix(campaign, number, pool, trained, predictions)
             done = Round(number, picks, labels, trained, predictions, deployed)
-            measure(campaign, pool, teacher, done, before)
+            measure(campaign, pool, encoded, teacher, done, before)
             before = done
         write_report(campaign, pool, encoded, teacher)
         return print_summary(campaign)

@@ -160,9 +160,9 @@ def finished(run_job, tmp_path_factory, image_folder, teacher_folder) -> Finishe
         given.append((pool, encoded, teacher))
         return picked(campaign, number, pool, encoded, teacher, before)
 
-    def watched_measure(campaign, pool, teacher, round_done, before):
+    def watched_measure(campaign, pool, encoded, teacher, round_done, before):
         done.append(round_done)
-        return measure(campaign, pool, teacher, round_done, before)
+        return measure(campaign, pool, encoded, teacher, round_done, before)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(select, "select", watched_select)

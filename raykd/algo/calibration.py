@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import torch
 
-from raykd.algo.heads import Mixture, mixed
+from raykd.algo.heads import Mixture, uncalibrated_probabilities
 
 USUAL = (1.0, 0.5)  # weights of a teacher's texts and of what it has learned, as long as labels say nothing of them
 DEVIATIONS = (0.5, 1.0)  # how far the logarithm of a weight may be from that of the usual one, about
@@ -38,7 +38,7 @@ def fit_calibration(logits: Mapping[str, np.ndarray], mixture: Mixture, labels_N
     Returns:
         Above 0; above 1 where the student was too sure. Cost: about 20 passes over N x C.
     """
-    log_probs_NC = np.log(np.maximum(mixed(logits, mixture), TINY))
+    log_probs_NC = np.log(np.maximum(uncalibrated_probabilities(logits, mixture), TINY))
     return 1 / honest_weights([log_probs_NC], labels_N, np.ones(len(labels_N)))[0]
 
 

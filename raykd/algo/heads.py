@@ -77,13 +77,13 @@ def probabilities(logits: Mapping[str, np.ndarray], mixture: Mixture = Mixture()
         >>> probabilities({"ce_logits": np.array([[0.0, 0.0]]), "kd_logits": np.array([[0.0, np.log(3.0)]])})
         array([[0.375, 0.625]], dtype=float32)
     """
-    probs_NC = mixed(logits, mixture)
+    probs_NC = uncalibrated_probabilities(logits, mixture)
     if mixture.calibration != 1.0:
         probs_NC = tempered(probs_NC, mixture.calibration)
     return probs_NC.astype(np.float32)
 
 
-def mixed(logits: Mapping[str, np.ndarray], mixture: Mixture) -> np.ndarray:
+def uncalibrated_probabilities(logits: Mapping[str, np.ndarray], mixture: Mixture) -> np.ndarray:
     """What :func:`probabilities` gives before the calibration, float64 [N, C]."""
     if len(logits) == 1:
         (logits_NC,) = logits.values()

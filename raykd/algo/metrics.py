@@ -53,6 +53,20 @@ def calibration_error(
     return float(np.abs(gaps).sum() / weights_N.sum())
 
 
+def confusion(choices_N: np.ndarray, labels_N: np.ndarray) -> np.ndarray:
+    """How often each label is taken for each class, right ones too: int64 [n, 3] of label, choice, count.
+
+    By label and choice, without those that never happen: of many classes that is nearly all.
+
+    Example:
+        >>> confusion(np.array([2, 1, 2, 2]), np.array([0, 1, 0, 2])).tolist()
+        [[0, 2, 2], [1, 1, 1], [2, 2, 1]]
+    """
+    pairs_N2 = np.stack([labels_N, choices_N], axis=1).astype(np.int64)
+    pairs, counts = np.unique(pairs_N2, axis=0, return_counts=True)
+    return np.concatenate([pairs, counts[:, None]], axis=1)
+
+
 def log_loss(probs_NC: np.ndarray, labels_N: np.ndarray) -> float:
     """Mean -log of the label's probability; one of 0 counts as the least that float32 holds, 1e-45.
 

@@ -7,7 +7,7 @@ draws them. Every string goes through jinja2's autoescape, SVG included; nothing
 import base64
 import itertools
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from typing import Any, Literal, NamedTuple, TypedDict
@@ -17,7 +17,9 @@ import jinja2
 from raykd.algo.metrics import Scores
 from raykd.algo.statistics import Change, wilson
 from raykd.report.words import (
+    TO,
     UNKNOWN,
+    before_calibration,
     class_doubts,
     counted,
     duration,
@@ -34,6 +36,7 @@ from raykd.report.words import (
     number,
     percent,
     points,
+    slips,
     steps,
     whole,
     words,
@@ -43,6 +46,8 @@ from raykd.store.outputs import ClassCheck, RoundFigures
 from raykd.store.stage_folder import flatten
 
 SHOWN_DOUBTS = 20  # names in a sentence about the class list
+MOST_IN_MAP = 30  # classes of a confusion matrix that is drawn; of more the most confused pairs are listed
+MOST_CONFUSED = 10  # of these pairs, and of the worst classes
 
 Guess = tuple[str, float]  # class, probability 0 to 1
 
@@ -67,6 +72,29 @@ class PickCard(TypedDict):
     student: list[Guess] | None  # None: no student yet
     outcome: str | None  # None: nobody has answered
     label: str | None  # the class, when outcome is "label"
+
+
+class MistakeCard(TypedDict):
+    """A test image that the last student has wrong."""
+
+    sample_id: str
+    uri: str
+    thumbnail: bytes | None  # PNG or JPEG
+    label: str
+    teacher: list[Guess] | None  # up to 3, best first; None: it has no opinion of it
+    student: list[Guess] | None
+
+
+class DoubtCard(TypedDict):
+    """A training label that looks like a slip."""
+
+    sample_id: str
+    uri: str
+    thumbnail: bytes | None
+    given: str
+    slip: float  # how probable it is that it is one
+    teacher: list[Guess] | None  # by one that has not seen the label
+    student: list[Guess] | None
 
 
 class NextStep(TypedDict):
@@ -103,6 +131,9 @@ class ReportData(TypedDict):
     rounds: list[RoundFigures]
     setup_seconds: dict[str, float]
     picks: list[PickCard]
+    confusion: list[tuple[str, str, int]]  # label, prediction and how often, on test in the last round; right ones too
+    mistakes: list[MistakeCard]  # of the last round, the surest first
+    doubtful: list[DoubtCard]  # of the last round, the likeliest slips first
     config: dict[str, Any]
     versions: dict[str, str]
 
@@ -138,16 +169,14 @@ def render(report: ReportData) -> str:
         figures=headline(report),
         charts=charts(report),
         gallery=gallery(report["picks"]),
+        wrong=wrong_images(report),
+        doubted=doubted_labels(report),
         class_rows=class_rows(report),
         most_labels=max([1, *rounds[-1]["labels_C"]]) if rounds else 1,
         label_strip=sorted(rounds[-1]["labels_C"], reverse=True) if rounds and len(report["classes"]) > 24 else None,
         numbers=round_numbers(report),
         quarantined=[(q["sample_id"], q["uri"], q["reason"]) for q in report["quarantine"]],
-        mixing=[
-            (r["round"], f"{m['ce_weight']:g}", f"{m['temperature']:g}", m["reason"])
-            for r in rounds
-            for m in [r["mixture"]]
-        ],
+        mixing=mixing(rounds),
         stages=names_in(r["seconds"] for r in rounds),
         longest_s=max((sum(r["seconds"].values()) for r in rounds), default=0),
         settings=list(flatten(report["config"]).items()),
@@ -202,11 +231,16 @@ def headline(report: ReportData) -> list[tuple[str, str, str]]:
         radius = ("Coverage radius", number(last["coverage_radius"]), f"{first_radius} after the first round")
         return [radius, *labels, ("Classes with a label", f"{covered:,}", f"of {num_classes:,}")]
     gain = difference(student, teacher_accuracy(report, last))
+    errors = ("ECE", before_calibration(last), f"teacher {percent(teacher['ece'])}")
     against = "" if gain is None else f"{points(gain)} points against the teacher; "
     return [
         ("Student accuracy", percent(student), f"{against}95% interval {interval(last)}"),
         *labels,
-        ("Calibration error", percent(last["ece"]), f"ECE; teacher {percent(teacher['ece'])}"),
+        (
+            "Calibration error",
+            percent(last["ece"]),
+            "; ".join(each for each in errors if each),
+        ),
     ]
 
 
@@ -267,6 +301,21 @@ def round_numbers(report: ReportData) -> tuple[list[str], list[list[str | Noted]
         row += [percent(r["macro_accuracy"]), percent(r["ece"])] if tested else []
         rows.append([*row, number(r["coverage_radius"])])
     return [*headings, *(["Macro", "ECE"] if tested else []), "Radius"], rows
+
+
+def mixing(rounds: Sequence[RoundFigures]) -> list[list[str | Noted]]:
+    """How each round's heads were mixed, and what the calibration has changed on test."""
+    rows: list[list[str | Noted]] = []
+    for r in rounds:
+        mixture = r["mixture"]
+        losses = number(r.get("log_loss_uncalibrated")), number(r.get("log_loss"))
+        errors = percent(r.get("ece_uncalibrated")), percent(r["ece"])
+        changes = [f" {TO} ".join(dict.fromkeys(each for each in pair if each != UNKNOWN)) for pair in (losses, errors)]
+        row: list[str | Noted] = [str(r["round"]), f"{mixture['ce_weight']:g}", f"{mixture['temperature']:g}"]
+        row += [number(mixture.get("calibration")), *(change or UNKNOWN for change in changes)]
+        calibrated = mixture.get("calibrated")
+        rows.append([*row, Noted(mixture["reason"], f"calibration: {calibrated}" if calibrated else "")])
+    return rows
 
 
 def teacher_fits(rounds: Sequence[RoundFigures]) -> tuple[list[str], list[list[str | Noted]]]:
@@ -331,19 +380,144 @@ def gallery(picks: Sequence[PickCard]) -> list[dict[str, Any]]:
         cards: list[dict[str, Any]] = []
         wrong: dict[str, int] = {}
         for pick in sorted((p for p in picks if p["round"] == r), key=lambda p: p["rank"]):
-            views = []
-            for who, guesses in (("teacher", pick["teacher"]), ("student", pick["student"])):
-                if guesses:
-                    missed = pick["label"] is not None and guesses[0][0] != pick["label"]
-                    views.append({"who": who, "guesses": guesses, "wrong": missed})
-                    if pick["label"] is not None:
-                        wrong[who] = wrong.get(who, 0) + missed
             answer = pick["label"] or words(pick["outcome"] or "waiting for a label")
-            shown = {"views": views, "image": data_uri(pick["thumbnail"]), "distance": finite(pick["distance"])}
-            cards.append({**pick, **shown, "answer": answer})
+            distance = f", distance {number(pick['distance'])}" if known(pick["distance"]) else ""
+            opinions = {"teacher": pick["teacher"], "student": pick["student"]}
+            card = shown_card(pick, answer, f"#{pick['rank']}{distance}", pick["label"], opinions)
+            if pick["label"] is not None:
+                for view in card["views"]:
+                    wrong[view["style"]] = wrong.get(view["style"], 0) + view["wrong"]
+            cards.append(card)
         remarks = [counted(len(cards), "pick"), *(f"{who} wrong on {count}" for who, count in wrong.items())]
         groups.append({"round": r, "cards": cards, "remark": ", ".join(remarks)})
     return groups
+
+
+def shown_card(
+    image: PickCard | MistakeCard | DoubtCard,
+    answer: str,
+    remark: str,
+    label: str | None,
+    opinions: Mapping[str, list[Guess] | None],
+    names: Mapping[str, str] = {},
+) -> dict[str, Any]:
+    """An image as a card shows it.
+
+    Args:
+        label: What is right; None: nobody knows.
+        opinions: By whose they are, which is a CSS class, too.
+        names: What to call these, where that is not it.
+    """
+    views = [
+        {
+            "style": who,
+            "who": names.get(who, who),
+            "guesses": guesses,
+            "wrong": label is not None and guesses[0][0] != label,
+        }
+        for who, guesses in opinions.items()
+        if guesses
+    ]
+    shown = {"sample_id": image["sample_id"], "uri": image["uri"], "image": data_uri(image["thumbnail"])}
+    return {**shown, "answer": answer, "remark": remark, "views": views}
+
+
+# Where the student is wrong, and which labels may be
+
+
+def wrong_images(report: ReportData) -> dict[str, Any] | None:
+    """What the last student takes for what on test; None where nothing is known of it."""
+    counts = {(label, prediction): count for label, prediction, count in report["confusion"]}
+    if not counts or not report["rounds"]:
+        return None
+    names = list(dict.fromkeys([*report["rounds"][-1]["classes"], *(name for pair in counts for name in pair)]))
+    total, right = sum(counts.values()), sum(count for (a, b), count in counts.items() if a == b)
+    mistakes = sorted(((pair, n) for pair, n in counts.items() if pair[0] != pair[1]), key=lambda each: -each[1])
+    pairs, rows = mistakes[:MOST_CONFUSED], test_images(counts)
+    cards = [
+        shown_card(each, each["label"], "", each["label"], {"student": each["student"], "teacher": each["teacher"]})
+        for each in report["mistakes"]
+    ]
+    return {
+        "wrong": total - right,
+        "total": total,
+        "heat": heat_map(counts, names) if len(names) <= MOST_IN_MAP else None,
+        "pairs": [[label, choice, whole(n), percent(n / rows[label], 0)] for (label, choice), n in pairs],
+        "num_pairs": len(mistakes),
+        "worst": worst_classes(counts),
+        "cards": cards,
+    }
+
+
+def test_images(counts: Mapping[tuple[str, str], int]) -> dict[str, int]:
+    """Test images of each label."""
+    rows: dict[str, int] = {}
+    for (label, _), count in counts.items():
+        rows[label] = rows.get(label, 0) + count
+    return rows
+
+
+def heat_map(counts: Mapping[tuple[str, str], int], names: Sequence[str]) -> list[dict[str, Any]]:
+    """A row for each label: its name, how many test images it has, and a cell for each prediction."""
+    rows = test_images(counts)
+    return [
+        {
+            "name": label,
+            "total": rows.get(label, 0),
+            "cells": [
+                {
+                    "count": (count := counts.get((label, choice), 0)),
+                    "share": count / rows[label] if count else 0.0,
+                    "right": label == choice,
+                    "note": f"{label}, taken for {choice}: {count:,} of {rows.get(label, 0):,}",
+                }
+                for choice in names
+            ],
+        }
+        for label in names
+    ]
+
+
+def worst_classes(counts: Mapping[tuple[str, str], int]) -> list[list[str | Noted]]:
+    """The classes that are recognized least: name, right of its test images, recall, what it is taken for.
+
+    By the upper end of the interval: of a class that has one image, and that one wrong, nobody knows.
+    """
+    ranked = []
+    for label, total in test_images(counts).items():
+        right = counts.get((label, label), 0)
+        if right < total:
+            low, high = wilson(right / total, total)
+            ranked.append((high, -total, label, right, low))
+    found: list[list[str | Noted]] = []
+    for high, minus_total, label, right, low in sorted(ranked)[:MOST_CONFUSED]:
+        total = -minus_total
+        others = sorted((-n, choice) for (of, choice), n in counts.items() if of == label != choice)[:2]
+        taken = ", ".join(f"{isolated(choice)} ({-n:,})" for n, choice in others)
+        recall = Noted(percent(right / total), f"{100 * low:.1f} to {percent(high)}")
+        found.append([label, f"{right:,} of {total:,}", recall, taken])
+    return found
+
+
+def isolated(name: str) -> str:
+    """A name that may run from right to left, so that what stands beside it does not."""
+    return f"\N{FIRST STRONG ISOLATE}{name}\N{POP DIRECTIONAL ISOLATE}"
+
+
+def doubted_labels(report: ReportData) -> dict[str, Any] | None:
+    """Which labels look like slips; None where nothing is known of it."""
+    if not report["rounds"] or "label_doubts" not in report["rounds"][-1]:
+        return None
+    doubts = report["rounds"][-1]["label_doubts"]
+    names = {"teacher": "teacher, label unseen", "student": "student, trained on it"}
+    cards = [
+        shown_card(
+            each, each["given"], f"a slip, by {percent(each['slip'], 0)}", None,
+            {"teacher": each["teacher"], "student": each["student"]}, names,
+        )
+        for each in report["doubtful"]
+    ]  # fmt: skip
+    return {"figures": doubts, "said": slips(doubts), "cards": cards}
 
 
 def data_uri(image: bytes | None) -> str | None:

@@ -11,7 +11,7 @@ from typing import Literal, TypeGuard
 from raykd.algo.class_list import CLOSE, NEUTRAL
 from raykd.algo.metrics import HeldOut
 from raykd.algo.statistics import Change, is_noise, wilson
-from raykd.store.outputs import ClassCheck, RoundFigures, TeacherFit
+from raykd.store.outputs import ClassCheck, LabelDoubts, RoundFigures, TeacherFit
 
 UNKNOWN, TO = "\N{EN DASH}", "\N{RIGHTWARDS ARROW}"
 LIKE_NONE = 0.05  # of the pool, from which on it is said
@@ -142,6 +142,21 @@ def worth_of_last(rounds: Sequence[RoundFigures]) -> str | None:
     count = change["num_test"]
     images = counted(count, "test image") + ("" if count == rounds[-1]["num_test"] else " of both rounds")
     return f"{text}: within noise, as {images} cannot tell it from no change." if is_noise(change) else f"{text}."
+
+
+def before_calibration(r: RoundFigures) -> str | None:
+    """What the calibration error was before; None where calibration changed nothing, and of older campaigns."""
+    before = percent(r.get("ece_uncalibrated"))
+    return None if before in (UNKNOWN, percent(r["ece"])) else f"{before} before calibration"
+
+
+def slips(doubts: LabelDoubts | None) -> str | None:
+    """How many training labels look like slips; None where none does, and where nothing is said of it."""
+    if not doubts or not doubts["num_suspects"]:
+        return None
+    of = counted(doubts["num_labels"], "training label")
+    look = "looks like a slip" if doubts["num_suspects"] == 1 else "look like slips"
+    return f"{doubts['num_suspects']:,} of {of} {look} ({doubts['by_chance']:.1f} would if all were right)"
 
 
 # ---------------------------------------------------------------- what labels have made of the teacher

@@ -1,10 +1,11 @@
-"""The round's figures: how good the student is, what the labels cover, where the time went."""
+"""The round's figures: how good the student is and where it is wrong, what the labels cover, where the time went."""
 
 from __future__ import annotations
 
 import json
 import math
 import time
+from dataclasses import asdict
 
 import numpy as np
 import pyarrow as pa
@@ -14,11 +15,30 @@ from raykd.algo import metrics
 from raykd.algo.heads import probabilities
 from raykd.algo.selection.kcenter import coverage_radius
 from raykd.algo.statistics import Change, is_noise, paired_change, wilson
-from raykd.report.words import fit_of, gained, has_learned, interval, labels_spent, plain, points, taught_by
+from raykd.report.words import (
+    before_calibration,
+    fit_of,
+    gained,
+    has_learned,
+    interval,
+    labels_spent,
+    percent,
+    plain,
+    points,
+    slips,
+    taught_by,
+)
 from raykd.stages.campaign import Campaign
+from raykd.stages.mistakes import confusion_table, doubtful_labels, mistakes_table
 from raykd.stages.probability_space import open_space
 from raykd.store.outputs import (
+    CONFUSION_FILE,
+    DOUBTFUL_FILE,
     METRICS_FILE,
+    MISTAKES_FILE,
+    Encoded,
+    LabelDoubts,
+    Labeled,
     Pool,
     Round,
     RoundFigures,
@@ -34,8 +54,13 @@ FAR_BEHIND = 0.15  # of accuracy, between two heads
 HEADS = {"ce_head": "ce_logits", "kd_head": "kd_logits"}  # as the figures call them
 
 
-def measure(campaign: Campaign, pool: Pool, teacher: Teacher, done: Round, before: Round | None) -> None:
+def measure(
+    campaign: Campaign, pool: Pool, encoded: Encoded, teacher: Teacher, done: Round, before: Round | None
+) -> None:
     """``metrics.json`` of the round, and its line in the campaign's ``metrics.jsonl``.
+
+    Beside it which test images are wrong, and which training labels may be: ``confusion.parquet``,
+    ``mistakes.parquet``, ``doubtful_labels.parquet`` (``stages/mistakes.py``).
 
     Args:
         before: The round before it, of which it says what has changed since.
@@ -45,22 +70,34 @@ def measure(campaign: Campaign, pool: Pool, teacher: Teacher, done: Round, befor
     if folder.done() is None:
         started = time.perf_counter()
         with folder.writing() as out:
-            values = figures(campaign, pool, teacher, done, before)
+            doubts = doubtful_labels(campaign, pool, encoded, teacher, done)
+            test = done.predictions.labeled("test", pool)
+            probs_NC = probabilities(test.logits, done.deployed.mixture)
+            (out.place / CONFUSION_FILE).write_table(confusion_table(probs_NC, test.labels_N, done.trained.classes))
+            (out.place / MISTAKES_FILE).write_table(mistakes_table(pool, teacher, done, test, probs_NC))
+            (out.place / DOUBTFUL_FILE).write_table(doubts.table)
+            values = figures(campaign, pool, teacher, done, before, test, doubts.figures)
             values["seconds"]["evaluate"] = time.perf_counter() - started
             (out.place / METRICS_FILE).write_json(values)
         campaign.say(folder.name, in_words(values))
     write_lines(campaign)  # again after a kill between the stage and its line
 
 
-def figures(campaign: Campaign, pool: Pool, teacher: Teacher, done: Round, before: Round | None) -> RoundFigures:
+def figures(
+    campaign: Campaign, pool: Pool, teacher: Teacher, done: Round, before: Round | None, test: Labeled,
+    doubts: LabelDoubts | None,
+) -> RoundFigures:  # fmt: skip
     """All figures of one round."""
+    logits, labels_N = test.logits, test.labels_N
     classes = done.trained.classes
     _, indices = done.labels.given(classes, pool.renamed)
     mixture = done.deployed.mixture
-    logits, labels_N = done.predictions.split("test", pool)
-    scores = metrics.scores(probabilities(logits, mixture), labels_N)
-    accuracy, sure = None, None
+    probs_NC, plain_NC = (probabilities(logits, each) for each in (mixture, mixture.uncalibrated))
+    scores = metrics.scores(probs_NC, labels_N)
+    accuracy, sure, loss, plain_loss, plain_ece = None, None, None, None, None
     if scores["accuracy"] is not None:
+        loss, plain_loss = (metrics.log_loss(each, labels_N) for each in (probs_NC, plain_NC))
+        plain_ece = metrics.calibration_error(plain_NC, labels_N)
         heads = {name: metrics.accuracy(logits[column], labels_N) for name, column in HEADS.items() if column in logits}
         accuracy = {
             "mixture": scores["accuracy"],
@@ -79,7 +116,7 @@ def figures(campaign: Campaign, pool: Pool, teacher: Teacher, done: Round, befor
         "classes": classes,
         "labels_C": np.bincount(indices, minlength=len(classes)).tolist(),
         "coverage_radius": covering_radius(campaign, pool, teacher, done),
-        "mixture": {"ce_weight": mixture.ce_weight, "temperature": mixture.temperature, "reason": done.deployed.reason},
+        "mixture": asdict(mixture) | {"reason": done.deployed.reason, "calibrated": done.deployed.calibrated},
         "loss": done.trained.loss,
         "seconds": done.seconds,
         "teacher": teacher.scores,
@@ -90,6 +127,10 @@ def figures(campaign: Campaign, pool: Pool, teacher: Teacher, done: Round, befor
         "change": None if before is None else change_since(before, done, pool),
         "macro_accuracy": scores["macro_accuracy"],
         "ece": scores["ece"],
+        "ece_uncalibrated": plain_ece,
+        "log_loss": loss,
+        "log_loss_uncalibrated": plain_loss,
+        "label_doubts": doubts,
         "recall_C": scores["recall_C"],
     }
 
@@ -133,8 +174,9 @@ def in_words(values: RoundFigures) -> str:
     It says when a head is far behind the other, as the mixture hides that.
     """
     cost, radius = labels_spent(values), f"coverage radius {values['coverage_radius']:.3f}"
+    doubted = slips(values.get("label_doubts"))
     if (accuracy := values["accuracy"]) is None:
-        return f"{cost}, {radius}; no test images to measure on"
+        return plain(f"{cost}, {radius}; no test images to measure on" + (f"; {doubted}" if doubted else ""))
     names = {"ce_head": "CE head", "kd_head": "KD head", "teacher": "teacher"}
     parts = [f"{said} {accuracy[name]:.1%}" for name, said in names.items() if accuracy[name] is not None]
     fit = fit_of(values)
@@ -144,12 +186,14 @@ def in_words(values: RoundFigures) -> str:
     if change := values["change"]:
         text += f", {gained(change)} points since round {values['round'] - 1}"
         text += ", within noise" if is_noise(change) else ""
-    text += f"; {cost}; {', '.join(parts)}; {radius}"
+    text += f"; {cost}; {', '.join(parts)}; calibration error {percent(values['ece'])}"
+    text += f" ({mended})" if (mended := before_calibration(values)) else ""
+    text += f"; {radius}"
     ce, kd = accuracy["ce_head"], accuracy["kd_head"]
     if ce is not None and kd is not None and abs(ce - kd) > FAR_BEHIND:
         behind = "CE head: few or lopsided labels" if ce < kd else "KD head: is the teacher any good here?"
         text += f"; far behind is the {behind}"
-    return plain(text)
+    return plain(text + (f"; {doubted}" if doubted else ""))
 
 
 def write_lines(campaign: Campaign) -> None:

@@ -7,7 +7,6 @@ the labeled images, one scores all; StatA goes over those of the pool ten times 
 from __future__ import annotations
 
 import io
-from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import reduce
@@ -18,12 +17,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from raykd.algo.metrics import confusion
 from raykd.config import TeacherConfig
 from raykd.errors import UserError
 from raykd.models.threads import limited_threads
 from raykd.stages.work import Work
 from raykd.stages.zero_shot import each_part, read_texts, splits_of, stored_features, threads_of
-from raykd.store.outputs import LOGITS_FILE, Teacher
+from raykd.store.outputs import LOGITS_FILE, Encoded, Labels, Pool, Teacher, rows_of
 from raykd.store.place import Place
 from raykd.store.stage_folder import Done
 from raykd.store.tables import GROUP_ROWS, REFITTED, checked, vectors
@@ -33,9 +33,11 @@ if TYPE_CHECKING:
     from raykd.algo.few_shot.scorer import Scorer
     from raykd.algo.few_shot.stat_a import PoolMoments
     from raykd.algo.few_shot.support import Support, Texts
+    from raykd.algo.label_errors import Slips
 
 VERSION = 1
 CONFUSIONS = 5  # that are told
+SMALL = 10**5  # labels times classes, up to which threads wait for each other, on a busy machine for seconds
 SCORER_FILE = "scorer.npz"
 TOLD = ("rule", "num_labels", "chosen", "before", "untempered", "after", "confusions", "passes")  # of a fit's facts
 ARRAYS = ("weights", "bias", "keys", "values")  # of a scorer's file
@@ -68,6 +70,16 @@ class LabeledFeatures:
             )
 
 
+def clean_features(
+    pool: Pool, encoded: Encoded, classes: Sequence[str], labels: Labels
+) -> tuple[pa.ChunkedArray, np.ndarray, np.ndarray]:
+    """The labeled images of the pool that can be read: ids, class indices int64 [n], features float16 [n, D]."""
+    ids, labels_N = labels.given(classes, pool.renamed)
+    here = pc.is_in(ids, value_set=encoded.readable(pool.split("pool"))["sample_id"])
+    ids = ids.filter(here)
+    return ids, labels_N[here.to_numpy()], rows_of(encoded.parts, ids, ("features",))["features"]
+
+
 def fit_labels(config: TeacherConfig, texts: Done, labeled: LabeledFeatures, num_threads: int) -> Fitted:
     """The rule of a config, fitted. Cost: seconds; see the rules in ``algo/few_shot``."""
     from raykd.algo.few_shot.rules import fit_rule
@@ -76,6 +88,16 @@ def fit_labels(config: TeacherConfig, texts: Done, labeled: LabeledFeatures, num
     with limited_threads(num_threads):
         clap_settings = PUBLISHED_CLAP if config.clap == "published" else ACTIVEKD_CLAP
         return fit_rule(config.rule, support_of(texts, labeled), clap_settings)
+
+
+def judge_labels(texts: Done, labeled: LabeledFeatures, num_threads: int) -> Slips:
+    """Which of the labels may be slips. Cost: seconds; see ``algo/label_errors.py``."""
+    from raykd.algo.label_errors import slips_among
+
+    support = support_of(texts, labeled)
+    is_small = len(support.labels_N) * support.num_classes <= SMALL
+    with limited_threads(1 if is_small else num_threads):
+        return slips_among(support)
 
 
 def texts_of(texts: Done) -> Texts:
@@ -126,10 +148,10 @@ def moments_of_part(features: Place, scorer: Scorer, num_threads: int, unlabeled
 
 def confusions(labels_N: np.ndarray, choices_N: np.ndarray, classes: Sequence[str]) -> list[tuple[str, str, int]]:
     """The most frequent mistakes: label, likeliest class, how often."""
-    wrong = labels_N != choices_N
-    pairs = Counter(zip(labels_N[wrong].tolist(), choices_N[wrong].tolist(), strict=True))
-    most = sorted(pairs.items(), key=lambda pair: (-pair[1], pair[0]))[:CONFUSIONS]
-    return [(classes[label], classes[choice], count) for (label, choice), count in most]
+    found = confusion(choices_N, labels_N)
+    wrong = found[found[:, 0] != found[:, 1]]
+    most = wrong[np.argsort(-wrong[:, 2], kind="stable")][:CONFUSIONS]
+    return [(classes[label], classes[choice], count) for label, choice, count in most.tolist()]
 
 
 def write_scorer(place: Place, scorer: Scorer) -> None:

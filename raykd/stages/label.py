@@ -5,26 +5,21 @@ from __future__ import annotations
 import time
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from raykd.algo.heads import probabilities
 from raykd.errors import WaitingForLabels
-from raykd.images.reading import load_many
-from raykd.images.stored import ImageReader
-from raykd.images.transforms import Thumbnail
 from raykd.labels.files import TASKS_FILE, import_folder, labels_from, read_answers, write_tasks
 from raykd.labels.ledger import OUTCOMES, Ledger, count_answers, current_labels
 from raykd.stages.campaign import Campaign, answers_folder
+from raykd.stages.pictures import thumbnails, top_guesses
 from raykd.store.outputs import CARDS_FILE, LABELS_FILE, Labels, Picks, Pool, Round, Teacher
 from raykd.store.place import Place
 from raykd.store.stage_folder import StageFolder, fingerprint
 from raykd.store.tables import CARDS, LABELS, LEDGER, checked
 
 VERSION = 1
-TOP = 3
-THUMBNAIL = 96  # pixels
 
 
 def ask(campaign: Campaign, number: int, pool: Pool, teacher: Teacher, picks: Picks, before: Round | None) -> None:
@@ -45,24 +40,15 @@ def ask(campaign: Campaign, number: int, pool: Pool, teacher: Teacher, picks: Pi
 
 def cards(pool: Pool, teacher: Teacher, picks: Picks, before: Round | None) -> pa.Table:
     ids, uris = picks.ids, pool.uris(picks.ids)
-    shown = Thumbnail(THUMBNAIL)
-    pictures = load_many(ImageReader(), uris.to_pylist(), shown, shown.shrinks)
     columns: dict[str, Any] = {name: picks.table[name] for name in picks.table.schema.names}
     columns["uri"] = uris
-    columns["thumbnail"] = pa.array([None if isinstance(p, str) else p for p in pictures], pa.binary())
+    columns["thumbnail"] = thumbnails(uris)
     columns["teacher"] = top_guesses(teacher.probabilities(ids), teacher.classes)
     columns["student"] = pa.nulls(len(ids), CARDS.field("student").type)
     if before is not None:
         probs_NC = probabilities(before.predictions.logits(ids), before.deployed.mixture)
         columns["student"] = top_guesses(probs_NC, before.predictions.classes)
     return pa.table(columns)
-
-
-def top_guesses(probs_NC: np.ndarray, classes: tuple[str, ...]) -> pa.Array:
-    """The most probable classes of each row, best first; of equal ones the smaller index first."""
-    best_NT = np.argsort(-probs_NC, axis=1, kind="stable")[:, :TOP].tolist()
-    rows = [[{"label": classes[c], "p": float(probs_NC[n, c])} for c in best] for n, best in enumerate(best_NT)]
-    return pa.array(rows, CARDS.field("teacher").type)
 
 
 def guess_columns(guesses: list[list[dict[str, Any]]]) -> dict[str, list[str]]:

@@ -13,7 +13,7 @@ from ray import tune
 from raykd.algo.heads import Mixture, grid, hits, is_real_gain, probabilities
 from raykd.algo.metrics import log_loss
 from raykd.models.saved import WEIGHTS, deploy
-from raykd.report.words import counted
+from raykd.report.words import TO, counted, plain
 from raykd.stages.campaign import Campaign
 from raykd.stages.weights import network_named
 from raykd.store.outputs import Deployed, Pool, Predictions, Trained
@@ -68,7 +68,7 @@ def mix(campaign: Campaign, number: int, pool: Pool, trained: Trained, predictio
     campaign.say(
         f"round {number} mix",
         f"ce_weight {mixture.ce_weight:g}, temperature {mixture.temperature:g} ({deployed.reason}); "
-        f"calibration {mixture.calibration:.3g} ({deployed.calibrated})",
+        + plain(f"calibration temperature {mixture.calibration:.3g} ({deployed.calibrated})"),
     )
     return deployed
 
@@ -79,7 +79,7 @@ def calibration(logits: Mapping[str, np.ndarray], labels_N: np.ndarray, mixture:
 
     found = replace(mixture, calibration=fit_calibration(logits, mixture, labels_N))
     before, after = (log_loss(probabilities(logits, each), labels_N) for each in (mixture, found))
-    return found, f"on {counted(len(labels_N), 'validation label')}: log-loss {before:.3f} -> {after:.3f}"
+    return found, f"on {counted(len(labels_N), 'validation label')}: log-loss {before:.3f} {TO} {after:.3f}"
 
 
 class Block(tune.Trainable):

@@ -17,10 +17,22 @@ from raykd.paths import IN_JOB
 from raykd.report import page
 from raykd.report.words import counted, gained, interval, labels_apart, number, percent, plain
 from raykd.stages.campaign import Campaign, answers_folder, commit, versions
-from raykd.store.outputs import Encoded, Pool, RoundFigures, Teacher, read_cards, read_labels, read_picks
+from raykd.store.outputs import (
+    Encoded,
+    Pool,
+    RoundFigures,
+    Teacher,
+    read_cards,
+    read_confusion,
+    read_doubtful,
+    read_labels,
+    read_mistakes,
+    read_picks,
+)
 from raykd.store.place import Place
 
 SHOWN_PICKS = 60  # of a round
+SHOWN_MISTAKES = 12  # and doubtful labels, of the last round
 SHOWN_QUARANTINE = 50
 
 
@@ -32,7 +44,7 @@ def write_report(campaign: Campaign, pool: Pool, encoded: Encoded, teacher: Teac
     picks = [pick for number in campaign.rounds for pick in cards_of(campaign, number, answers)]
     step = next_step(campaign, len(rounds), current)
     under_way = f"round {len(rounds)} under way" if step is None else waiting_for(step)
-    bad = encoded.quarantine
+    bad, last = encoded.quarantine, campaign.round_place(max(len(rounds) - 1, 0))
     report: page.ReportData = {
         "title": campaign.place.name,
         "storage_path": campaign.place.uri,
@@ -53,6 +65,9 @@ def write_report(campaign: Campaign, pool: Pool, encoded: Encoded, teacher: Teac
         "rounds": rounds,
         "setup_seconds": {"pool": pool.seconds, "encode": encoded.seconds, "teacher": teacher.seconds},
         "picks": picks,
+        "confusion": [tuple(row.values()) for row in read_confusion(last).to_pylist()],
+        "mistakes": mistakes_of(read_mistakes(last).slice(0, SHOWN_MISTAKES)),
+        "doubtful": doubts_of(read_doubtful(last).slice(0, SHOWN_MISTAKES)),
         "config": config.model_dump(mode="json"),
         "versions": versions(),
     }
@@ -134,10 +149,46 @@ def cards_of(campaign: Campaign, number: int, answers: dict[str, Any]) -> list[p
             "uri": card["uri"],
             "thumbnail": card["thumbnail"],
             "distance": card["distance"],
-            "teacher": [(guess["label"], guess["p"]) for guess in card["teacher"]],
-            "student": card["student"] and [(guess["label"], guess["p"]) for guess in card["student"]],
+            "teacher": guesses_of(card["teacher"]) or [],
+            "student": guesses_of(card["student"]),
             "outcome": answers.get(card["sample_id"], {}).get("outcome"),
             "label": answers.get(card["sample_id"], {}).get("label"),
         }
         for card in read_cards(campaign.round_place(number)).slice(0, SHOWN_PICKS).to_pylist()
+    ]
+
+
+def guesses_of(column: list[dict[str, Any]] | None) -> list[page.Guess] | None:
+    return [(guess["label"], guess["p"]) for guess in column] if column else None
+
+
+def mistakes_of(table: pa.Table) -> list[page.MistakeCard]:
+    """Of tables.MISTAKES, as they stand."""
+    return [
+        {
+            "sample_id": row["sample_id"],
+            "uri": row["uri"],
+            "thumbnail": row["thumbnail"],
+            "label": row["label"],
+            "teacher": guesses_of(row["teacher"]),
+            "student": guesses_of(row["student"]),
+        }
+        for row in table.to_pylist()
+    ]
+
+
+def doubts_of(table: pa.Table) -> list[page.DoubtCard]:
+    """Of tables.DOUBTFUL: those that are slips rather than not."""
+    return [
+        {
+            "sample_id": row["sample_id"],
+            "uri": row["uri"],
+            "thumbnail": row["thumbnail"],
+            "given": row["given"],
+            "slip": row["slip"],
+            "teacher": guesses_of(row["teacher"]),
+            "student": guesses_of(row["student"]),
+        }
+        for row in table.to_pylist()
+        if row["slip"] > 0.5
     ]

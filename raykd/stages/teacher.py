@@ -25,6 +25,7 @@ from raykd.stages.brought_opinion import write_brought
 from raykd.stages.campaign import Campaign
 from raykd.stages.few_shot import (
     LabeledFeatures,
+    clean_features,
     confusions,
     fit_labels,
     on_a_node,
@@ -54,7 +55,6 @@ from raykd.store.outputs import (
     Views,
     labeled_split,
     read_labels,
-    rows_of,
 )
 from raykd.store.place import Place
 from raykd.store.stage_folder import Done, fingerprint, read_done
@@ -236,10 +236,7 @@ def labeled_features(
     campaign: Campaign, number: int, pool: Pool, encoded: Encoded, teacher: Teacher, labels: Labels
 ) -> LabeledFeatures:
     """The labeled images of the pool that can be read, in the teacher's eyes."""
-    ids, labels_N = labels.given(teacher.classes, pool.renamed)
-    here = pc.is_in(ids, value_set=encoded.readable(pool.split("pool"))["sample_id"])
-    ids, labels_N = ids.filter(here), labels_N[here.to_numpy()]
-    features_ND = rows_of(encoded.parts, ids, ("features",))["features"]
+    ids, labels_N, features_ND = clean_features(pool, encoded, teacher.classes, labels)
     config = campaign.config.teacher
     if not config.views or config.rule not in SEES_VIEWS or not len(ids):
         return LabeledFeatures(ids, labels_N, features_ND, None)

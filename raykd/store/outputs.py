@@ -24,7 +24,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, TypedDict
+from typing import Any, NamedTuple, TypedDict
 
 import numpy as np
 import pyarrow as pa
@@ -38,13 +38,25 @@ from raykd.algo.prompts import ClassTexts
 from raykd.algo.statistics import Change
 from raykd.store.place import Place
 from raykd.store.stage_folder import Done, fingerprint, read_done
-from raykd.store.tables import CARDS, MANIFEST, QUARANTINE, ROLES, SPLITS, matrix, positions
+from raykd.store.tables import (
+    CARDS,
+    CONFUSION,
+    DOUBTFUL,
+    MANIFEST,
+    MISTAKES,
+    QUARANTINE,
+    ROLES,
+    SPLITS,
+    matrix,
+    positions,
+)
 
 MANIFEST_FILE, CLASSES_FILE = "manifest.parquet", "classes.json"
 QUARANTINE_FILE, BROKEN_FILE = "quarantine.parquet", "quarantine.json"  # of a campaign; of a part
 PICKS_FILE, CARDS_FILE, LABELS_FILE = "picks.parquet", "cards.parquet", "labels.parquet"
 LOGITS_FILE = "logits.parquet"  # of a part of a teacher's opinion
 METRICS_FILE, STEPS_FILE = "metrics.json", "steps.jsonl"
+CONFUSION_FILE, MISTAKES_FILE, DOUBTFUL_FILE = "confusion.parquet", "mistakes.parquet", "doubtful_labels.parquet"
 
 
 # ---------------------------------------------------------------- of the whole campaign
@@ -437,6 +449,10 @@ class Predictions(InParts):
         """Each column's logits [n, C] and labels int64 [n] of the labeled images of a split, by sample_id."""
         return labeled_split(self.parts, name, pool, self.columns, self.classes)
 
+    def labeled(self, name: str, pool: Pool) -> Labeled:
+        """The same, with the ids."""
+        return labeled_rows(self.parts, name, pool, self.columns, self.classes)
+
 
 @dataclass(frozen=True)
 class Deployed(InFolder):
@@ -517,8 +533,33 @@ def labeled_split(
     parts: Iterable[Done], name: str, pool: Pool, columns: Sequence[str], classes: Sequence[str]
 ) -> tuple[dict[str, np.ndarray], np.ndarray]:
     """Each column's logits [n, C] and labels int64 [n] of the readable, labeled images of a split, by sample_id."""
+    found = labeled_rows(parts, name, pool, columns, classes)
+    return found.logits, found.labels_N
+
+
+class Labeled(NamedTuple):
+    """Images of a split that have a label: ids, each column's logits [n, C], and class indices int64 [n]."""
+
+    ids: pa.ChunkedArray
+    logits: dict[str, np.ndarray]
+    labels_N: np.ndarray
+
+
+def labeled_rows(
+    parts: Iterable[Done], name: str, pool: Pool, columns: Sequence[str], classes: Sequence[str]
+) -> Labeled:
+    """:func:`labeled_split` with the ids."""
     table, labels_N = pool.with_labels(read_parts(parts, ["sample_id", *columns], readable_of(name)), classes)
-    return {column: matrix(table[column], column) for column in columns}, labels_N
+    return Labeled(table["sample_id"], {column: matrix(table[column], column) for column in columns}, labels_N)
+
+
+class LabelDoubts(TypedDict):
+    """Which training labels look like slips (``algo/label_errors.py``)."""
+
+    num_labels: int  # that were judged, each by a teacher that has not seen it
+    num_suspects: int  # slips rather than not
+    by_chance: float  # so many would look like it if all labels were right
+    share: float  # of the labels that are slips, as far as can be told
 
 
 class RoundFigures(TypedDict):
@@ -533,7 +574,7 @@ class RoundFigures(TypedDict):
     classes: list[str]  # in the order of every ``_C``
     labels_C: list[int]  # all labels so far
     coverage_radius: float | None
-    mixture: dict[str, Any]  # ce_weight, temperature, reason
+    mixture: dict[str, Any]  # ce_weight, temperature, calibration; reason (of the first two), calibrated (of the third)
     loss: float
     seconds: dict[str, float]  # by stage
     teacher: Scores
@@ -543,8 +584,12 @@ class RoundFigures(TypedDict):
     interval: tuple[float, float] | None  # 95 %, of the mixture's accuracy
     change: Change | None  # of it since the round before, on the test images of both; None: there are none, or no round
     macro_accuracy: float | None
-    ece: float | None
+    ece: float | None  # of the probabilities as they are deployed,
+    ece_uncalibrated: float | None  # and as the mixture has them
+    log_loss: float | None  # the same
+    log_loss_uncalibrated: float | None
     recall_C: list[float | None] | None  # None in it: no test image of that class
+    label_doubts: LabelDoubts | None  # None: the teacher is a table from elsewhere, which has not seen the images
 
 
 def round_place(place: Place, number: int) -> Place:
@@ -580,5 +625,23 @@ def read_picks(place: Place) -> Picks | None:
 
 def read_cards(place: Place) -> pa.Table:
     """tables.CARDS of a round's folder; empty when it has not picked yet."""
-    file = place / "ask" / CARDS_FILE
-    return file.read_table() if file.exists() else CARDS.empty_table()
+    return _read_or_empty(place / "ask" / CARDS_FILE, CARDS)
+
+
+def read_confusion(place: Place) -> pa.Table:
+    """tables.CONFUSION of a round's folder; empty when it is not evaluated, or was by an older raykd."""
+    return _read_or_empty(place / "evaluate" / CONFUSION_FILE, CONFUSION)
+
+
+def read_mistakes(place: Place) -> pa.Table:
+    """tables.MISTAKES of a round's folder; empty as :func:`read_confusion` is."""
+    return _read_or_empty(place / "evaluate" / MISTAKES_FILE, MISTAKES)
+
+
+def read_doubtful(place: Place) -> pa.Table:
+    """tables.DOUBTFUL of a round's folder; empty as :func:`read_confusion` is."""
+    return _read_or_empty(place / "evaluate" / DOUBTFUL_FILE, DOUBTFUL)
+
+
+def _read_or_empty(file: Place, schema: pa.Schema) -> pa.Table:
+    return file.read_table() if file.exists() else schema.empty_table()

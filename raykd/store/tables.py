@@ -17,6 +17,12 @@ REFITTED   sample_id, split, error, logits f16[C] (the largest of a row is 0): a
 SCORES     sample_id, uri, label (null: none), features f16[D], probs f32[C]: what jobs/score.py gives
 PICKS      sample_id, rank (0-based, in the order picked), distance (NaN where it means nothing)
 CARDS      sample_id, rank, distance, uri, thumbnail (JPEG or PNG), teacher, student (the likeliest classes)
+CONFUSION  label, prediction (class names), count: of the test images, right ones too; none that is 0
+MISTAKES   sample_id, uri, label, prediction, confidence (its probability), teacher, student (the likeliest classes),
+           thumbnail (of the first ones): the test images that a student has wrong, those first that it is sure of
+DOUBTFUL   sample_id, uri, given, suggested (class names), slip (how probable it is that the label is one), margin (of
+           the label's probability over the suggested class's), teacher (the likeliest classes by one that has not seen
+           the label), student, thumbnail (of the first ones): training labels that are not the teacher's first choice
 LABELS     sample_id, label (class name), outcome, role: the answers of a round
 PREDICTED  sample_id, split, error, features f16[D], and the student's columns of logits f32[C]
 LEDGER     sample_id, outcome, label (class name or null), annotator, time, source, round, role (train, audit),
@@ -59,6 +65,12 @@ PICKS = pa.schema([_ID, ("rank", pa.int32()), ("distance", pa.float64())])
 CARDS = pa.schema(
     [*PICKS, ("uri", pa.string()), ("thumbnail", pa.binary()), ("teacher", _GUESSES), ("student", _GUESSES)]
 )
+CONFUSION = pa.schema([("label", pa.string()), ("prediction", pa.string()), ("count", pa.int64())])
+_SHOWN = (("teacher", _GUESSES), ("student", _GUESSES), ("thumbnail", pa.binary()))
+_MISTAKE = (("uri", pa.string()), ("label", pa.string()), ("prediction", pa.string()), ("confidence", pa.float32()))
+MISTAKES = pa.schema([_ID, *_MISTAKE, *_SHOWN])
+_DOUBT = (("given", pa.string()), ("suggested", pa.string()), ("slip", pa.float64()), ("margin", pa.float64()))
+DOUBTFUL = pa.schema([_ID, ("uri", pa.string()), *_DOUBT, *_SHOWN])
 LABELS = pa.schema([_ID, ("label", pa.string()), ("outcome", pa.string()), ("role", pa.string())])
 PREDICTED = pa.schema([_ID, _SPLIT, _ERROR, ("features", _VECTOR_F16)])
 LEDGER = pa.schema(

@@ -5,6 +5,7 @@ import html
 import json
 import os
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -137,6 +138,11 @@ def test_metrics_has_a_line_a_round_with_what_was_learned(finished):
         assert 0 < line["coverage_radius"] < 1.5
         assert len(line["recall_C"]) == 3
         assert line["labels_spent"] == {"training": line["num_labeled"], "validation": 10}
+        assert set(line["mixture"]) == {"ce_weight", "temperature", "calibration", "reason", "calibrated"}
+        assert line["mixture"]["calibrated"].startswith("on 10 validation labels: log-loss ")
+        assert line["log_loss"] > 0
+        assert {type(line[name]) for name in ("ece_uncalibrated", "log_loss_uncalibrated")} == {float}
+        assert line["label_doubts"]["num_labels"] == line["num_labeled"]
         low, high = line["interval"]
         assert 0 <= low <= line["accuracy"]["mixture"] <= high <= 1
     assert lines[0]["change"] is None
@@ -158,6 +164,49 @@ def test_the_deployed_student_predicts_and_scores_what_the_metrics_say(finished)
         np.testing.assert_allclose(probs.sum(axis=1), 1, atol=1e-5)
         right = [student.classes[best] == row["label"] for best, row in zip(probs.argmax(axis=1), rows, strict=True)]
         assert line["accuracy"]["mixture"] == pytest.approx(np.mean(right))
+
+
+def test_what_is_wrong_on_test_lies_beside_the_metrics(finished):
+    for number, line in enumerate(lines_of(finished.place)):
+        place = finished.place / f"round_{number:03d}" / "evaluate"
+        confusion = pq.read_table(place / "confusion.parquet").to_pylist()
+        right = sum(row["count"] for row in confusion if row["label"] == row["prediction"])
+        assert sum(row["count"] for row in confusion) == line["num_test"]
+        assert right / line["num_test"] == pytest.approx(line["accuracy"]["mixture"])
+        mistakes = pq.read_table(place / "mistakes.parquet")
+        assert mistakes.num_rows == line["num_test"] - right
+        assert mistakes["thumbnail"].null_count == max(mistakes.num_rows - 12, 0)
+        doubtful = pq.read_table(place / "doubtful_labels.parquet")
+        assert set(doubtful["sample_id"].to_pylist()) <= set(labels_of(finished.place))
+        assert sum(slip > 0.5 for slip in doubtful["slip"].to_pylist()) == line["label_doubts"]["num_suspects"] == 0
+    page = (finished.place / "report.html").read_text("utf-8")
+    for words in (
+        "Where the student is wrong",
+        "Most confident mistakes",
+        "None of 6 training labels looks",
+    ):
+        assert words in page
+    assert all(name in page for name in mistakes["sample_id"].to_pylist()[:12])
+
+
+def test_a_campaign_that_was_evaluated_before_there_were_these_still_has_its_report(finished, run_job, tmp_path):
+    place = Path(shutil.copytree(finished.place, tmp_path / "older"))
+    new = ("ece_uncalibrated", "log_loss", "log_loss_uncalibrated", "label_doubts")
+    for number in range(2):
+        folder = place / f"round_{number:03d}" / "evaluate"
+        for name in ("confusion", "mistakes", "doubtful_labels"):
+            (folder / f"{name}.parquet").unlink()
+        values = json.loads((folder / "metrics.json").read_text())
+        values = {key: value for key, value in values.items() if key not in new}
+        values["mixture"] = {key: values["mixture"][key] for key in ("ce_weight", "temperature", "reason")}
+        (folder / "metrics.json").write_text(json.dumps(values))
+    (place / "report.html").unlink()
+    again = run_job(finished.settings | {"storage_path": str(place)})
+    assert again.code == 0, again.err
+    page = (place / "report.html").read_text("utf-8")
+    assert "Round 1" in page
+    assert "Where the student is wrong" not in page
+    assert "Labels worth a second look" not in page
 
 
 def test_the_report_is_one_page_with_both_rounds(finished):

@@ -143,7 +143,7 @@ def test_without_a_validation_split_the_mixture_is_fixed_and_a_line_says_so(camp
     assert mixture_of(deployed.place) == deployed.mixture == Mixture(0.5, 1.0)
     said = campaign.progress.stream.getvalue()
     assert "ce_weight 0.5, temperature 1 (fixed: there is no validation split to search on)" in said
-    assert "calibration 1 (none: there is no validation split to calibrate by)" in said
+    assert "calibration temperature 1 (none: there is no validation split to calibrate by)" in said
     assert deployed.num_validation == 0
 
 
@@ -187,7 +187,8 @@ def test_the_search_sees_the_validation_images_alone_each_with_its_own_label(cam
     assert mixture_of(deployed.place) == deployed.mixture == Mixture(0.25, 2.0, found)
     assert found != pytest.approx(1, abs=0.1)
     before, after = (log_loss(probabilities(mine, Mixture(0.25, 2.0, c)), logits[1][val]) for c in (1.0, found))
-    assert deployed.calibrated == f"on 40 validation labels: log-loss {before:.3f} -> {after:.3f}"
+    assert deployed.calibrated == f"on 40 validation labels: log-loss {before:.3f} → {after:.3f}"
+    assert f"log-loss {before:.3f} -> {after:.3f})" in campaign.progress.stream.getvalue()
     assert (deployed.place / "model.safetensors").read_bytes() == (
         campaign.place / "train" / "model.safetensors"
     ).read_bytes()

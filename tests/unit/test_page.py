@@ -8,6 +8,7 @@ import shutil
 import subprocess
 from html.parser import HTMLParser
 
+import numpy as np
 import pytest
 
 from raykd.report import page
@@ -134,6 +135,45 @@ def make_pick(r: int, rank: int, **changes) -> dict:
     return pick | changes
 
 
+def make_mistake(n: int, **changes) -> dict:
+    mistake = {
+        "sample_id": f"test/{n}",
+        "uri": f"/test/{n}.png",
+        "thumbnail": PNG,
+        "label": "cat",
+        "teacher": [("cat", 0.8), ("owl", 0.1)],
+        "student": [("dog", 0.97), ("cat", 0.02)],
+    }
+    return mistake | changes
+
+
+def make_doubt(n: int, **changes) -> dict:
+    doubt = {
+        "sample_id": f"doubted-{n}",
+        "uri": f"/pool/{n}.png",
+        "thumbnail": JPEG,
+        "given": "owl",
+        "slip": 0.983,
+        "teacher": [("cat", 0.99), ("owl", 0.001)],
+        "student": [("owl", 0.7), ("cat", 0.3)],
+    }
+    return doubt | changes
+
+
+def judged(report: dict) -> dict:
+    """What is known since there is a calibration, of the mistakes on test and of the labels."""
+    for r in report["rounds"]:
+        r |= {"ece_uncalibrated": 0.25, "log_loss": 0.31, "log_loss_uncalibrated": 0.52}
+        r["mixture"] |= {"calibration": 0.464, "calibrated": "on 150 validation labels: log-loss 0.52 → 0.30"}
+        r["label_doubts"] = {"num_labels": r["num_labeled"], "num_suspects": 2, "by_chance": 0.3, "share": 0.05}
+    counts = [("cat", "cat", 150), ("cat", "dog", 50), ("dog", "dog", 190), ("dog", "owl", 9), ("owl", "cat", 1)]
+    return report | {
+        "confusion": counts,
+        "mistakes": [make_mistake(0), make_mistake(1, teacher=None)],
+        "doubtful": [make_doubt(0), make_doubt(1)],
+    }
+
+
 @pytest.fixture
 def report() -> dict:
     return {
@@ -163,6 +203,9 @@ def report() -> dict:
         "rounds": [make_round(r) for r in range(3)],
         "setup_seconds": {"pool": 4.2, "teacher": 251.0},
         "picks": [make_pick(r, rank) for r in range(3) for rank in range(2)],
+        "confusion": [],
+        "mistakes": [],
+        "doubtful": [],
         "config": {"train": {"epochs": 200}},
         "versions": {"ray": "2.60.0"},
     }
@@ -184,7 +227,7 @@ def hostile(value):
     return HOSTILE if isinstance(value, str) else value
 
 
-STATES = ("full", "none", "one", "untested", "unmeasured", "refitted", "hostile", "nan")
+STATES = ("full", "none", "one", "untested", "unmeasured", "refitted", "judged", "hostile", "nan")
 
 
 def states(report: dict) -> dict[str, dict]:
@@ -197,15 +240,17 @@ def states(report: dict) -> dict[str, dict]:
     ]
     quarantine = [{"sample_id": "a", "uri": "/a", "reason": "cut"}]
     refitted(made["refitted"])
+    made["judged"] = judged(made["judged"])
     for key in ("before", "untempered", "after"):
         refitted(made["nan"])["rounds"][1]["teacher_fit"][key] = dict.fromkeys(
             ("accuracy", "log_loss", "ece"), math.nan
         )
     made["nan"]["rounds"][2]["teacher_fit"] |= {"changed": None, "change": None}
-    made["hostile"] = hostile(refitted(made["hostile"]) | {"quarantine": quarantine})
+    made["hostile"] = hostile(judged(refitted(made["hostile"])) | {"quarantine": quarantine})
     made["hostile"] |= {"config": {HOSTILE: {HOSTILE: HOSTILE}}, "versions": {HOSTILE: HOSTILE}}
     for r in made["nan"]["rounds"]:
         r |= {"coverage_radius": math.inf, "ece": math.nan, "recall_C": [math.nan] * 3, "macro_accuracy": math.nan}
+        r |= {"ece_uncalibrated": math.nan, "log_loss": math.nan, "log_loss_uncalibrated": math.inf}
     return made
 
 
@@ -225,12 +270,12 @@ def test_every_state_is_a_balanced_page_that_loads_nothing(report):
 
 
 def test_hostile_strings_are_shown_as_text_and_never_become_tags(report):
-    plain, attacked = (Page(page.render(states(report)[state])) for state in ("full", "hostile"))
+    plain, attacked = (Page(page.render(states(report)[state])) for state in ("judged", "hostile"))
     assert len(attacked.all("script")) == len(plain.all("script")) == 1
-    assert len(attacked.all("img")) == len(plain.all("img")) == 6
+    assert len(attacked.all("img")) == len(plain.all("img")) == 10
     assert not [attrs for _, attrs in attacked.tags if any(name.startswith("on") for name in attrs)]
     shown = attacked.text.count(" ".join(HOSTILE.split()))
-    assert shown > 30  # title, status, model, classes, picks, mixture, quarantine, config, versions
+    assert shown > 50  # title, status, model, classes, picks, mixture, mistakes, labels, quarantine, config, versions
     assert "49" not in attacked.text.split("Learning curve")[0]  # {{ 7 * 7 }} was not evaluated
 
 
@@ -331,7 +376,8 @@ def test_gallery_marks_who_was_wrong(report):
     assert wrong == [["student"], ["teacher", "student"], [], []]
     assert [card["answer"] for card in group["cards"]] == ["cat", "owl", "Waiting for a label", "Cannot label"]
     assert group["remark"] == "4 picks, teacher wrong on 1, student wrong on 2"
-    assert group["cards"][3]["distance"] is None
+    assert [card["remark"] for card in group["cards"]] == ["#0, distance 0.500", "#1, distance 0.500",
+                                                           "#2, distance 0.500", "#3"]  # fmt: skip
 
 
 def test_thumbnails_are_embedded_and_their_absence_is_said(report):
@@ -341,6 +387,132 @@ def test_thumbnails_are_embedded_and_their_absence_is_said(report):
     assert kinds == ["data:image/png", "data:image/jpeg"]
     assert html.text.count("no thumbnail") == 2
     assert html.all("img")[0]["alt"] == "cat: id-0-0"
+
+
+# ---------------------------------------------------------------- where the student is wrong, and which labels may be
+
+
+def section(report: dict, begin: str, end: str) -> str:
+    text = Page(page.render(report)).text
+    return text[text.rindex(begin) : text.index(end, text.rindex(begin))]
+
+
+def wrong_section(report: dict) -> str:
+    return section(report, "Where the student is wrong", "Labels worth a second look")
+
+
+def test_calibration_stands_beside_the_mixture_and_in_the_headline(report):
+    text = Page(page.render(judged(report))).text
+    headline = text[text.index("Calibration error") : text.index("Strategy")]
+    assert headline.strip() == "Calibration error 10.0% ECE; 25.0% before calibration; teacher 20.0%"
+    rows = text[text.index("How they were chosen") : text.index("Teacher ViT")]
+    assert rows.count("0.35 2 0.464 0.520 → 0.310 25.0% → 10.0%") == 3
+    assert rows.count("calibration: on 150 validation labels: log-loss 0.52 → 0.30") == 3
+
+
+def test_a_campaign_that_knew_no_calibration_and_no_mistakes_still_has_its_page(report):
+    text = Page(page.render(report)).text
+    assert "Where the student is wrong" not in text
+    assert "Labels worth a second look" not in text
+    rows = text[text.index("How they were chosen") : text.index("Teacher ViT")]
+    assert f"0.35 2 {page.UNKNOWN} {page.UNKNOWN} 10.0% searched on 150 validation images" in rows
+    assert "ECE; teacher 20.0%" in text
+
+
+def test_the_worst_class_is_the_one_that_is_surely_bad_not_the_one_with_one_image(report):
+    counts = {("cat", "cat"): 100, ("cat", "dog"): 100, ("dog", "dog"): 190, ("dog", "owl"): 9, ("owl", "cat"): 1}
+    cat, owl, dog = page.worst_classes(counts)
+    assert cat[:2] == ["cat", "100 of 200"]
+    assert (cat[2].value, cat[2].small) == ("50.0%", "43.1 to 56.9%")
+    assert owl[:2] == ["owl", "0 of 1"]
+    assert owl[2].small == "0.0 to 79.3%"
+    assert dog[0] == "dog"
+    assert page.worst_classes({("cat", "cat"): 5, ("dog", "dog"): 1}) == []
+
+
+def test_the_worst_classes_are_ordered_by_the_upper_end_of_their_interval(report):
+    worst = page.worst_classes({("a", "a"): 1, ("a", "b"): 1, ("b", "a"): 60, ("b", "b"): 40, ("c", "a"): 1})
+    assert [row[0] for row in worst] == ["b", "c", "a"]
+    assert worst[0][3] == "\u2068a\u2069 (60)"
+
+
+def test_the_confusion_matrix_is_drawn_with_every_class_in_its_order(report):
+    heat = page.wrong_images(judged(report))["heat"]
+    assert [row["name"] for row in heat] == ["cat", "dog", "owl"]
+    assert [[cell["count"] for cell in row["cells"]] for row in heat] == [[150, 50, 0], [0, 190, 9], [1, 0, 0]]
+    assert [row["total"] for row in heat] == [200, 199, 1]
+    assert heat[0]["cells"][1]["share"] == 0.25
+    assert heat[0]["cells"][1]["note"] == "cat, taken for dog: 50 of 200"
+    assert [[cell["right"] for cell in row["cells"]] for row in heat] == np.eye(3, dtype=bool).tolist()
+    text = wrong_section(judged(report))
+    assert "On 60 of 400 test images, in round 2" in text
+    assert "1 cat 150 50 200 2 dog 190 9 199 3 owl 1 1" in text
+    assert "Most confused" not in text
+
+
+def test_of_many_classes_the_most_confused_pairs_are_listed_instead(report):
+    names = [f"class {c}" for c in range(40)]
+    report = judged(report)
+    report |= {"classes": names, "confusion": [(names[c], names[c - 1], 40 - c) for c in range(40)]}
+    report["teacher"] |= {"recall_C": None}
+    for r in report["rounds"]:
+        r |= {"classes": names, "labels_C": [1] * 40, "recall_C": [0.0] * 40}
+    found = page.wrong_images(report)
+    assert found["heat"] is None
+    assert found["pairs"][0] == ["class 0", "class 39", "40", "100%"]
+    assert [row[0] for row in found["pairs"]] == names[:10]
+    text = wrong_section(report)
+    assert "The 10 most frequent of 40 pairs" in text
+    assert "What is taken for what" not in text
+
+
+def test_a_student_that_is_never_wrong_has_no_worst_class(report):
+    report = judged(report) | {"confusion": [("cat", "cat", 5), ("dog", "dog", 7)], "mistakes": []}
+    text = wrong_section(report)
+    assert "On 0 of 12 test images" in text
+    assert "Worst classes" not in text
+    assert "Most confident mistakes" not in text
+
+
+def test_the_most_confident_mistakes_have_their_picture_and_what_each_thinks(report):
+    text = wrong_section(judged(report))
+    cards = text[text.index("Most confident mistakes") :]
+    assert "cat test/0 Student ✕ wrong dog 97% cat 2% Teacher cat 80% owl 10%" in cards
+    assert cards.count("Teacher") == 1  # of the other it has no opinion
+    html = Page(page.render(judged(report)))
+    assert [attrs["alt"] for attrs in html.all("img")][-4:-2] == ["cat: test/0", "cat: test/1"]
+
+
+def test_labels_that_look_like_slips_are_shown_and_said_at_the_top(report):
+    report = judged(report)
+    said = "2 of 30 training labels look like slips (0.3 would if all were right)"
+    text = Page(page.render(report)).text
+    assert f"{said} : see “Labels worth a second look”" in text.split("Learning curve")[0]
+    cards = section(report, "Labels worth a second look", "Time Once")
+    assert f"look {said}: more improbable" in cards
+    assert "owl a slip, by 98% doubted-0 Teacher, label unseen cat 99% owl 0% Student, trained on it owl 70%" in cards
+    assert "✕ wrong" not in cards  # nobody knows
+    assert "The first" not in cards
+    report["rounds"][-1]["label_doubts"] |= {"num_suspects": 14}
+    assert "The first 2 are shown." in section(report, "Labels worth a second look", "Time Once")
+
+
+@pytest.mark.parametrize(
+    ("doubts", "said"),
+    [
+        (
+            {"num_labels": 30, "num_suspects": 0, "by_chance": 0.0, "share": 0.0},
+            "None of 30 training labels looks",
+        ),
+        ({"num_labels": 0, "num_suspects": 0, "by_chance": 0.0, "share": 0.0}, "No label could be judged."),
+        (None, "Not available with teacher.rule: table :"),
+    ],
+)
+def test_where_no_label_is_doubted_it_says_why(report, doubts, said):
+    report = judged(report) | {"doubtful": []}
+    report["rounds"][-1] |= {"label_doubts": doubts}
+    assert said in section(report, "Labels worth a second look", "Time Once")
+    assert "see “Labels worth" not in Page(page.render(report)).text
 
 
 def test_class_rows_hold_labels_recalls_and_their_difference(report):

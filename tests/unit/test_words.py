@@ -23,6 +23,7 @@ def figures() -> dict:
     return {
         "round": 2, "num_labeled": 50, "labels_spent": {"training": 50, "validation": 150}, "num_test": 400,
         "accuracy": {"mixture": 0.8, "ce_head": 0.78, "kd_head": 0.75, "teacher": 0.7}, "coverage_radius": 0.5,
+        "ece": 0.033, "ece_uncalibrated": 0.248, "label_doubts": None,
         "change": {"gain": 0.009, "low": -0.004, "high": 0.022, "won": 12, "lost": 8, "num_test": 400},
     }  # fmt: skip
 
@@ -31,7 +32,7 @@ def test_a_rounds_line_says_how_good_it_is_what_changed_and_what_it_cost(figures
     assert in_words(figures) == (
         "80.0% of 400 test images (95% interval 75.8 to 83.6%), +0.9 (-0.4 to +2.2) points since round 1, "
         "within noise; 50 labels and 150 more for validation; CE head 78.0%, KD head 75.0%, teacher 70.0%; "
-        "coverage radius 0.500"
+        "calibration error 3.3% (24.8% before calibration); coverage radius 0.500"
     )
     figures["change"] |= {"low": 0.004}
     assert "points since round 1; 50 labels" in in_words(figures)
@@ -47,13 +48,32 @@ def test_it_says_when_a_head_is_far_behind_as_the_mixture_hides_that(figures):
     assert "far behind" not in in_words(figures)
 
 
+def test_what_calibration_has_mended_is_said_and_nothing_where_it_changed_nothing(figures):
+    assert words.before_calibration(figures) == "24.8% before calibration"
+    assert words.before_calibration(figures | {"ece_uncalibrated": 0.0331}) is None
+    older = {key: value for key, value in figures.items() if key != "ece_uncalibrated"}
+    assert words.before_calibration(older) is None
+    assert "; calibration error 3.3%; coverage" in in_words(older)
+
+
+@pytest.mark.parametrize(("num", "text"), [(1, "1 of 200 training labels looks like a slip (1.2 would"),
+                                           (12, "12 of 200 training labels look like slips (1.2 would")])  # fmt: skip
+def test_a_line_ends_with_labels_that_look_like_slips_if_there_are_any(figures, num, text):
+    doubts = {"num_labels": 200, "num_suspects": num, "by_chance": 1.23, "share": 0.05}
+    assert in_words(figures | {"label_doubts": doubts}).endswith(f"; {text} if all were right)")
+    untested = figures | {"label_doubts": doubts, "accuracy": None}
+    assert in_words(untested).endswith(f"no test images to measure on; {text} if all were right)")
+    assert "slip" not in in_words(figures | {"label_doubts": doubts | {"num_suspects": 0}})
+    assert "slip" not in in_words(figures)
+
+
 def test_it_says_what_labels_gave_the_teacher_if_anything(figures):
     figures["teacher_fit"] = FIT
-    assert "KD head 75.0%, teacher 70.0% (+9.2 by labels); coverage" in in_words(figures)
+    assert "KD head 75.0%, teacher 70.0% (+9.2 by labels); calibration" in in_words(figures)
     figures["teacher_fit"] = FIT | {"changed": 0.0}
-    assert "teacher 70.0%; coverage" in in_words(figures)
+    assert "teacher 70.0%; calibration" in in_words(figures)
     figures["teacher_fit"] = FIT | {"change": None}
-    assert "teacher 70.0%; coverage" in in_words(figures)
+    assert "teacher 70.0%; calibration" in in_words(figures)
 
 
 def test_a_refits_line_begins_with_what_came_of_it():
