@@ -61,8 +61,8 @@ def train(campaign: Campaign, number: int, pool: Pool, encoded: Encoded, teacher
     if missing := without_labels(job.labels_L, job.classes, config.heads):
         campaign.say(folder.name, missing)
     name = of_round(number) + folder.fingerprint  # says all that a training depends on, so it goes on from its own
-    one = config.most_workers == 1 or (least(config.num_workers) == 1 and not config.num_gpus)
-    here = campaign.session.is_local and one
+    is_one = config.most_workers == 1 or (least(config.num_workers) == 1 and not config.num_gpus)
+    here = campaign.session.is_local and is_one
     with (
         folder.writing() as out,
         campaign.progress.stage(folder.name, job.num_steps, "steps", here=here) as ticker,
