@@ -42,10 +42,13 @@ class BatchPlan:
 
     def unlabeled(self, step: int) -> np.ndarray:
         """Indices into the unlabeled images, int64 [batch_unlabeled]; each once a pass."""
-        places = np.arange(step * self.batch_unlabeled, (step + 1) * self.batch_unlabeled)
-        return np.array(
-            [self._order(place // self.num_unlabeled)[place % self.num_unlabeled] for place in places.tolist()]
-        )
+        place, end = step * self.batch_unlabeled, (step + 1) * self.batch_unlabeled
+        parts = []
+        while place < end:
+            number, first = divmod(place, self.num_unlabeled)
+            parts.append(self._order(number)[first : first + end - place])
+            place += len(parts[-1])
+        return np.concatenate(parts)
 
     def augmentation_seeds(self, step: int) -> np.ndarray:
         """A seed for the random crop of each image of the batch, int64 [batch_labeled + batch_unlabeled]."""

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from raykd.algo.keyed import bits, hash_ids
+from raykd.algo.keyed import bits, hash_ids, uniform
 from raykd.errors import UserError, did_you_mean
 
 RESAMPLING = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
@@ -146,7 +146,7 @@ class RandomCrop:
         return least / max(height_width(self.size))
 
     def __call__(self, image: Image.Image, seed: int) -> Image.Image:
-        """The crop of this seed (0 or more): the same for equal seeds and image sizes. Drawing costs about 20 µs."""
+        """The crop of this seed (0 or more): the same for equal seeds and image sizes."""
         return self.cut(image, *self.draw(image.width, image.height, seed))
 
     def cut(self, image: Image.Image, box: tuple[int, int, int, int], flipped: bool) -> Image.Image:
@@ -157,23 +157,44 @@ class RandomCrop:
 
     def draw(self, width: int, height: int, seed: int) -> tuple[tuple[int, int, int, int], bool]:
         """The crop's left, top, right and bottom, pixels; and whether it is flipped."""
-        generator = np.random.Generator(np.random.PCG64(seed))
-        flipped = bool(generator.random() < 0.5) and self.flip  # drawn in any case: crops do not hang on it
-        low, high = self.area
-        for _ in range(CROP_ATTEMPTS):
-            of_area, of_aspect, of_left, of_top = generator.random(4).tolist()
-            area = width * height * (low + (high - low) * of_area)
-            aspect = math.exp(math.log(CROP_ASPECT[0]) + math.log(CROP_ASPECT[1] / CROP_ASPECT[0]) * of_aspect)
-            crop_width, crop_height = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
-            if 0 < crop_width <= width and 0 < crop_height <= height:
-                left = int(of_left * (width - crop_width + 1))
-                top = int(of_top * (height - crop_height + 1))
-                return (left, top, left + crop_width, top + crop_height), flipped
+        drawn_N5 = self.draws(np.array([width]), np.array([height]), np.array([seed]))
+        left, top, right, bottom, flipped = drawn_N5[0].tolist()
+        return (left, top, right, bottom), bool(flipped)
+
+    def draws(self, widths_N: np.ndarray, heights_N: np.ndarray, seeds_N: np.ndarray) -> np.ndarray:
+        """Of each image left, top, right and bottom, pixels, and 1 if it is flipped: int64 [N, 5].
+
+        Each as if it was drawn alone. Cost: about 0.3 ms for a batch, whatever its size.
+
+        Args:
+            widths_N, heights_N: Pixels.
+            seeds_N: int64 [N], 0 or more.
+        """
+        names_N = seeds_N.astype(np.uint64)
+        found_N5 = np.zeros((len(names_N), 5), np.int64)
+        found_N5[:, 4] = (uniform(names_N, "flip") < 0.5) & self.flip  # drawn in any case: crops do not hang on it
+        (low, high), (narrowest, widest) = self.area, CROP_ASPECT
+        left = np.arange(len(names_N))
+        for attempt in range(CROP_ATTEMPTS):
+            drawn = bits(names_N[left], attempt)
+            width_n, height_n = widths_N[left], heights_N[left]
+            area_n = width_n * height_n * (low + (high - low) * uniform(drawn, "area"))
+            aspect_n = np.exp(math.log(narrowest) + math.log(widest / narrowest) * uniform(drawn, "aspect"))
+            wide_n = np.rint(np.sqrt(area_n * aspect_n)).astype(np.int64)
+            high_n = np.rint(np.sqrt(area_n / aspect_n)).astype(np.int64)
+            fits = (wide_n > 0) & (wide_n <= width_n) & (high_n > 0) & (high_n <= height_n)
+            x_n = (uniform(drawn, "left") * (width_n - wide_n + 1)).astype(np.int64)
+            y_n = (uniform(drawn, "top") * (height_n - high_n + 1)).astype(np.int64)
+            found_N5[left[fits], :4] = np.stack([x_n, y_n, x_n + wide_n, y_n + high_n], axis=1)[fits]
+            if not len(left := left[~fits]):
+                return found_N5
         # too long or too wide an image: the largest crop in its middle that has such an aspect
-        crop_width = min(width, round(height * CROP_ASPECT[1]))
-        crop_height = min(height, round(width / CROP_ASPECT[0]))
-        left, top = (width - crop_width) // 2, (height - crop_height) // 2
-        return (left, top, left + crop_width, top + crop_height), flipped
+        width_n, height_n = widths_N[left], heights_N[left]
+        wide_n = np.minimum(width_n, np.rint(height_n * widest).astype(np.int64))
+        high_n = np.minimum(height_n, np.rint(width_n / narrowest).astype(np.int64))
+        x_n, y_n = (width_n - wide_n) // 2, (height_n - high_n) // 2
+        found_N5[left, :4] = np.stack([x_n, y_n, x_n + wide_n, y_n + high_n], axis=1)
+        return found_N5
 
 
 @dataclass(frozen=True)
@@ -196,10 +217,11 @@ class RandomViews:
     def __call__(self, image: Image.Image, sample_id: str) -> tuple[np.ndarray, np.ndarray]:
         """The views uint8 [k, H, W, 3], and int32 [k, 5] of each: left, top, right, bottom, and 1 if it is flipped."""
         name = hash_ids([sample_id])
-        seeds = [int(bits(name, self.seed, "view", number)[0]) for number in range(self.count)]
-        drawn = [self.crop.draw(image.width, image.height, seed) for seed in seeds]
-        views = np.stack([np.asarray(self.crop.cut(image, box, flipped)) for box, flipped in drawn])
-        return views, np.array([(*box, flipped) for box, flipped in drawn], np.int32)
+        seeds_K = np.concatenate([bits(name, self.seed, "view", number) for number in range(self.count)])
+        every_K = np.ones(self.count, np.int64)
+        drawn_K5 = self.crop.draws(image.width * every_K, image.height * every_K, seeds_K)
+        cuts = [self.crop.cut(image, (x, y, right, low), bool(flip)) for x, y, right, low, flip in drawn_K5.tolist()]
+        return np.stack([np.asarray(cut) for cut in cuts]), drawn_K5.astype(np.int32)
 
 
 @dataclass(frozen=True)

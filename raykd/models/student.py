@@ -181,7 +181,7 @@ class Student(Classifier):
 def normalised(pixels: torch.Tensor, preprocess: Preprocess) -> torch.Tensor:
     """uint8 [n, H, W, 3], 0 to 255, to float32 [n, 3, H, W] with the backbone's mean and deviation."""
     mean, std = (torch.tensor(v, device=pixels.device).view(3, 1, 1) * 255 for v in (preprocess.mean, preprocess.std))
-    return (pixels.permute(0, 3, 1, 2).float() - mean) / std
+    return pixels.permute(0, 3, 1, 2).float().sub_(mean).div_(std)
 
 
 def as_numpy(out: Outputs) -> tuple[np.ndarray, dict[str, np.ndarray]]:

@@ -353,7 +353,7 @@ def train_student(
         return {**parts, "step": step + 1, "lines": lines}
 
     shares = _Shares(settings, len(targets.labels_L), len(data), needs_teacher, worker)
-    loaded = data.batches(shares.asked(range(first, steps)), settings.loader_processes, pin=device.type == "cuda")
+    loaded = data.batches(shares.asked(range(first, steps)), settings.loader_processes, on_gpu=device.type == "cuda")
     line_every, checkpoint_every = (max(1, math.ceil(steps / parts)) for parts in (LINES, settings.checkpoints))
     record = _Record(settings.batch_labeled + (settings.batch_unlabeled if needs_teacher else 0))
     clock = _Clock(settings.checkpoint_s, worker)

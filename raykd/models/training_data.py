@@ -6,16 +6,15 @@ N images, n of a batch, D feature width.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Generator, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import numpy as np
 import pyarrow as pa
 import torch
-from torchvision.transforms.v2 import InterpolationMode
-from torchvision.transforms.v2 import functional as vision
+import torch.nn.functional as F
 
 from raykd.errors import UserError
 from raykd.images.decoded import DecodedImages
@@ -50,7 +49,7 @@ class Batch:
     """What came of it.
 
     Args:
-        items: uint8 [n, H, W, 3], pixels of the crops; or float32 [n, D], features.
+        items: uint8 [n, H, W, 3], pixels of the crops; or float32 [n, D], features; or what the model takes already.
         for_teacher: uint8 [n, H', W', 3], the same crops as the teacher takes them; None: it has looked already.
     """
 
@@ -70,17 +69,17 @@ class TrainingData(Protocol):
 
     def __len__(self) -> int: ...
 
-    def batches(self, asked: Iterable[AskedBatch], processes: int, pin: bool) -> Iterator[Made]:
+    def batches(self, asked: Iterable[AskedBatch], processes: int, on_gpu: bool) -> Iterator[Made]:
         """A batch for each that is asked for, in that order, or what is wrong with it.
 
         Args:
             processes: That make them; 0: a thread of this one.
-            pin: Into memory that a GPU reads from.
+            on_gpu: Whether a GPU takes them: small, from pinned memory. A CPU is given what the model takes.
         """
         ...
 
     def to_input(self, items: torch.Tensor) -> torch.Tensor:
-        """Items, on the device already, as the model takes them."""
+        """Items, on the device already, as the model takes them; as they are when they are that already."""
         ...
 
 
@@ -97,7 +96,7 @@ class TrainingFeatures:
     def __len__(self) -> int:
         return len(self.features_ND)
 
-    def batches(self, asked: Iterable[AskedBatch], processes: int, pin: bool) -> Iterator[Made]:
+    def batches(self, asked: Iterable[AskedBatch], processes: int, on_gpu: bool) -> Iterator[Made]:
         for one in asked:
             yield one, Batch(torch.from_numpy(np.asarray(self.features_ND[one.places], np.float32)))
 
@@ -109,7 +108,7 @@ class TrainingImages:
     """Augmented crops of images, which are decoded once as far as memory goes.
 
     What is kept is the image as it was decoded (and reduced, where it need not be exact), so that a crop's box is the
-    same whether or not it was. Boxes are drawn by :meth:`raykd.images.transforms.RandomCrop.draw`; torchvision cuts and
+    same whether or not it was. Boxes are drawn by :meth:`raykd.images.transforms.RandomCrop.draws`; torch cuts and
     resizes them, on tensors, with pixels that are Pillow's up to rounding, by a level or two of 255.
 
     Args:
@@ -148,54 +147,47 @@ class TrainingImages:
     def __len__(self) -> int:
         return len(self.ids)
 
-    def batches(self, asked: Iterable[AskedBatch], processes: int, pin: bool) -> Iterator[Made]:
+    def batches(self, asked: Iterable[AskedBatch], processes: int, on_gpu: bool) -> Iterator[Made]:
+        maker = Maker(self, ready=not on_gpu)
         if processes == 0:
-            return made_ahead(self, asked, pin)
+            return made_ahead(maker, asked)
         return iter(
             torch.utils.data.DataLoader(
-                self,  # type: ignore[arg-type]
+                maker,  # type: ignore[arg-type]
                 batch_size=None,
                 sampler=asked,
                 num_workers=processes,
                 multiprocessing_context=self.start_method,
-                pin_memory=pin,
+                pin_memory=on_gpu,
             )
         )
 
-    def __getitem__(self, asked: AskedBatch) -> Made:
-        """A batch. What a user can mend comes back: raised in another process, its text would be a traceback."""
-        try:
-            return asked, self.batch(asked)
-        except UserError as error:
-            return asked, error
-
     def batch(self, asked: AskedBatch) -> Batch:
         """The crops that are asked for. Raises UserError: an image can no longer be read."""
-        count, size = len(asked.places), height_width(self.crop.size)
-        pixels = torch.empty((count, *size, 3), dtype=torch.uint8)
+        count, (height, width), how = len(asked.places), height_width(self.crop.size), self.crop.interpolation
+        images = [self.image(place) for place in asked.places.tolist()]
+        crops_n5 = self.crops(asked, images)
+        pixels = torch.empty((count, height, width, 3), dtype=torch.uint8)
         for_teacher = None
         if self.teacher_size is not None and self.crops_NK5 is None:
             for_teacher = torch.empty((count, *self.teacher_size, 3), dtype=torch.uint8)
-        flipped_n = torch.zeros(count, dtype=torch.bool)
-        for i, (place, seed) in enumerate(zip(asked.places.tolist(), asked.seeds.tolist(), strict=True)):
-            image = self.image(place)
-            box, flipped_n[i] = self.box(place, seed, image.shape[1], image.shape[0])
-            pixels[i] = cut_tensor(image, box, size, self.crop.interpolation)
+        for i, (image, (*box, _)) in enumerate(zip(images, crops_n5.tolist(), strict=True)):
+            pixels[i] = cut_tensor(image, box, (height, width), how)
             if for_teacher is not None:
                 same = for_teacher.shape == pixels.shape
-                there, how = self.teacher_size, self.crop.interpolation
-                for_teacher[i] = pixels[i] if same else cut_tensor(image, box, there, how)
+                for_teacher[i] = pixels[i] if same else cut_tensor(image, box, for_teacher.shape[1:3], how)
+        flipped_n = torch.from_numpy(crops_n5[:, 4] > 0)
         for whole in (pixels, for_teacher):
             if whole is not None:
                 whole[flipped_n] = whole[flipped_n].flip(2)
         return Batch(pixels, for_teacher)
 
-    def box(self, place: int, seed: int, width: int, height: int) -> tuple[tuple[int, int, int, int], bool]:
-        """Left, top, right and bottom of an image's crop, and whether it is flipped."""
-        if self.crops_NK5 is None:
-            return self.crop.draw(width, height, seed)
-        *box, flipped = self.crops_NK5[place, seed % self.crops_NK5.shape[1]].tolist()
-        return tuple(box), bool(flipped)
+    def crops(self, asked: AskedBatch, images: Sequence[np.ndarray]) -> np.ndarray:
+        """Of each image left, top, right and bottom of its crop, and 1 if it is flipped: int [n, 5]."""
+        if self.crops_NK5 is not None:
+            return self.crops_NK5[asked.places, asked.seeds % self.crops_NK5.shape[1]]
+        heights_n, widths_n, _ = np.array([image.shape for image in images]).reshape(-1, 3).T
+        return self.crop.draws(widths_n, heights_n, asked.seeds)
 
     def image(self, place: int) -> np.ndarray:
         """uint8 [H, W, 3], decoded. Raises UserError."""
@@ -213,7 +205,7 @@ class TrainingImages:
         return self.decoded.get(uri, decode)
 
     def to_input(self, items: torch.Tensor) -> torch.Tensor:
-        return normalised(items, self.preprocess)
+        return items if items.is_floating_point() else normalised(items, self.preprocess)
 
 
 @dataclass(frozen=True)
@@ -226,34 +218,58 @@ class Least:
         return min(crop.shrinks(width, height) for crop in self.crops)
 
 
-def cut_tensor(image: np.ndarray, box: tuple[int, int, int, int], size: Any, interpolation: str) -> torch.Tensor:
-    """A crop, resized with antialiasing: uint8 [H, W, 3]."""
+def cut_tensor(image: np.ndarray, box: Sequence[int], size: Sequence[int], interpolation: str) -> torch.Tensor:
+    """A crop, resized with antialiasing: uint8 [H, W, 3]. The bits of torchvision's ``v2.functional.resized_crop``.
+
+    That spends more time on what it is given than on small images; this is the call that it ends in.
+    """
     left, top, right, bottom = box
-    pixels = vision.resized_crop(
-        torch.from_numpy(image).permute(2, 0, 1), top, left, bottom - top, right - left, list(size),
-        InterpolationMode(interpolation), antialias=True,
-    )  # fmt: skip
-    return pixels.permute(1, 2, 0)
+    crop = torch.from_numpy(image[top:bottom, left:right]).permute(2, 0, 1)[None]
+    return F.interpolate(crop, tuple(size), mode=interpolation, antialias=True)[0].permute(1, 2, 0)
 
 
-def made_ahead(data: TrainingImages, asked: Iterable[AskedBatch], pin: bool) -> Generator[Made, None, None]:
-    """Batches by a thread of this process, while the one before is trained on."""
-    waiting: deque[Future[Made]] = deque()
+@dataclass(frozen=True)
+class Maker:
+    """Makes batches, in a thread or a process beside the training.
+
+    Args:
+        data: Of these images.
+        ready: Whether to make of the pixels what the model takes, too.
+    """
+
+    data: TrainingImages
+    ready: bool
+
+    def __getitem__(self, asked: AskedBatch) -> Made:
+        """A batch. What a user can mend comes back: raised in another process, its text would be a traceback."""
+        try:
+            batch = self.data.batch(asked)
+        except UserError as error:
+            return asked, error
+        return asked, replace(batch, items=self.data.to_input(batch.items)) if self.ready else batch
+
+
+def made_ahead(maker: Maker, asked: Iterable[AskedBatch]) -> Generator[Made, None, None]:
+    """Batches by a thread of this process, while those before are trained on."""
+    asked = iter(asked)
+
+    def make() -> Made | None:
+        one = next(asked, None)
+        return None if one is None else maker[one]
+
     pool = ThreadPoolExecutor(1, thread_name_prefix="raykd-batches")
     try:
-        for one in asked:
-            waiting.append(pool.submit(data.__getitem__, one))
-            if len(waiting) > AHEAD:
-                yield pinned(waiting.popleft().result(), pin)
-        while waiting:
-            yield pinned(waiting.popleft().result(), pin)
+        waiting = deque(pool.submit(make) for _ in range(AHEAD))
+        while made := waiting.popleft().result():
+            waiting.append(pool.submit(make))
+            yield made if maker.ready else pinned(made)
     finally:
         pool.shutdown(cancel_futures=True)
 
 
-def pinned(made: Made, pin: bool) -> Made:
+def pinned(made: Made) -> Made:
     asked, batch = made
-    return (asked, batch.pin_memory()) if pin and isinstance(batch, Batch) else made
+    return (asked, batch.pin_memory()) if isinstance(batch, Batch) else made
 
 
 # ---------------------------------------------------------------- decoded images outlive a training

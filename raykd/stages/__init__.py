@@ -6,6 +6,12 @@ Ray reads these variables when it is imported, so they are set here, before any 
 import os
 import secrets
 import sys
+from importlib.util import find_spec
+
+from raykd.errors import UserError
+
+if find_spec("ray") is None:
+    raise UserError("the jobs need Ray and FAISS, and this is raykd without them: pip install 'raykd[campaign]'")
 
 for _name, _value in {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.25",  # the controller's polling; the default of 2 s is felt in short rounds

@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 VERSION = 1
 RESIZE_S = 60.0  # between two looks at whether an elastic training can have more workers
 PREEMPTION_GRACE_S = 60.0  # that those who stay may go on, to write down where they are, when a machine is taken away
+LONG_WAIT, LONG_WAIT_S = 0.05, 10.0  # share of a training's time, and seconds, from which on it is said
+MORE_IMAGES = "student.loader_processes makes more batches at a time, student.cache_gib keeps more decoded images"
 UNUSABLE = ("cannot_label", "none_of_the_classes")  # such images are no use to the KD head either
 
 
@@ -76,14 +78,17 @@ def train(campaign: Campaign, number: int, pool: Pool, encoded: Encoded, teacher
             train_on_ray(job, scratch, name, out.place, ticker)
         out.facts |= {
             "steps": job.num_steps,
-            "loss": recent_loss(out.place),
+            **told_of(out.place),
             "num_labeled": len(job.labels_L),
             "classes": list(job.classes),
             "columns": list(HEADS[config.heads]),
             "features": None if encoded.for_student is None else encoded.for_student.key,
         }
     clear_scratch(scratch, number)
-    return Trained(out.complete)
+    trained = Trained(out.complete)
+    if (share := trained.data_wait_share) >= LONG_WAIT and share * trained.done.facts["seconds"] >= LONG_WAIT_S:
+        campaign.say(folder.name, f"{share:.0%} of the time went by waiting for images; {MORE_IMAGES}")
+    return trained
 
 
 def make_job(
@@ -182,12 +187,21 @@ def without_labels(labels_L: np.ndarray, classes: Sequence[str], heads: str) -> 
     return f"{numbers.size} of {len(classes)} classes have no label yet, such as {classes[numbers[0]]!r}: {known}"
 
 
-def recent_loss(trained: Place) -> float:
-    """The mean loss of the last quarter of a training's steps, by its ``steps.jsonl``: one step's is mostly luck."""
+def told_of(trained: Place) -> dict[str, float]:
+    """What a training's ``steps.jsonl`` says of it, for the facts.
+
+    The loss is the mean of the last quarter of its steps, as one step's is mostly luck.
+    """
     lines = [json.loads(line) for line in (trained / STEPS_FILE).read_bytes().splitlines()]
-    steps = np.array([0, *(line["step"] for line in lines)])
-    weights = np.diff(steps) * (steps[1:] > 0.75 * steps[-1])
-    return float(np.average([line["loss"] for line in lines], weights=weights))
+    ends = np.array([0, *(line["step"] for line in lines)])
+    steps = np.diff(ends)
+    late = steps * (ends[1:] > 0.75 * ends[-1])
+    seconds = steps / np.maximum([line["images_per_s"] for line in lines], 1e-9)  # all but a factor
+    return {
+        "loss": float(np.average([line["loss"] for line in lines], weights=late)),
+        "images_per_s": float(steps.sum() / seconds.sum()),
+        "data_wait_share": float(np.average([line["data_wait_share"] for line in lines], weights=seconds)),
+    }
 
 
 def of_round(number: int) -> str:

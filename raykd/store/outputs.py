@@ -415,6 +415,12 @@ class Trained(InFolder):
         return loss
 
     @property
+    def data_wait_share(self) -> float:
+        """Share of the training's time that it waited for images, 0 to 1."""
+        share: float = self.done.facts.get("data_wait_share", 0.0)  # nothing is known of older rounds
+        return share
+
+    @property
     def features(self) -> dict[str, str] | None:
         """Of a frozen student the key of what it was trained on (:class:`StudentFeatures`); None: it sees images."""
         features: dict[str, str] | None = self.done.facts.get("features")
@@ -576,6 +582,7 @@ class RoundFigures(TypedDict):
     coverage_radius: float | None
     mixture: dict[str, Any]  # ce_weight, temperature, calibration; reason (of the first two), calibrated (of the third)
     loss: float
+    data_wait_share: float  # of the training's time, 0 to 1
     seconds: dict[str, float]  # by stage
     teacher: Scores
     teacher_fit: TeacherFit | None  # None: it has not learned from labels

@@ -111,6 +111,34 @@ def test_whoever_has_no_raykd_gets_the_same_answers_by_the_card_and_by_its_progr
     (exported / "photo.jpg").unlink()
 
 
+SERVE_ONLY = """
+import sys
+sys.modules.update(dict.fromkeys(["ray", "faiss", "jinja2", "sklearn", "matplotlib", "onnx", "onnxruntime"]))
+"""
+
+
+def test_a_student_is_served_without_ray_and_faiss_and_the_jobs_say_what_they_miss(student, photos, tmp_path):
+    files = sorted(photos.glob("[0-9]*.png"))
+    program = (
+        "from raykd.models.student import Student\n"
+        "import json\n"
+        "print(json.dumps(Student.load(sys.argv[1]).predict(sys.argv[2:]).tolist()))"
+    )
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    served, job = (
+        subprocess.run([sys.executable, *args], cwd=tmp_path, env=env, capture_output=True, text=True, timeout=300)
+        for args in (
+            ["-c", SERVE_ONLY + program, str(student), *map(str, files)],
+            ["-c", SERVE_ONLY + "import runpy\nrunpy.run_path(sys.argv.pop(1), run_name='__main__')",
+             str(ROOT / "jobs" / "predict.py"), "--model", str(student), "--pool", str(photos), "--out", "out"],
+        )
+    )  # fmt: skip
+    assert served.returncode == 0, served.stderr
+    np.testing.assert_array_equal(np.float32(json.loads(served.stdout)), Student.load(student).predict(files))
+    assert job.returncode == 2, job.stderr
+    assert "pip install 'raykd[campaign]'" in job.stderr.splitlines()[-1]
+
+
 def test_raykd_opens_an_export_as_it_opens_a_student(exported, student, photos, tmp_path, request):
     found = find_model(Place.of(exported))
     assert (found.classes, found.preprocess) == (CLASSES, Student.load(student).preprocess)

@@ -158,6 +158,27 @@ def test_every_kind_of_student_is_trained_and_can_be_loaded(train, heads):
     assert trained.columns == HEADS[heads] == Student.load(trained.place).columns
 
 
+def test_a_long_wait_for_images_is_said_and_a_share_of_all_steps_is_kept(new_campaign, inputs, monkeypatch):
+    from raykd.stages import train as stage
+
+    lines = [
+        {"step": 4, "loss": 9.0, "images_per_s": 10.0, "data_wait_share": 0.8},  # four steps, four times as slow
+        {"step": 8, "loss": 1.0, "images_per_s": 40.0, "data_wait_share": 0.2},
+    ]
+
+    def slow(job, scratch, out, ticker):
+        (out / "steps.jsonl").write_bytes("".join(json.dumps(line) + "\n" for line in lines).encode())
+
+    monkeypatch.setattr("raykd.stages.train_loop.train_here", slow)
+    monkeypatch.setattr(stage, "LONG_WAIT_S", 0.0)
+    campaign = new_campaign()
+    trained = stage.train(campaign, 1, *inputs)
+    assert trained.loss == 1.0
+    assert trained.data_wait_share == pytest.approx((4 * 0.8 + 1 * 0.2) / 5)
+    assert trained.done.facts["images_per_s"] == pytest.approx(8 / 5 * 10)
+    assert "68% of the time went by waiting for images; student.loader_processes" in campaign.progress.stream.getvalue()
+
+
 def test_the_loss_falls(train):
     lines = lines_of(train("student.steps=40", "student.learning_rate=3e-3"))
     assert np.mean([line["loss"] for line in lines[-8:]]) < 0.9 * np.mean([line["loss"] for line in lines[:8]])

@@ -164,6 +164,6 @@ def test_setup_installs_the_dependencies_that_are_mounted_and_not_raykd_itself(c
     lines = "\n".join(cluster["setup_commands"])
     for path in cluster["file_mounts"]:
         assert path in lines or path == "~/.ray/auth_token"
-    assert "--requirement /home/ray/raykd/pyproject.toml" in lines
+    assert "--requirement /home/ray/raykd/pyproject.toml --extra campaign" in lines
     assert "--editable" not in lines
     assert not any(Path(path).suffix == ".py" for path in cluster["file_mounts"])

@@ -136,8 +136,8 @@ def test_when_everything_is_labeled_the_labeled_images_are_distilled_on():
     asked = []
 
     class Watched(TrainingFeatures):
-        def batches(self, wanted, processes, pin):
-            for one, batch in super().batches(wanted, processes, pin):
+        def batches(self, wanted, processes, on_gpu):
+            for one, batch in super().batches(wanted, processes, on_gpu):
                 asked.append(one.places)
                 yield one, batch
 
@@ -457,7 +457,7 @@ def test_an_image_that_went_away_is_named_in_one_line(images, tmp_path, loader_p
 
 def test_a_storage_that_fails_is_no_images_fault(images):
     class Away(TrainingFeatures):
-        def batches(self, asked, processes, pin):
+        def batches(self, asked, processes, on_gpu):
             raise StorageError("the disk is on fire")
 
     with pytest.raises(StorageError, match="on fire"):

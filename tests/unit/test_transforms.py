@@ -206,6 +206,13 @@ def test_a_random_crop_has_torchvisions_pixels_for_its_box(width, height, size, 
     assert_same(crop(image, seed), functional.hflip(expected) if flipped else expected)
 
 
+@given(st.lists(st.tuples(SIDES, SIDES, st.integers(0, 2**63 - 1)), min_size=1, max_size=20), st.booleans())
+def test_crops_of_a_batch_are_each_as_if_drawn_alone(asked, flip):
+    crop = RandomCrop(8, (0.08, 1.0), flip)
+    together = crop.draws(*np.array(asked, np.int64).T)
+    assert [((*box,), bool(flipped)) for *box, flipped in together.tolist()] == [crop.draw(*one) for one in asked]
+
+
 def drawn(width, height, area, count=4000):
     """Boxes by us and by torchvision: left, top, width, height, [count, 4] each."""
     import torch
