@@ -1,12 +1,15 @@
 """What two heads are worth: DHO against the single head and both ends, its gradients, its calibration.
 
     python jobs/bench_students.py [heads] [conflict] [views] [--data FOLDER] [--seeds 8]
+                                 [--kinds ce+kd dho]
 
 heads: ``ce``, ``kd``, ``ce+kd`` and ``dho`` at 1, 2, 4, 8 and 16 labels a class, drawn, from the same labels and draws:
 on the digits (images, the demo's student and its training: 100 steps of 32 + 64, 2e-3) with the demo's zero-shot CLIP
 as the teacher; and, with --data, on Tiny-ImageNet in a real MobileNetV2's frozen features (the teacher as in
 bench_teachers.py; the papers' 200 * ceil(L / 64) steps of 64 + 64, 1e-3, but 2,000 at most). Two forward passes, AdamW.
-Accuracy on test images, no number chosen on them: the mixture is the fixed (0.5, 1.0).
+Accuracy on test images, no number chosen on them: dho's mixture is the fixed (0.5, 1.0), or searched as raykd does it
+(and DHO's code: PAPERS.md 1.5) on validation images, 150 of the digits and two a class of Tiny-ImageNet. --kinds for
+fewer than all four.
 
 conflict: the cosine of the two signals' gradients on the backbone's parameters, at every tenth step of the same
 trainings on the digits, of one head that learns from both (ce+kd) and of two (dho). --plot FILE draws it.
@@ -41,6 +44,8 @@ from bench_teachers import digits as digits_features
 
 HEADS = ("ce", "kd", "ce+kd", "dho")
 AGAINST = ("ce+kd", "ce", "kd")  # what dho is held against
+SEARCHED = "dho, searched"
+VALIDATION = 2  # images a class of Tiny-ImageNet
 MOST_STEPS = 2000  # on features
 LOOK_EVERY = 10  # steps
 CONFLICT_SHOTS = (1, 4, 16)
@@ -56,11 +61,12 @@ class Problem:
         name: Of the data.
         labels_N: int [N], of the pool.
         teacher_NC: float [N, C], logits of the pool.
+        val_labels_V: int [V], of images that are in no training.
         test_labels_M: int [M].
         test_teacher_MC: float [M, C].
         new_model: A student before its training, by the kind of heads.
         data: Rows of the pool, to train on.
-        test: What a student says of the test images, float [M, C] by column.
+        say: What a student says of the validation and of the test images, float [V, C] and [M, C] by column.
         settings: Of a training on so many labels, but for its key.
         texts: The classes' texts.
     """
@@ -68,11 +74,12 @@ class Problem:
     name: str
     labels_N: np.ndarray
     teacher_NC: np.ndarray
+    val_labels_V: np.ndarray
     test_labels_M: np.ndarray
     test_teacher_MC: np.ndarray
     new_model: Callable[[str], Any]
     data: Callable[[np.ndarray], Any]
-    test: Callable[[Any], dict[str, np.ndarray]]
+    say: Callable[[Any], list[dict[str, np.ndarray]]]
     settings: Callable[[int], dict[str, Any]]
     texts: Any
 
@@ -95,27 +102,32 @@ def digits(folder: Path) -> Problem:
     config = load_preset("demo", [f"storage_path={folder}/digits", "progress=none"])
     with open_campaign(config) as campaign:
         pool = list_pool(campaign)
-    rows, test = (pool.with_labels(pool.split(split), pool.classes)[0] for split in ("pool", "test"))
+    (rows, _), (val, val_labels_V), (test, _) = (
+        pool.with_labels(pool.split(split), pool.classes) for split in ("pool", "val", "test")
+    )
     scorer = text_scorer(seen.texts)
 
     def student(heads: str, seed: int = 0) -> Student:
         return new_student(config.student.model_copy(update={"heads": heads}), pool.classes, seed)
 
     preprocess = student("dho").preprocess
-    images = list(load_many(ImageReader(), test["uri"].to_pylist(), preprocess.clean()))
-    pixels = np.stack([np.asarray(image) for image in images])
+    pixels = [
+        np.stack([np.asarray(image) for image in load_many(ImageReader(), of["uri"].to_pylist(), preprocess.clean())])
+        for of in (val, test)
+    ]
 
     def data(order: np.ndarray) -> Any:
         mine = rows.take(pa.array(order))
         ids, uris = (pa.chunked_array([mine[name].combine_chunks()]) for name in ("sample_id", "uri"))
         return TrainingImages(ids, uris, preprocess, config.student.crop_area, config.student.flip)
 
-    def say(model: Any) -> dict[str, np.ndarray]:
-        return Student(model.eval(), config.student.backbone, list(pool.classes), preprocess).outputs(pixels)[1]
+    def say(model: Any) -> list[dict[str, np.ndarray]]:
+        student = Student(model.eval(), config.student.backbone, list(pool.classes), preprocess)
+        return [student.outputs(of)[1] for of in pixels]
 
     return Problem(
-        "digits", seen.labels_N, scorer.logits(seen.pool_ND), seen.test_labels_N, scorer.logits(seen.test_ND),
-        lambda heads: student(heads).model, data, say, lambda _: DEMO, seen.texts,
+        "digits", seen.labels_N, scorer.logits(seen.pool_ND), val_labels_V, seen.test_labels_N,
+        scorer.logits(seen.test_ND), lambda heads: student(heads).model, data, say, lambda _: DEMO, seen.texts,
     )  # fmt: skip
 
 
@@ -131,20 +143,23 @@ def tiny(folder: Path) -> Problem:
     seen = tiny_imagenet(folder)
     scorer = text_scorer(seen.texts)
     mean, spread = seen.pool_ND.mean(axis=0), float(seen.pool_ND.std())  # one number: directions keep their sizes
-    pool_ND, test_MD = ((of - mean) / spread for of in (seen.pool_ND, seen.test_ND))
+    first_N = balanced(seen, VALIDATION, 0)
+    others_N = np.setdiff1d(np.arange(len(seen.labels_N)), first_N)
+    features = [(of - mean) / spread for of in (seen.pool_ND[others_N], seen.pool_ND[first_N], seen.test_ND)]
+    pool_ND, labels_N = features[0], seen.labels_N[others_N]
 
     def model(heads: str) -> StudentNet:
         torch.manual_seed(0)
         return StudentNet(nn.Identity(), pool_ND.shape[1], len(seen.texts.directions_CD), heads)
 
-    def say(net: StudentNet) -> dict[str, np.ndarray]:
+    def say(net: StudentNet) -> list[dict[str, np.ndarray]]:
         with torch.inference_mode():
-            found = net.eval()(torch.from_numpy(test_MD.astype(np.float32))).logits
-        return {name: values.numpy() for name, values in found.items()}
+            found = [net.eval()(torch.from_numpy(of.astype(np.float32))).logits for of in features[1:]]
+        return [{name: values.numpy() for name, values in logits.items()} for logits in found]
 
     return Problem(
-        "Tiny-ImageNet", seen.labels_N, scorer.logits(seen.pool_ND), seen.test_labels_N, scorer.logits(seen.test_ND),
-        model, lambda order: TrainingFeatures(pool_ND[order]), say,
+        "Tiny-ImageNet", labels_N, scorer.logits(seen.pool_ND[others_N]), seen.labels_N[first_N], seen.test_labels_N,
+        scorer.logits(seen.test_ND), model, lambda order: TrainingFeatures(pool_ND[order]), say,
         lambda labels: {"steps": min(MOST_STEPS, 200 * math.ceil(labels / 64))}, seen.texts,
     )  # fmt: skip
 
@@ -184,12 +199,25 @@ def one_cell(kind: str, folder: str, heads: str, shots: int, seed: int) -> dict[
     from raykd.algo.heads import probabilities
 
     problem = problem_of(kind, folder)
-    logits = problem.test(train(problem, heads, balanced(problem, shots, seed), seed))  # type: ignore[arg-type]
-    probs_MC, labels_M = probabilities(logits), problem.test_labels_M
-    found = {heads: metrics.accuracy(probs_MC, labels_M), f"{heads} ece": metrics.calibration_error(probs_MC, labels_M)}
+    model = train(problem, heads, balanced(problem, shots, seed), seed)  # type: ignore[arg-type]
+    (val, logits), labels_M = problem.say(model), problem.test_labels_M
+    found = {heads: metrics.accuracy(probabilities(logits), labels_M)}
     if len(logits) > 1:
-        found |= {f"{heads}: {name.split('_')[0]} head": metrics.accuracy(of, labels_M) for name, of in logits.items()}
+        chosen = searched(val, problem.val_labels_V)
+        found[SEARCHED] = metrics.accuracy(probabilities(logits, chosen), labels_M)
+        found |= {f"dho: {name.split('_')[0]} head": metrics.accuracy(of, labels_M) for name, of in logits.items()}
+        found["ce_weight"] = chosen.ce_weight
     return found
+
+
+def searched(logits: dict[str, np.ndarray], labels_V: np.ndarray) -> Any:
+    """The mixture as raykd's mix stage chooses it."""
+    from raykd.algo.heads import Mixture, grid, hits, is_real_gain
+
+    points_G2 = grid(Mixture())  # the default is the first
+    right_GV = hits(logits, labels_V, points_G2)
+    best = int(right_GV.sum(axis=1).argmax())
+    return Mixture(*points_G2[best].tolist()) if is_real_gain(right_GV[best], right_GV[0])[0] else Mixture()
 
 
 @contextmanager
@@ -202,11 +230,13 @@ def workers(count: int) -> Iterator[ProcessPoolExecutor]:
 # ---------------------------------------------------------------- heads
 
 
-def compare_heads(kind: str, folder: Path, seeds: int, processes: int) -> dict[str, Any]:
+def compare_heads(
+    kind: str, folder: Path, seeds: int, processes: int, kinds: Sequence[str]
+) -> dict[str, Any]:  # fmt: skip
     """Every kind of heads on the same labels: a table of accuracies, and one of what dho gains."""
     problem = problem_of(kind, str(folder))
     teacher = float(np.mean(problem.test_teacher_MC.argmax(axis=1) == problem.test_labels_M))
-    cells = [(heads, shots, seed) for shots in SHOTS for seed in range(seeds) for heads in HEADS]
+    cells = [(heads, shots, seed) for shots in SHOTS for seed in range(seeds) for heads in kinds]
     with workers(processes) as pool:
         futures = [pool.submit(one_cell, kind, str(folder), *cell) for cell in cells]
         outcomes = [future.result() for future in futures]
@@ -214,13 +244,20 @@ def compare_heads(kind: str, folder: Path, seeds: int, processes: int) -> dict[s
     for (_, shots, _), outcome in zip(cells, outcomes, strict=True):
         for name, value in outcome.items():
             found[str(shots)].setdefault(name, []).append(value)
-    names = [*HEADS, "dho: ce head", "dho: kd head"]
-    print(f"\n{problem.name}: accuracy on {len(problem.test_labels_M):,} test images, %; the teacher {teacher:.1%}\n")
-    print_table(["labels a class", *names], ([n, *(share(of[name]) for name in names)] for n, of in found.items()))
-    print(f"\n{problem.name}: what dho gains, points, same labels and seeds (p of the sign-flip test)\n")
+    names = [*kinds, SEARCHED, "dho: ce head", "dho: kd head"]
+    num_val, num_test = len(problem.val_labels_V), len(problem.test_labels_M)
+    print(f"\n{problem.name}: accuracy on {num_test:,} test images, %; the teacher {teacher:.1%}\n")
     print_table(
-        ["labels a class", *(f"over {name}" for name in AGAINST)],
-        ([n, *(gain(of["dho"], of[name]) for name in AGAINST)] for n, of in found.items()),
+        ["labels a class", *names, "mean ce_weight"],
+        ([n, *(share(of[name]) for name in names), f"{np.mean(of['ce_weight']):.2f}"] for n, of in found.items()),
+    )
+    pairs = [("dho", name) for name in AGAINST if name in kinds] + [
+        (SEARCHED, name) for name in AGAINST if name in kinds
+    ]
+    print(f"\n{problem.name}: gains, points, same labels and seeds (p by sign flips); {num_val:,} validation images\n")
+    print_table(
+        ["labels a class", *(f"{ours} over {other}" for ours, other in pairs)],
+        ([n, *(gain(of[ours], of[other]) for ours, other in pairs)] for n, of in found.items()),
     )
     return {"teacher": teacher, **found}
 
@@ -383,6 +420,7 @@ def main() -> None:
     parser.add_argument("themes", nargs="*", metavar="heads conflict views", default=["heads", "conflict", "views"])
     parser.add_argument("--data", type=Path, help="folder with tiny_imagenet_val_mobilenetv2.npz")
     parser.add_argument("--seeds", type=int, default=8)
+    parser.add_argument("--kinds", nargs="+", choices=HEADS, default=HEADS)
     parser.add_argument("--processes", type=int, default=os.cpu_count())
     parser.add_argument("--plot", type=Path, help="PNG file of the conflict")
     given = parser.parse_args()
@@ -390,7 +428,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="raykd-bench-") as folder:
         if "heads" in given.themes:
             for kind, where in [("digits", Path(folder))] + ([("tiny", given.data)] if given.data else []):
-                results[kind] = compare_heads(kind, where, given.seeds, given.processes)
+                results[kind] = compare_heads(kind, where, given.seeds, given.processes, given.kinds)
         if "conflict" in given.themes:
             results["conflict"] = compare_conflict(Path(folder), given.seeds, given.processes, given.plot)
         if "views" in given.themes:
