@@ -6,9 +6,10 @@ import os
 import platform
 import shutil
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import partial
 from importlib.metadata import version
 from itertools import islice
 from pathlib import Path
@@ -16,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
+from PIL.Image import Image
 
 import raykd
 from raykd.algo.keyed import hash_ids, uniform
@@ -24,7 +26,7 @@ from raykd.images.decoding import SUFFIXES
 from raykd.images.reading import load_many
 from raykd.images.stored import ImageReader
 from raykd.models.opened import find_model
-from raykd.models.preprocess import Preprocess
+from raykd.models.preprocess import ABOUT, Preprocess
 from raykd.store.outputs import MANIFEST_FILE, count_done, read_metrics, round_place
 from raykd.store.place import Place
 from raykd.store.stage_folder import read_done
@@ -35,7 +37,8 @@ if TYPE_CHECKING:
     from raykd.models.student import Student
 
 NUM_IMAGES = 256  # that an export is held against
-FEWEST_IMAGES = 16  # where there are no more
+FEWEST_IMAGES = 16  # where there are no more,
+CROPS = (0.3, 1.0)  # and shares of them that are cropped to make up for it
 CACHE_BYTES = 256 * 2**20  # of row groups of Parquet
 
 
@@ -81,6 +84,8 @@ def find_run(path: str, number: int | None, images: str | None) -> Run:
             raise UserError(f"--round {number}: rounds 0 to {done - 1} of the campaign in {place} are finished")
         return Run(find_model(round_place(place, number)).place, place, number)
     found = find_model(place)
+    if ABOUT not in found.files:
+        raise UserError(f"{place} is an export already; give the student it came from, such as RUN/round_002/student")
     if number is not None:
         raise UserError(f"--round {number}: {place} is a student's folder, not a campaign's; leave --round away")
     if images is None:
@@ -94,14 +99,16 @@ def find_run(path: str, number: int | None, images: str | None) -> Run:
 def real_images(run: Run, preprocess: Preprocess, images: str | None) -> tuple[np.ndarray, str]:
     """Images to hold an export against, cropped, uint8 [n, H, W, 3], and where they are from.
 
-    A draw that is keyed by name: the same images every time. :data:`NUM_IMAGES` of those that can be read, or all
-    when there are fewer.
+    A draw that is keyed by name: the same images every time. :data:`NUM_IMAGES` of those that can be read; when there
+    are fewer, all, and random crops of them.
 
     Raises:
         UserError: Fewer than :data:`FEWEST_IMAGES` can be read.
     """
     if images is not None:
         place = Place.of(images)
+        if not place.is_dir():
+            raise UserError(f"--images {images}: there is no such folder")
         paths = [info.path for info in place.files(recursive=True) if info.path.lower().endswith(SUFFIXES)]
         names, uris, words = paths, [place.sibling(path).uri for path in paths], f"of {images}"
     else:
@@ -110,14 +117,26 @@ def real_images(run: Run, preprocess: Preprocess, images: str | None) -> tuple[n
         names, uris = rows["sample_id"].to_pylist(), rows["uri"].to_pylist()
         words = f"of {run.campaign}"
     order = np.argsort(uniform(hash_ids(names), "export"), kind="stable")
-    loaded = load_many(ImageReader(CACHE_BYTES), [uris[n] for n in order], preprocess.clean())
-    read = list(islice((np.asarray(image) for image in loaded if not isinstance(image, str)), NUM_IMAGES))
+    drawn = [uris[n] for n in order]
+    read = list(islice(pixels_of(drawn, preprocess.clean()), NUM_IMAGES))
     if len(read) < FEWEST_IMAGES:
         raise UserError(
             f"{len(read)} of {len(uris)} images {words} can be read; an export is held against the student on "
-            f"{NUM_IMAGES}, or all there are when there are {FEWEST_IMAGES} at least: give --images FOLDER"
+            f"{NUM_IMAGES}, crops of the same ones among them where there are fewer, of {FEWEST_IMAGES} at least: give "
+            "--images FOLDER"
         )
-    return np.stack(read), words
+    if (whole := len(read)) < NUM_IMAGES:
+        crop = preprocess.augmented(CROPS, flip=True)
+        for seed in range(-(-NUM_IMAGES // whole) - 1):
+            read += pixels_of(drawn, partial(crop, seed=seed))
+        words += f" ({whole} whole, the others crops of these)"
+    return np.stack(read[:NUM_IMAGES]), words
+
+
+def pixels_of(uris: list[str], transform: Callable[[Image], Image]) -> Iterator[np.ndarray]:
+    """uint8 [H, W, 3] of each image that can be read."""
+    loaded = load_many(ImageReader(CACHE_BYTES), uris, transform)
+    return (np.asarray(image) for image in loaded if not isinstance(image, str))
 
 
 def manifest_of(campaign: Place) -> pa.Table:
@@ -210,13 +229,13 @@ def campaign_facts(run: Run) -> dict[str, Any] | None:
     return {
         "round": run.number,
         "num_labeled": metrics["num_labeled"],
-        "labels_spent": metrics["labels_spent"],
+        "labels_spent": metrics.get("labels_spent") or {"training": metrics["num_labeled"]},
         "accuracy": metrics["accuracy"] and metrics["accuracy"]["mixture"],
         "interval": metrics["interval"],
         "num_test": metrics["num_test"],
         "ece": metrics["ece"],
-        "teacher": " ".join(str(teacher[key]) for key in ("model", "pretrained") if teacher.get(key)),
-        "prompts": teacher.get("templates"),
+        "teacher": " ".join(str(teacher[key]) for key in ("table", "model", "pretrained") if teacher.get(key)),
+        "prompts": None if teacher.get("table") else teacher.get("templates"),
         "data": config["pool"]["path"],
         "strategy": config["selection"]["strategy"],
         "seed": config["seed"],

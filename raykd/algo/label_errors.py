@@ -32,6 +32,7 @@ from functools import cache, cached_property
 import numpy as np
 
 from raykd.algo.calibration import DEVIATIONS, TINY
+from raykd.algo.few_shot.honest import evidence_of
 from raykd.algo.few_shot.rules import ENOUGH, fit_rule
 from raykd.algo.few_shot.support import Support
 from raykd.algo.heads import softmax
@@ -109,7 +110,7 @@ def slips_among(support: Support) -> Slips:
     ProKeR's exact leave-one-out, of more than :data:`FEW` labels GDA's. The teacher's own rule is not asked: it may
     learn nothing, or cost far more. Views are not looked at. As long as labels say nothing of how good a teacher is
     (:attr:`raykd.algo.few_shot.support.Support.shares_C`; one of each class) or fewer than :data:`ENOUGH` do, no slips
-    are looked for.
+    are looked for, and the texts alone are asked.
 
     Cost: that of the rule, less than a second for some hundred labels of some classes. With D = 512 and 1,000 classes
     2,000 labels take 33 s of one core (ProKeR), 8,000 labels 28 s (GDA) and 2.3 GiB.
@@ -117,9 +118,10 @@ def slips_among(support: Support) -> Slips:
     Raises:
         UserError: As :class:`Support` does.
     """
+    if len(support.labels_N) < 2 or evidence_of(support).says_M.sum() < ENOUGH:
+        return find_slips(fit_rule("zero_shot", support).logits_NC, support.labels_N, 0.0)
     fitted = fit_rule("proker" if len(support.labels_N) <= FEW else "gda", support)
-    says = fitted.says_M.sum() if len(support.labels_N) > 1 else 0.0
-    return find_slips(fitted.logits_NC, support.labels_N, MOST if says >= ENOUGH else 0.0)
+    return find_slips(fitted.logits_NC, support.labels_N, MOST)
 
 
 def find_slips(logits_NC: np.ndarray, labels_N: np.ndarray, most: float = MOST) -> Slips:

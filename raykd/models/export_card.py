@@ -16,25 +16,30 @@ PHOTO = "photo.jpg"  # what the card's example looks at
 
 NEEDS = {"timm": "timm", "onnx": "onnxruntime pillow", "torch": "torch numpy pillow"}
 
-OPEN = "ImageOps.exif_transpose(Image.open({file})).convert('RGB')"
+OPENED = """\
+def opened(file):  # upright, on white where it is transparent
+    image = ImageOps.exif_transpose(Image.open(file))
+    assert image.mode[0] not in "IF", f"{file}: more than 8 bits a channel; bring it to 8 first"
+    image = image.convert("RGBA")
+    return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
+"""
 CROPPED = """\
 def pixels_of(file, side={side}):  # short side to {side}, then the middle
-    image = {open}
+    image = opened(file)
     image = image.resize([int(side * each / min(image.size)) for each in image.size], Image.Resampling.{filter})
     left, top = (round((each - side) / 2) for each in image.size)
     return numpy.asarray(image.crop((left, top, left + side, top + side)))[None]
 """
 SQUASHED = """\
 def pixels_of(file, side={side}):  # to {side} x {side}, whatever its shape
-    image = {open}
-    return numpy.asarray(image.resize((side, side), Image.Resampling.{filter}))[None]
+    return numpy.asarray(opened(file).resize((side, side), Image.Resampling.{filter}))[None]
 """
 ASKED = {
     "timm": """\
 model = timm.create_model({folder}, pretrained=True).eval()
 see = timm.data.create_transform(**timm.data.resolve_model_data_config(model))
 with torch.inference_mode():
-    heads = model(see({open})[None]).unflatten(1, ({num_heads}, {num_classes})).log_softmax(2)
+    heads = model(see(opened({file}))[None]).unflatten(1, ({num_heads}, {num_classes})).log_softmax(2)
 probs = ((heads + torch.tensor({weights})[:, None].log()).logsumexp(1) / {calibration}).softmax(1)[0].tolist()
 """,
     "onnx": """\
@@ -74,15 +79,12 @@ def code(card: dict[str, Any], folder: str, file: str) -> tuple[str, str]:
     """
     side, kind = card["preprocess"]["image_size"], card["format"]
     weights, calibration = head_weights(card), card["mixture"]["calibration"]
-    before = "" if kind == "timm" else SQUASHED if is_squashed(card) else CROPPED
     values = {
         "folder": folder, "file": file, "side": side, "filter": card["preprocess"]["interpolation"].upper(),
         "num_heads": len(weights), "num_classes": len(card["classes"]), "weights": weights, "calibration": calibration,
     }  # fmt: skip
-    return (
-        before.format(**values, open=OPEN.format(file="file")),
-        ASKED[kind].format(**values, open=OPEN.format(file=file)),
-    )
+    crop = "" if kind == "timm" else SQUASHED if is_squashed(card) else CROPPED
+    return OPENED + crop.format(**values), ASKED[kind].format(**values)
 
 
 def is_squashed(card: dict[str, Any]) -> bool:
@@ -147,7 +149,7 @@ def readme(card: dict[str, Any]) -> str:
         "|---|---|",
     ]
     rows = {
-        "Input": f"RGB, upright, {seen}; {INPUT_WORDS[kind]}. Transparent images: on white",
+        "Input": f"RGB, upright, {seen}; {INPUT_WORDS[kind]}. 8 bits a channel; transparent images on white",
         "Mixture": f"{heads}; calibration temperature {mixture['calibration']:g}",
         **(campaign_rows(run) if run else {"Accuracy": "not known: exported without its campaign"}),
         "Held against the student": f"{gate['num_images']} images {gate['images']}, batches of "
@@ -194,9 +196,9 @@ def campaign_rows(run: dict[str, Any]) -> dict[str, str]:
     return {
         "Accuracy": measured,
         "Calibration error (ECE)": "not known" if run["ece"] is None else f"{run['ece']:.1%}",
-        "Labels spent": f"{run['num_labeled']:,} ({spent})",
+        "Labels spent": f"{sum(run['labels_spent'].values()):,} ({spent})",
         "Teacher": str(run["teacher"]),
-        "Prompts": str(run["prompts"]),
+        **({"Prompts": str(run["prompts"])} if run["prompts"] else {}),
         "Data": str(run["data"]),
         "Picked by": f"{run['strategy']}, seed {run['seed']}, round {run['round']}",
         "Trained with": card_in_words(run["trained_with"]),
@@ -208,7 +210,7 @@ def card_in_words(versions: dict[str, Any]) -> str:
 
 
 def listed_in_card(classes: list[str], shown: int = 20) -> str:
-    text = ", ".join(f"`{name}`" for name in classes[:shown])
+    text = ", ".join(f"`{name if name.isprintable() else json.dumps(name)}`" for name in classes[:shown])
     return text + (f", ... (all {len(classes)} in {CARD_FILE})" if len(classes) > shown else "")
 
 

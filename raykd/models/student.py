@@ -121,8 +121,22 @@ class Student(Classifier):
         """Read a saved student, ready to predict.
 
         A frozen one without its :data:`NETWORK`, as a training leaves it, takes features (:meth:`outputs_of_features`).
+
+        Args:
+            folder: ``RUN/round_002/student``, or the round's.
+            device: Torch's name.
+
+        Raises:
+            UserError: There is no student.
         """
         place = Place.of(folder)
+        if not (place / ABOUT).exists():
+            from raykd.models.opened import find_model
+
+            found = find_model(place)
+            if ABOUT not in found.files:
+                raise UserError(f"{place} is an export: raykd.models.opened.open_model opens it")
+            place = found.place
         about, preprocess = (place / ABOUT).read_json(), read_preprocess(place)
         heads = "dho" if about["heads"] == "dual" else about["heads"]  # as they were called once
         state = safetensors.torch.load((place / WEIGHTS).read_bytes())

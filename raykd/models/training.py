@@ -550,7 +550,7 @@ class _Record:
             "kl_labeled": means.get("kl_labeled"),
             "kl_unlabeled": means.get("kl_unlabeled"),
             "learning_rate": rate,
-            "images_per_s": round(len(self.seen) * self.num_images / seconds, 1),
+            "images_per_s": float(f"{len(self.seen) * self.num_images / seconds:.4g}"),
             "data_wait_share": round(self.waited_s / seconds, 3),
         }
         self.seen, self.started, self.waited_s = [], now, 0.0

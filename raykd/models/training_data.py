@@ -27,6 +27,7 @@ from raykd.models.student import normalised
 
 AHEAD = 2  # batches that are made before they are asked for
 GIB = 2**30
+SMALL_BYTES = 2**22  # of a batch's pixels
 
 
 @dataclass(frozen=True)
@@ -234,7 +235,8 @@ class Maker:
 
     Args:
         data: Of these images.
-        ready: Whether to make of the pixels what the model takes, too.
+        ready: Whether to make of few pixels what the model takes, too: four times as many bytes, and containers have
+            little memory to share between processes.
     """
 
     data: TrainingImages
@@ -246,7 +248,9 @@ class Maker:
             batch = self.data.batch(asked)
         except UserError as error:
             return asked, error
-        return asked, replace(batch, items=self.data.to_input(batch.items)) if self.ready else batch
+        if self.ready and batch.items.nbytes <= SMALL_BYTES:
+            batch = replace(batch, items=self.data.to_input(batch.items))
+        return asked, batch
 
 
 def made_ahead(maker: Maker, asked: Iterable[AskedBatch]) -> Generator[Made, None, None]:

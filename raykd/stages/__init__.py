@@ -10,8 +10,10 @@ from importlib.util import find_spec
 
 from raykd.errors import UserError
 
-if find_spec("ray") is None:
-    raise UserError("the jobs need Ray and FAISS, and this is raykd without them: pip install 'raykd[campaign]'")
+if _missing := [_name for _name in ("ray", "faiss", "jinja2") if find_spec(_name) is None]:
+    raise UserError(
+        f"the jobs need {', '.join(_missing)}, which raykd alone does not bring: pip install 'raykd[campaign]'"
+    )
 
 for _name, _value in {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.25",  # the controller's polling; the default of 2 s is felt in short rounds

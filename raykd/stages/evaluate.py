@@ -184,7 +184,7 @@ def in_words(values: RoundFigures) -> str:
     if fit and fit["change"] and has_learned(fit) and accuracy["teacher"] is not None:
         parts[-1] += f" ({points(fit['change']['gain'])} by {taught_by(fit)})"
     text = f"{accuracy['mixture']:.1%} of {values['num_test']:,} test images (95% interval {interval(values)})"
-    if change := values["change"]:
+    if change := values.get("change"):
         text += f", {gained(change)} points since round {values['round'] - 1}"
         text += ", within noise" if is_noise(change) else ""
     text += f"; {cost}; {', '.join(parts)}; calibration error {percent(values['ece'])}"

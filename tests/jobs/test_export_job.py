@@ -80,7 +80,8 @@ def exported(request, run, student, photos, tmp_path_factory):
     folder = tmp_path_factory.mktemp("out") / request.param
     code, said = run(student, "--to", folder, "--format", request.param, "--images", photos)
     assert code == 0, said
-    assert "held against the student on 20 images" in said
+    assert "held against the student on 256 images" in said
+    assert "(20 whole, the others crops of these)" in said
     return folder
 
 
@@ -109,6 +110,34 @@ def test_whoever_has_no_raykd_gets_the_same_answers_by_the_card_and_by_its_progr
         assert float(prob) == pytest.approx(want_C.max(), abs=1e-4)
     np.testing.assert_allclose(json.loads(by_card), want_NC[3], atol=1e-4)
     (exported / "photo.jpg").unlink()
+
+
+def test_transparent_images_are_seen_as_raykd_sees_them_and_deep_ones_are_refused(exported, student, photos, tmp_path):
+    image = Image.open(photos / "03.png").convert("RGBA")
+    image.putalpha(Image.radial_gradient("L").resize(image.size))
+    image.save(tmp_path / "clear.png")
+    image.convert("P").save(tmp_path / "palette.png", transparency=0)
+    Image.fromarray(np.full((40, 40), 40_000, np.uint16)).save(tmp_path / "deep.png")
+    files = [tmp_path / "clear.png", tmp_path / "palette.png"]
+    program = (
+        "try:\n    runpy.run_path('predict.py', run_name='__main__')\nexcept AssertionError as error:\n    print(error)"
+    )
+    *lines, refused = outside(exported, program, "predict.py", *files, tmp_path / "deep.png").splitlines()
+    probs = [float(line.split("\t")[2]) for line in lines]
+    np.testing.assert_allclose(probs, Student.load(student).predict(files).max(axis=1), atol=1e-4)
+    assert refused.endswith("deep.png: more than 8 bits a channel; bring it to 8 first")
+
+
+def test_what_is_no_student_is_told_by_what_it_is(exported, run, student, photos, tmp_path):
+    code, said = run(exported, "--to", tmp_path / "again", "--format", "torch", "--images", photos)
+    assert (code, "is an export already" in said) == (2, True)
+    code, said = run(student, "--to", tmp_path / "again", "--format", "torch", "--images", tmp_path / "none")
+    assert (code, "there is no such folder" in said) == (2, True)
+    assert not (tmp_path / "again").exists()
+    with pytest.raises(UserError, match="is an export: "):
+        Student.load(exported)
+    with pytest.raises(UserError, match="is not there; looked for"):
+        Student.load(tmp_path / "none")
 
 
 SERVE_ONLY = """
@@ -175,7 +204,7 @@ def test_the_card_says_what_there_is(exported, student):
     assert card["mixture"] == {"ce_weight": 0.3, "temperature": 0.75, "calibration": 0.6}
     assert card["sha256"] == Place.of(exported / card["weights"]).sha256()
     assert card["bytes"] == (exported / card["weights"]).stat().st_size
-    assert card["gate"]["num_images"] == 20
+    assert card["gate"]["num_images"] == 256
     assert card["campaign"] is None
     text = (exported / "README.md").read_text("utf-8")
     assert card["sha256"] in text
@@ -223,5 +252,5 @@ def test_an_export_that_is_not_the_student_leaves_nothing(run, student, photos, 
     monkeypatch.setattr(export, "plain_timm", other)
     code, said = run(student, "--to", tmp_path / "out", "--format", "timm", "--images", photos)
     assert code == 2
-    assert "what was written is not the student: at batch 1, on 20 images, a probability differs by" in said
+    assert "what was written is not the student: at batch 1, on 256 images, a probability differs by" in said
     assert not list(tmp_path.iterdir())

@@ -99,7 +99,9 @@ def test_the_check_sees_mistakes(cluster, path, value, message):
 def test_rays_version_is_the_same_everywhere(text, cluster):
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     (pinned,) = (
-        re.fullmatch(r"ray\[.*\]==(.+)", line)[1] for line in project["dependencies"] if line.startswith("ray[")
+        re.fullmatch(r"ray\[.*\]==(.+)", line)[1]
+        for line in project["optional-dependencies"]["campaign"]
+        if line.startswith("ray[")
     )
     assert ray.__version__ == pinned
     assert f"ray=={pinned}" in (ROOT / "constraints.txt").read_text().splitlines()
