@@ -118,7 +118,6 @@ def figures(
         "coverage_radius": covering_radius(campaign, pool, teacher, done),
         "mixture": asdict(mixture) | {"reason": done.deployed.reason, "calibrated": done.deployed.calibrated},
         "loss": done.trained.loss,
-        "data_wait_share": done.trained.data_wait_share,
         "seconds": done.seconds,
         "teacher": teacher.scores,
         "teacher_fit": teacher.fit,

@@ -582,7 +582,6 @@ class RoundFigures(TypedDict):
     coverage_radius: float | None
     mixture: dict[str, Any]  # ce_weight, temperature, calibration; reason (of the first two), calibrated (of the third)
     loss: float
-    data_wait_share: float  # of the training's time, 0 to 1
     seconds: dict[str, float]  # by stage
     teacher: Scores
     teacher_fit: TeacherFit | None  # None: it has not learned from labels

@@ -177,7 +177,7 @@ def test_what_is_wrong_on_test_lies_beside_the_metrics(finished):
         assert mistakes.num_rows == line["num_test"] - right
         assert mistakes["thumbnail"].null_count == max(mistakes.num_rows - 12, 0)
         doubtful = pq.read_table(place / "doubtful_labels.parquet")
-        assert set(doubtful["sample_id"].to_pylist()) <= set(labels_of(finished.place))
+        assert set(doubtful["sample_id"].to_pylist()) <= set(labels_of(finished.place, number))
         assert sum(slip > 0.5 for slip in doubtful["slip"].to_pylist()) == line["label_doubts"]["num_suspects"] == 0
     page = (finished.place / "report.html").read_text("utf-8")
     for words in (
