@@ -212,12 +212,11 @@ def one_cell(kind: str, folder: str, heads: str, shots: int, seed: int) -> dict[
 
 def searched(logits: dict[str, np.ndarray], labels_V: np.ndarray) -> Any:
     """The mixture as raykd's mix stage chooses it."""
-    from raykd.algo.heads import Mixture, grid, hits, is_real_gain
+    from raykd.algo.heads import Mixture, better_mixture, grid, hits
 
-    points_G2 = grid(Mixture())  # the default is the first
-    right_GV = hits(logits, labels_V, points_G2)
-    best = int(right_GV.sum(axis=1).argmax())
-    return Mixture(*points_G2[best].tolist()) if is_real_gain(right_GV[best], right_GV[0])[0] else Mixture()
+    points_G2 = grid(Mixture())
+    correct_G = hits(logits, labels_V, points_G2).sum(axis=1)
+    return better_mixture(logits, labels_V, Mixture(), points_G2, correct_G)[0]
 
 
 @contextmanager

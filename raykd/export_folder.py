@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import platform
 import shutil
@@ -9,7 +10,6 @@ import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from functools import partial
 from importlib.metadata import version
 from itertools import islice
 from pathlib import Path
@@ -127,14 +127,15 @@ def real_images(run: Run, preprocess: Preprocess, images: str | None) -> tuple[n
         )
     if (whole := len(read)) < NUM_IMAGES:
         crop = preprocess.augmented(CROPS, flip=True)
-        for seed in range(-(-NUM_IMAGES // whole) - 1):
-            read += pixels_of(drawn, partial(crop, seed=seed))
+        times = math.ceil(NUM_IMAGES / whole) - 1
+        for crops in pixels_of(drawn, lambda image: np.stack([np.asarray(crop(image, seed)) for seed in range(times)])):
+            read += [*crops]
         words += f" ({whole} whole, the others crops of these)"
     return np.stack(read[:NUM_IMAGES]), words
 
 
-def pixels_of(uris: list[str], transform: Callable[[Image], Image]) -> Iterator[np.ndarray]:
-    """uint8 [H, W, 3] of each image that can be read."""
+def pixels_of(uris: list[str], transform: Callable[[Image], Any]) -> Iterator[np.ndarray]:
+    """What a transform makes of each image that can be read, uint8 [..., H, W, 3]."""
     loaded = load_many(ImageReader(CACHE_BYTES), uris, transform)
     return (np.asarray(image) for image in loaded if not isinstance(image, str))
 

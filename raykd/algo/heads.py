@@ -150,6 +150,30 @@ def hits(logits: Mapping[str, np.ndarray], labels_N: np.ndarray, points_G2: np.n
     return right_GN
 
 
+def better_mixture(
+    logits: Mapping[str, np.ndarray],
+    labels_N: np.ndarray,
+    default: Mixture,
+    points_G2: np.ndarray,
+    correct_G: np.ndarray,
+) -> tuple[Mixture, bool, str]:
+    """The most accurate point of a grid, if it beats the default by a standard error (:func:`is_real_gain`).
+
+    Args:
+        logits, labels_N: What was searched on; see :func:`hits`.
+        default: What stays otherwise.
+        points_G2: float64 [G, 2], as :func:`grid` gives them; of equals the first is taken.
+        correct_G: int [G], how many images each point has right.
+
+    Returns:
+        The mixture, whether it is another than the default, and the best point's gain in words.
+    """
+    best = points_G2[int(correct_G.argmax())]
+    both = np.array([best, (default.ce_weight, default.temperature)])
+    real, gain = is_real_gain(*hits(logits, labels_N, both))
+    return Mixture(float(best[0]), float(best[1])) if real else default, real, gain
+
+
 def is_real_gain(right_best_N: np.ndarray, right_default_N: np.ndarray) -> tuple[bool, str]:
     """The one-standard-error rule: whether the best point's paired gain over the default exceeds its standard error.
 

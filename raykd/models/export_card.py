@@ -110,7 +110,7 @@ def predict_program(card: dict[str, Any]) -> str:
     loop = "".join(f"    {line}" for line in rest)
     return (
         f'"""python predict.py IMAGE ...: the likeliest class, and its probability. Needs: {NEEDS[kind]}."""\n\n'
-        f"import json, os, sys\n\n{IMPORTS[kind]}\n{before and before + chr(10)}{model}"
+        f"import json, os, sys\n\n{IMPORTS[kind]}\n{before}\n{model}"
         f'classes = json.load(open(os.path.join({here}, "{CARD_FILE}"), encoding="utf-8"))["classes"]\n'
         f"for file in sys.argv[1:]:\n{loop}"
         '    print(f"{file}\\t{classes[probs.index(max(probs))]}\\t{max(probs):.6f}")\n'

@@ -59,42 +59,37 @@ class TeacherFigures(Scores):
     rule: str  # of the config: what it makes of labels
 
 
-class PickCard(TypedDict):
-    """An image that was picked: what was thought of it, and what people said."""
+class ImageCard(TypedDict):
+    """An image, and what is thought of it."""
 
-    round: int
-    rank: int
     sample_id: str
     uri: str
     thumbnail: bytes | None  # PNG or JPEG
-    distance: float | None  # to the nearest center when it was picked
-    teacher: list[Guess]  # up to 3, best first
+    teacher: list[Guess] | None  # up to 3, best first; None: it has no opinion of it
     student: list[Guess] | None  # None: no student yet
+
+
+class PickCard(ImageCard, TypedDict):
+    """An image that was picked, and what people said."""
+
+    round: int
+    rank: int
+    distance: float | None  # to the nearest center when it was picked
     outcome: str | None  # None: nobody has answered
     label: str | None  # the class, when outcome is "label"
 
 
-class MistakeCard(TypedDict):
+class MistakeCard(ImageCard):
     """A test image that the last student has wrong."""
 
-    sample_id: str
-    uri: str
-    thumbnail: bytes | None  # PNG or JPEG
     label: str
-    teacher: list[Guess] | None  # up to 3, best first; None: it has no opinion of it
-    student: list[Guess] | None
 
 
-class DoubtCard(TypedDict):
-    """A training label that looks like a slip."""
+class DoubtCard(ImageCard):
+    """A training label that looks like a slip; the teacher has not seen the label."""
 
-    sample_id: str
-    uri: str
-    thumbnail: bytes | None
     given: str
     slip: float  # how probable it is that it is one
-    teacher: list[Guess] | None  # by one that has not seen the label
-    student: list[Guess] | None
 
 
 class NextStep(TypedDict):
@@ -394,7 +389,7 @@ def gallery(picks: Sequence[PickCard]) -> list[dict[str, Any]]:
 
 
 def shown_card(
-    image: PickCard | MistakeCard | DoubtCard,
+    image: ImageCard,
     answer: str,
     remark: str,
     label: str | None,

@@ -71,7 +71,7 @@ def measure(
         started = time.perf_counter()
         with folder.writing() as out:
             doubts = doubtful_labels(campaign, pool, encoded, teacher, done)
-            test = done.predictions.labeled("test", pool)
+            test = done.predictions.split("test", pool)
             probs_NC = probabilities(test.logits, done.deployed.mixture)
             (out.place / CONFUSION_FILE).write_table(confusion_table(probs_NC, test.labels_N, done.trained.classes))
             (out.place / MISTAKES_FILE).write_table(mistakes_table(pool, teacher, done, test, probs_NC))

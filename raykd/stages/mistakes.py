@@ -12,11 +12,10 @@ from raykd.algo.heads import probabilities
 from raykd.algo.metrics import confusion
 from raykd.stages.campaign import Campaign
 from raykd.stages.few_shot import LabeledFeatures, clean_features, judge_labels, on_a_node
-from raykd.stages.pictures import thumbnails, top_guesses
+from raykd.stages.pictures import SHOWN_WRONG, thumbnails, top_guesses
 from raykd.store.outputs import Encoded, LabelDoubts, Labeled, Pool, Round, Teacher
 from raykd.store.tables import CONFUSION, DOUBTFUL, MISTAKES, checked
 
-SHOWN = 12  # that have a picture
 LONG = 10**6  # labels times classes, from which on it is said before what takes so long
 
 
@@ -51,7 +50,7 @@ def mistakes_table(pool: Pool, teacher: Teacher, done: Round, test: Labeled, pro
         "confidence": confidence_N.astype(np.float32),
         "teacher": top_guesses(teacher.probabilities(ids), teacher.classes),
         "student": top_guesses(probs_NC[wrong], done.trained.classes),
-        "thumbnail": first_thumbnails(pool, ids, SHOWN),
+        "thumbnail": first_thumbnails(pool, ids, SHOWN_WRONG),
     }
     return checked(pa.table(columns), MISTAKES)
 
@@ -101,7 +100,7 @@ def doubtful_labels(campaign: Campaign, pool: Pool, encoded: Encoded, teacher: T
         "margin": slips.margins_N[rows],
         "teacher": top_guesses(slips.probs_NC[rows], teacher.classes),
         "student": top_guesses(students_NC, done.predictions.classes),
-        "thumbnail": first_thumbnails(pool, ids, min(num_suspects, SHOWN)),
+        "thumbnail": first_thumbnails(pool, ids, min(num_suspects, SHOWN_WRONG)),
     }
     figures: LabelDoubts = {
         "num_labels": count,

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from ray import tune
 
-from raykd.algo.heads import Mixture, grid, hits, is_real_gain, probabilities
+from raykd.algo.heads import Mixture, better_mixture, grid, hits, probabilities
 from raykd.algo.metrics import log_loss
 from raykd.models.saved import WEIGHTS, deploy
 from raykd.report.words import TO, counted, plain
@@ -42,7 +42,7 @@ def mix(campaign: Campaign, number: int, pool: Pool, trained: Trained, predictio
     if done := campaign.done(folder, number):
         return Deployed(done)
     with folder.writing() as out:
-        logits, labels_N = predictions.split("val", pool)
+        _, logits, labels_N = predictions.split("val", pool)
         chosen, num_validation = default, 0
         if len(predictions.columns) < 2:
             reason = "one head: nothing to mix"
@@ -140,11 +140,8 @@ def search(
         correct[found.config["block"]] = found.metrics["correct"]
     scratch.fs.delete_dir((scratch / name).path)
     correct_G = np.concatenate([correct[block] for block in range(blocks)])
-    best = points_G2[int(correct_G.argmax())]
-    both = np.array([best, (default.ce_weight, default.temperature)])
-    right_best_N, right_default_N = hits(logits, labels_N, both)
-    real, gain = is_real_gain(right_best_N, right_default_N)
+    chosen, real, gain = better_mixture(logits, labels_N, default, points_G2, correct_G)
     searched = f"searched {len(points_G2)} mixtures on {len(labels_N)} validation images"
     if real:
-        return Mixture(float(best[0]), float(best[1])), f"{searched}: {gain} over the default"
-    return default, f"{searched}: the best gains {gain}, within one standard error, so the default stays"
+        return chosen, f"{searched}: {gain} over the default"
+    return chosen, f"{searched}: the best gains {gain}, within one standard error, so the default stays"

@@ -14,6 +14,7 @@ from raykd.store.tables import CARDS
 
 TOP = 3
 THUMBNAIL = 96  # pixels
+SHOWN_WRONG = 12  # mistakes, and labels that look like slips, of a round
 
 
 def thumbnails(uris: pa.ChunkedArray) -> pa.Array:

@@ -6,6 +6,7 @@ import os
 import shlex
 import sys
 import time
+from collections.abc import Mapping
 from typing import Any
 
 import pyarrow as pa
@@ -17,6 +18,7 @@ from raykd.paths import IN_JOB
 from raykd.report import page
 from raykd.report.words import counted, gained, interval, labels_apart, number, percent, plain
 from raykd.stages.campaign import Campaign, answers_folder, commit, versions
+from raykd.stages.pictures import SHOWN_WRONG
 from raykd.store.outputs import (
     Encoded,
     Pool,
@@ -32,7 +34,6 @@ from raykd.store.outputs import (
 from raykd.store.place import Place
 
 SHOWN_PICKS = 60  # of a round
-SHOWN_MISTAKES = 12  # and doubtful labels, of the last round
 SHOWN_QUARANTINE = 50
 
 
@@ -66,8 +67,8 @@ def write_report(campaign: Campaign, pool: Pool, encoded: Encoded, teacher: Teac
         "setup_seconds": {"pool": pool.seconds, "encode": encoded.seconds, "teacher": teacher.seconds},
         "picks": picks,
         "confusion": [tuple(row.values()) for row in read_confusion(last).to_pylist()],
-        "mistakes": mistakes_of(read_mistakes(last).slice(0, SHOWN_MISTAKES)),
-        "doubtful": doubts_of(read_doubtful(last).slice(0, SHOWN_MISTAKES)),
+        "mistakes": mistakes_of(read_mistakes(last).slice(0, SHOWN_WRONG)),
+        "doubtful": doubts_of(read_doubtful(last).slice(0, SHOWN_WRONG)),
         "config": config.model_dump(mode="json"),
         "versions": versions(),
     }
@@ -143,14 +144,10 @@ def cards_of(campaign: Campaign, number: int, answers: dict[str, Any]) -> list[p
     """The first picks of a round; none when the round has not picked yet."""
     return [
         {
+            **image_of(card),
             "round": number,
             "rank": card["rank"],
-            "sample_id": card["sample_id"],
-            "uri": card["uri"],
-            "thumbnail": card["thumbnail"],
             "distance": card["distance"],
-            "teacher": guesses_of(card["teacher"]) or [],
-            "student": guesses_of(card["student"]),
             "outcome": answers.get(card["sample_id"], {}).get("outcome"),
             "label": answers.get(card["sample_id"], {}).get("label"),
         }
@@ -158,37 +155,28 @@ def cards_of(campaign: Campaign, number: int, answers: dict[str, Any]) -> list[p
     ]
 
 
-def guesses_of(column: list[dict[str, Any]] | None) -> list[page.Guess] | None:
-    return [(guess["label"], guess["p"]) for guess in column] if column else None
-
-
 def mistakes_of(table: pa.Table) -> list[page.MistakeCard]:
     """Of tables.MISTAKES, as they stand."""
-    return [
-        {
-            "sample_id": row["sample_id"],
-            "uri": row["uri"],
-            "thumbnail": row["thumbnail"],
-            "label": row["label"],
-            "teacher": guesses_of(row["teacher"]),
-            "student": guesses_of(row["student"]),
-        }
-        for row in table.to_pylist()
-    ]
+    return [{**image_of(row), "label": row["label"]} for row in table.to_pylist()]
 
 
 def doubts_of(table: pa.Table) -> list[page.DoubtCard]:
     """Of tables.DOUBTFUL: those that are slips rather than not."""
     return [
-        {
-            "sample_id": row["sample_id"],
-            "uri": row["uri"],
-            "thumbnail": row["thumbnail"],
-            "given": row["given"],
-            "slip": row["slip"],
-            "teacher": guesses_of(row["teacher"]),
-            "student": guesses_of(row["student"]),
-        }
-        for row in table.to_pylist()
-        if row["slip"] > 0.5
+        {**image_of(row), "given": row["given"], "slip": row["slip"]} for row in table.to_pylist() if row["slip"] > 0.5
     ]
+
+
+def image_of(row: Mapping[str, Any]) -> page.ImageCard:
+    """What the tables of images that are shown have in common."""
+    return {
+        "sample_id": row["sample_id"],
+        "uri": row["uri"],
+        "thumbnail": row["thumbnail"],
+        "teacher": guesses_of(row["teacher"]),
+        "student": guesses_of(row["student"]),
+    }
+
+
+def guesses_of(column: list[dict[str, Any]] | None) -> list[page.Guess] | None:
+    return [(guess["label"], guess["p"]) for guess in column] if column else None

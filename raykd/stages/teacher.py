@@ -212,7 +212,7 @@ def measured(campaign: Campaign, place: Place, parts: tuple[Done, ...], name: st
     folder = campaign.folder("teacher", version=VERSION, made_from=made_from).under(place)
     if (done := folder.done()) is None:
         with folder.writing() as out:
-            logits, labels_N = labeled_split(parts, "test", pool, ("logits",), pool.classes)
+            _, logits, labels_N = labeled_split(parts, "test", pool, ("logits",), pool.classes)
             out.facts["scores"] = scores(probabilities(logits), labels_N)
         done = out.complete
     found: Scores = done.facts["scores"]
@@ -295,6 +295,6 @@ def change_since_texts(pool: Pool, teacher: Teacher, parts: tuple[Done, ...]) ->
     """What labels have changed in accuracy on test; None without labeled test images."""
     rights = []
     for some in (teacher.parts, parts):
-        logits, labels_N = labeled_split(some, "test", pool, ("logits",), teacher.classes)
+        _, logits, labels_N = labeled_split(some, "test", pool, ("logits",), teacher.classes)
         rights.append(logits["logits"].argmax(axis=1) == labels_N)
     return paired_change(*rights) if len(rights[0]) else None

@@ -451,13 +451,9 @@ class Predictions(InParts):
         """Each column's logits [n, C], in the order of ``ids``."""
         return rows_of(self.parts, ids, self.columns)
 
-    def split(self, name: str, pool: Pool) -> tuple[dict[str, np.ndarray], np.ndarray]:
-        """Each column's logits [n, C] and labels int64 [n] of the labeled images of a split, by sample_id."""
+    def split(self, name: str, pool: Pool) -> Labeled:
+        """What is said of the readable, labeled images of a split."""
         return labeled_split(self.parts, name, pool, self.columns, self.classes)
-
-    def labeled(self, name: str, pool: Pool) -> Labeled:
-        """The same, with the ids."""
-        return labeled_rows(self.parts, name, pool, self.columns, self.classes)
 
 
 @dataclass(frozen=True)
@@ -535,26 +531,18 @@ def readable_of(split: str) -> pads.Expression:
     return (pads.field("split") == split) & pads.field("error").is_null()
 
 
-def labeled_split(
-    parts: Iterable[Done], name: str, pool: Pool, columns: Sequence[str], classes: Sequence[str]
-) -> tuple[dict[str, np.ndarray], np.ndarray]:
-    """Each column's logits [n, C] and labels int64 [n] of the readable, labeled images of a split, by sample_id."""
-    found = labeled_rows(parts, name, pool, columns, classes)
-    return found.logits, found.labels_N
-
-
 class Labeled(NamedTuple):
-    """Images of a split that have a label: ids, each column's logits [n, C], and class indices int64 [n]."""
+    """Images that have a label: ids, in order; each column's logits [n, C]; and class indices int64 [n]."""
 
     ids: pa.ChunkedArray
     logits: dict[str, np.ndarray]
     labels_N: np.ndarray
 
 
-def labeled_rows(
+def labeled_split(
     parts: Iterable[Done], name: str, pool: Pool, columns: Sequence[str], classes: Sequence[str]
 ) -> Labeled:
-    """:func:`labeled_split` with the ids."""
+    """What parts say of the readable, labeled images of a split."""
     table, labels_N = pool.with_labels(read_parts(parts, ["sample_id", *columns], readable_of(name)), classes)
     return Labeled(table["sample_id"], {column: matrix(table[column], column) for column in columns}, labels_N)
 

@@ -800,11 +800,11 @@ def test_a_student_that_can_no_longer_read_an_image_is_told_and_the_others_are_s
     assert np.isnan(rows["green/004.png"]["ce_logits"]).all()
     assert len(predictions.ids) == 47
     done = replace(finished.rounds[0], predictions=predictions)
-    test = predictions.labeled("test", pool)
+    test = predictions.split("test", pool)
     values = evaluate.figures(campaign, pool, finished.teacher, done, None, test, None)
     assert np.isfinite(values["coverage_radius"])
     for split in ("val", "test"):
-        logits, _ = predictions.split(split, pool)
+        _, logits, _ = predictions.split(split, pool)
         assert all(np.isfinite(part).all() for part in logits.values())
     assert "1 images can no longer be read" in campaign.progress.stream.getvalue()
     campaign.open_shards.close()

@@ -105,10 +105,11 @@ def students_rows(left: Left) -> dict[str, np.ndarray]:
 
 
 def test_confusion_and_mistakes_are_those_of_a_plain_loop(left):
-    from raykd.stages.mistakes import SHOWN, confusion_table, mistakes_table
+    from raykd.stages.mistakes import confusion_table, mistakes_table
+    from raykd.stages.pictures import SHOWN_WRONG
 
     said = students_rows(left)
-    test = left.done.predictions.labeled("test", left.pool)
+    test = left.done.predictions.split("test", left.pool)
     probs_NC = probabilities(test.logits, MIXTURE)
     counts: dict[tuple[str, str], int] = {}
     wrong = []
@@ -121,7 +122,7 @@ def test_confusion_and_mistakes_are_those_of_a_plain_loop(left):
     assert {(row["label"], row["prediction"]): row["count"] for row in table.to_pylist()} == counts
     rows = mistakes_table(left.pool, left.teacher, left.done, test, probs_NC).to_pylist()
     assert [row["sample_id"] for row in rows] == [name for _, name in sorted(wrong)]
-    assert len(rows) > SHOWN
+    assert len(rows) > SHOWN_WRONG
     uris = dict(zip(*(left.pool.manifest[name].to_pylist() for name in ("sample_id", "uri")), strict=True))
     for n, row in enumerate(rows):
         name = row["sample_id"]
@@ -130,24 +131,24 @@ def test_confusion_and_mistakes_are_those_of_a_plain_loop(left):
         assert row["student"][0] == {"label": row["prediction"], "p": row["confidence"]}
         assert len(row["student"]) == 3
         assert row["uri"] == uris[name]
-        assert (row["thumbnail"] is not None) == (n < SHOWN and "red" in row["uri"])
+        assert (row["thumbnail"] is not None) == (n < SHOWN_WRONG and "red" in row["uri"])
         if name == f"test/{NUM_TEST - 2:02d}":
             assert row["teacher"] is None  # it has no opinion of it
         else:
             zero_shot = softmax(30 * left.features[name].astype(float)[None] @ left.texts.directions_CD.T)[0]
             assert row["teacher"][0]["label"] == NAMES[zero_shot.argmax()]
     assert f"test/{NUM_TEST - 2:02d}" in [row["sample_id"] for row in rows]
-    assert sum(row["thumbnail"] is not None for row in rows) in range(6, SHOWN + 1)
+    assert sum(row["thumbnail"] is not None for row in rows) in range(6, SHOWN_WRONG + 1)
 
 
 def test_without_mistakes_or_test_images_the_tables_are_empty(left):
     from raykd.stages.mistakes import confusion_table, mistakes_table
 
-    test = left.done.predictions.labeled("test", left.pool)
+    test = left.done.predictions.split("test", left.pool)
     right_NC = np.eye(4, dtype=np.float32)[test.labels_N]
     assert mistakes_table(left.pool, left.teacher, left.done, test, right_NC).num_rows == 0
     assert confusion_table(right_NC, test.labels_N, NAMES)["count"].to_pylist() == [NUM_TEST // 4] * 4
-    none = left.done.predictions.labeled("val", left.pool)
+    none = left.done.predictions.split("val", left.pool)
     no_probs = probabilities(none.logits, MIXTURE) if none.logits["ce_logits"].size else np.empty((0, 4), np.float32)
     assert confusion_table(no_probs, none.labels_N, NAMES).num_rows == 0
     assert mistakes_table(left.pool, left.teacher, left.done, none, no_probs).num_rows == 0
