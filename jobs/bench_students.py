@@ -12,7 +12,8 @@ Accuracy on test images, no number chosen on them: dho's mixture is the fixed (0
 fewer than all four.
 
 conflict: the cosine of the two signals' gradients on the backbone's parameters, at every tenth step of the same
-trainings on the digits, of one head that learns from both (ce+kd) and of two (dho). --plot FILE draws it.
+trainings on the digits, of one head that learns from both (ce+kd) and of two (dho). --plot FILE draws it; the table has
+the second half of the trainings.
 
 views: one round of the demo, 4 labels a class, where the teacher has seen one clean view of each image (cached), so
 many stored crops, or sees each crop that is trained on (online): accuracy, calibration, and what it costs.
@@ -272,13 +273,14 @@ def share(values: Sequence[float]) -> str:
     return f"{100 * np.mean(values):.1f} ± {100 * interval(values):.1f}"
 
 
-def gain(ours: Sequence[float], theirs: Sequence[float]) -> str:
-    """The mean difference over seeds, its interval, and how easily chance makes it."""
+def gain(ours: Sequence[float], theirs: Sequence[float], scale: float = 100) -> str:
+    """The mean difference over seeds, in points, its interval, and how easily chance makes it."""
     from raykd.algo.statistics import sign_flip
 
-    differences = np.array(ours) - np.array(theirs)
-    half = 100 * interval(differences.tolist())
-    return f"{100 * differences.mean():+.1f} ± {half:.1f} (p {sign_flip(differences):.3f})"
+    differences = scale * (np.array(ours) - np.array(theirs))
+    mean, half = differences.mean(), interval(differences.tolist())
+    digits = 1 if scale > 1 else 3
+    return f"{mean:+.{digits}f} ± {half:.{digits}f} (p {sign_flip(differences):.3f})"
 
 
 # ---------------------------------------------------------------- conflict
@@ -330,16 +332,25 @@ def compare_conflict(folder: Path, seeds: int, processes: int, plot: Path | None
         futures = [pool.submit(one_conflict, str(folder), *cell) for cell in cells]
         for (heads, shots, _), future in zip(cells, futures, strict=True):
             found.setdefault(f"{shots} {heads}", []).append(future.result())
-    print("\ndigits: cosine of the gradients of the two signals on the backbone, mean over a training\n")
+    print("\ndigits: cosine of the gradients of the two signals on the backbone, steps 60 to 100\n")
     rows = []
     for shots in CONFLICT_SHOTS:
-        runs = [np.array([[cosine for _, cosine in run] for run in found[f"{shots} {heads}"]]) for heads in kinds]
-        means = [f"{of.mean():+.3f} ± {interval(of.mean(axis=1).tolist()):.3f}" for of in runs]
-        rows.append([str(shots), *means, *(f"{(of < 0).mean():.0%}" for of in runs)])
-    print_table(["labels a class", "one head (ce+kd)", "two heads (dho)", "steps below 0, one head", "two heads"], rows)
+        one, two = (late_cosines(found[f"{shots} {heads}"]) for heads in kinds)
+        means = [of.mean(axis=1).tolist() for of in (one, two)]
+        values = [f"{np.mean(of):+.3f} ± {interval(of):.3f}" for of in means]
+        against = [f"{(of < 0).mean():.0%}" for of in (one, two)]
+        rows.append([str(shots), *values, gain(means[1], means[0], 1), *against])
+    headings = ["labels a class", "one head (ce+kd)", "two heads (dho)", "two over one", "below 0: one head", "two"]
+    print_table(headings, rows)
     if plot:
         draw_conflict(found, plot)
     return {name: [[round(cosine, 4) for _, cosine in run] for run in runs] for name, runs in found.items()}
+
+
+def late_cosines(runs: list[list[tuple[int, float]]]) -> np.ndarray:
+    """Of the second half of each training, float [seeds, looks]."""
+    cosines = np.array([[cosine for _, cosine in run] for run in runs])
+    return cosines[:, cosines.shape[1] // 2 :]
 
 
 def draw_conflict(found: dict[str, list[list[tuple[int, float]]]], file: Path) -> None:
@@ -355,7 +366,7 @@ def draw_conflict(found: dict[str, list[list[tuple[int, float]]]], file: Path) -
         for heads, color, label in (("ce+kd", "#b5532a", "one head (ce+kd)"), ("dho", "#2a6fb5", "two heads (dho)")):
             runs = found[f"{shots} {heads}"]
             steps, values = [step for step, _ in runs[0]], np.array([[cosine for _, cosine in run] for run in runs])
-            mean, half = values.mean(axis=0), 1.96 * values.std(axis=0, ddof=1) / len(values) ** 0.5
+            mean, half = values.mean(axis=0), np.array([interval(of) for of in values.T.tolist()])
             axis.plot(steps, mean, color=color, label=label, linewidth=1.4)
             axis.fill_between(steps, mean - half, mean + half, color=color, alpha=0.2, linewidth=0)
         axis.axhline(0, color="#888", linewidth=0.8)
