@@ -25,9 +25,10 @@ $(SETUP): pyproject.toml constraints.txt
 demo: $(SETUP)
 	$(PY) jobs/active_round.py --preset demo
 
-# everything; CI=1 makes hypothesis try harder (tests/profiles.py)
+# everything; CI=1 makes hypothesis try harder (tests/profiles.py). Two processes, each with a Ray of its own, a file of
+# tests at a time in the order they stand: the tests of whole jobs come early and wait more than they work
 test: $(SETUP)
-	$(PY) -m pytest
+	$(PY) -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 # all that needs one process only
 quick: $(SETUP)
