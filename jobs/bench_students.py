@@ -230,9 +230,7 @@ def workers(count: int) -> Iterator[ProcessPoolExecutor]:
 # ---------------------------------------------------------------- heads
 
 
-def compare_heads(
-    kind: str, folder: Path, seeds: int, processes: int, kinds: Sequence[str]
-) -> dict[str, Any]:  # fmt: skip
+def compare_heads(kind: str, folder: Path, seeds: int, processes: int, kinds: Sequence[str]) -> dict[str, Any]:
     """Every kind of heads on the same labels: a table of accuracies, and one of what dho gains."""
     problem = problem_of(kind, str(folder))
     teacher = float(np.mean(problem.test_teacher_MC.argmax(axis=1) == problem.test_labels_M))
@@ -251,9 +249,7 @@ def compare_heads(
         ["labels a class", *names, "mean ce_weight"],
         ([n, *(share(of[name]) for name in names), f"{np.mean(of['ce_weight']):.2f}"] for n, of in found.items()),
     )
-    pairs = [("dho", name) for name in AGAINST if name in kinds] + [
-        (SEARCHED, name) for name in AGAINST if name in kinds
-    ]
+    pairs = [(ours, name) for ours in ("dho", SEARCHED) for name in AGAINST if name in kinds]
     print(f"\n{problem.name}: gains, points, same labels and seeds (p by sign flips); {num_val:,} validation images\n")
     print_table(
         ["labels a class", *(f"{ours} over {other}" for ours, other in pairs)],
@@ -274,7 +270,7 @@ def share(values: Sequence[float]) -> str:
 
 
 def gain(ours: Sequence[float], theirs: Sequence[float], scale: float = 100) -> str:
-    """The mean difference over seeds, in points, its interval, and how easily chance makes it."""
+    """The mean difference over seeds, of shares in points, its interval, and how easily chance makes it."""
     from raykd.algo.statistics import sign_flip
 
     differences = scale * (np.array(ours) - np.array(theirs))
@@ -332,10 +328,10 @@ def compare_conflict(folder: Path, seeds: int, processes: int, plot: Path | None
         futures = [pool.submit(one_conflict, str(folder), *cell) for cell in cells]
         for (heads, shots, _), future in zip(cells, futures, strict=True):
             found.setdefault(f"{shots} {heads}", []).append(future.result())
-    print("\ndigits: cosine of the gradients of the two signals on the backbone, steps 60 to 100\n")
+    print("\ndigits: cosine of the gradients of the two signals on the backbone, second half of a training\n")
     rows = []
     for shots in CONFLICT_SHOTS:
-        one, two = (late_cosines(found[f"{shots} {heads}"]) for heads in kinds)
+        one, two = (late(cosines_of(found[f"{shots} {heads}"])) for heads in kinds)
         means = [of.mean(axis=1).tolist() for of in (one, two)]
         values = [f"{np.mean(of):+.3f} ± {interval(of):.3f}" for of in means]
         against = [f"{(of < 0).mean():.0%}" for of in (one, two)]
@@ -347,9 +343,13 @@ def compare_conflict(folder: Path, seeds: int, processes: int, plot: Path | None
     return {name: [[round(cosine, 4) for _, cosine in run] for run in runs] for name, runs in found.items()}
 
 
-def late_cosines(runs: list[list[tuple[int, float]]]) -> np.ndarray:
-    """Of the second half of each training, float [seeds, looks]."""
-    cosines = np.array([[cosine for _, cosine in run] for run in runs])
+def cosines_of(runs: list[list[tuple[int, float]]]) -> np.ndarray:
+    """Along each training, float [seeds, looks]."""
+    return np.array([[cosine for _, cosine in run] for run in runs])
+
+
+def late(cosines: np.ndarray) -> np.ndarray:
+    """Their second half."""
     return cosines[:, cosines.shape[1] // 2 :]
 
 
@@ -365,7 +365,7 @@ def draw_conflict(found: dict[str, list[list[tuple[int, float]]]], file: Path) -
     for axis, shots in zip(axes, CONFLICT_SHOTS, strict=True):
         for heads, color, label in (("ce+kd", "#b5532a", "one head (ce+kd)"), ("dho", "#2a6fb5", "two heads (dho)")):
             runs = found[f"{shots} {heads}"]
-            steps, values = [step for step, _ in runs[0]], np.array([[cosine for _, cosine in run] for run in runs])
+            steps, values = [step for step, _ in runs[0]], cosines_of(runs)
             mean, half = values.mean(axis=0), np.array([interval(of) for of in values.T.tolist()])
             axis.plot(steps, mean, color=color, label=label, linewidth=1.4)
             axis.fill_between(steps, mean - half, mean + half, color=color, alpha=0.2, linewidth=0)
@@ -434,6 +434,8 @@ def main() -> None:
     parser.add_argument("--processes", type=int, default=os.cpu_count())
     parser.add_argument("--plot", type=Path, help="PNG file of the conflict")
     given = parser.parse_args()
+    if "dho" not in given.kinds:
+        parser.error(f"--kinds {' '.join(given.kinds)}: dho is what the others are held against; name it, too")
     results: dict[str, Any] = {}
     with tempfile.TemporaryDirectory(prefix="raykd-bench-") as folder:
         if "heads" in given.themes:

@@ -26,7 +26,7 @@ from raykd.images.decoding import SUFFIXES
 from raykd.images.reading import load_many
 from raykd.images.stored import ImageReader
 from raykd.models.opened import find_model
-from raykd.models.preprocess import ABOUT, Preprocess
+from raykd.models.preprocess import Preprocess
 from raykd.store.outputs import MANIFEST_FILE, count_done, read_metrics, round_place
 from raykd.store.place import Place
 from raykd.store.stage_folder import read_done
@@ -84,7 +84,7 @@ def find_run(path: str, number: int | None, images: str | None) -> Run:
             raise UserError(f"--round {number}: rounds 0 to {done - 1} of the campaign in {place} are finished")
         return Run(find_model(round_place(place, number)).place, place, number)
     found = find_model(place)
-    if ABOUT not in found.files:
+    if found.is_export:
         raise UserError(f"{place} is an export already; give the student it came from, such as RUN/round_002/student")
     if number is not None:
         raise UserError(f"--round {number}: {place} is a student's folder, not a campaign's; leave --round away")

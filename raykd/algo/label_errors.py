@@ -32,8 +32,7 @@ from functools import cache, cached_property
 import numpy as np
 
 from raykd.algo.calibration import DEVIATIONS, TINY
-from raykd.algo.few_shot.honest import evidence_of
-from raykd.algo.few_shot.rules import ENOUGH, fit_rule
+from raykd.algo.few_shot.rules import fit_rule, say_enough
 from raykd.algo.few_shot.support import Support
 from raykd.algo.heads import softmax
 from raykd.algo.statistics import Z95
@@ -108,9 +107,9 @@ def slips_among(support: Support) -> Slips:
     """Which labels of a support are slips, by few-shot teachers that have each not seen one of them.
 
     ProKeR's exact leave-one-out, of more than :data:`FEW` labels GDA's. The teacher's own rule is not asked: it may
-    learn nothing, or cost far more. Views are not looked at. As long as labels say nothing of how good a teacher is
-    (:attr:`raykd.algo.few_shot.support.Support.shares_C`; one of each class) or fewer than :data:`ENOUGH` do, no slips
-    are looked for, and the texts alone are asked.
+    learn nothing, or cost far more. Views are not looked at. As long as labels do not say enough of how good a teacher
+    is (:func:`raykd.algo.few_shot.rules.say_enough`; one of each class), no slips are looked for, and the texts alone
+    are asked.
 
     Cost: that of the rule, less than a second for some hundred labels of some classes. With D = 512 and 1,000 classes
     2,000 labels take 33 s of one core (ProKeR), 8,000 labels 28 s (GDA) and 2.3 GiB.
@@ -118,7 +117,7 @@ def slips_among(support: Support) -> Slips:
     Raises:
         UserError: As :class:`Support` does.
     """
-    if len(support.labels_N) < 2 or evidence_of(support).says_M.sum() < ENOUGH:
+    if not say_enough(support):
         return find_slips(fit_rule("zero_shot", support).logits_NC, support.labels_N, 0.0)
     fitted = fit_rule("proker" if len(support.labels_N) <= FEW else "gda", support)
     return find_slips(fitted.logits_NC, support.labels_N, MOST)

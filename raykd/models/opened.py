@@ -39,6 +39,11 @@ class Found:
     preprocess: Preprocess
     words: str
 
+    @property
+    def is_export(self) -> bool:
+        """Whether jobs/export.py wrote it; else it is a student as raykd saves one."""
+        return CARD_FILE in self.files
+
 
 def find_model(folder: Place) -> Found:
     """The model in a folder, or in its ``student/``, as a round's folder has it.

@@ -134,7 +134,7 @@ class Student(Classifier):
             from raykd.models.opened import find_model
 
             found = find_model(place)
-            if ABOUT not in found.files:
+            if found.is_export:
                 raise UserError(f"{place} is an export: raykd.models.opened.open_model opens it")
             place = found.place
         about, preprocess = (place / ABOUT).read_json(), read_preprocess(place)

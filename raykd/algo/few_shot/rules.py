@@ -32,6 +32,11 @@ RULES: dict[str, Rule] = {
 AUTO = ("gda", "proker")
 
 
+def say_enough(support: Support) -> bool:
+    """Whether :data:`ENOUGH` labels say something of how good a teacher is (:attr:`Support.shares_C`)."""
+    return len(support.labels_N) > 1 and bool(evidence_of(support).says_M.sum() >= ENOUGH)
+
+
 def fit_rule(rule: str, support: Support, clap_settings: ClapSettings = PUBLISHED_CLAP) -> Fitted:
     """The teacher of a rule, refitted.
 
@@ -44,8 +49,7 @@ def fit_rule(rule: str, support: Support, clap_settings: ClapSettings = PUBLISHE
     Returns:
         With one label in all, which leaves nothing to learn from when it is left out: zero-shot as it is.
     """
-    says = evidence_of(support).says_M.sum() if len(support.labels_N) > 1 else 0.0
-    if len(support.labels_N) < 2 or (rule == "auto" and says < ENOUGH):
+    if len(support.labels_N) < 2 or (rule == "auto" and not say_enough(support)):
         return fitted("zero_shot", support, texts_alone, tempered=False)
     if rule != "auto":
         rules = RULES | {"clap": partial(clap, settings=clap_settings)}
