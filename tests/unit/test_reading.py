@@ -283,7 +283,8 @@ def test_storage_that_keeps_failing_is_no_reason_but_an_error_that_says_what_to_
     waits, reader = failing(monkeypatch, error, 99)
     with pytest.raises(StorageError) as caught:
         list(load_many(reader, [uri, uri], same))
-    assert waits[:2] == [1, 1] or waits[:3] == [1, 2, 4]  # objects are fetched side by side
+    assert list(dict.fromkeys(waits)) == [1, 2, 4]  # objects are fetched side by side, two at most
+    assert len(waits) <= 6
     message = str(caught.value)
     assert f"cannot read '{uri}' (4 attempts): OSError: " in message
     assert " ".join(str(error).split()) in message
