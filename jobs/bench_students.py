@@ -50,6 +50,7 @@ VALIDATION = 2  # images a class of Tiny-ImageNet
 MOST_STEPS = 2000  # on features
 LOOK_EVERY = 10  # steps
 CONFLICT_SHOTS = (1, 4, 16)
+CONFLICT = {"ce+kd": "one head (ce+kd)", "dho": "two heads (dho)"}  # kinds of heads, and what they are called
 VIEWS, VIEWS_SHOTS = ("cached", "8", "online"), 4
 DEMO = {"steps": 100, "batch_labeled": 32, "batch_unlabeled": 64, "learning_rate": 2e-3}
 
@@ -275,8 +276,8 @@ def gain(ours: Sequence[float], theirs: Sequence[float], scale: float = 100) -> 
 
     differences = scale * (np.array(ours) - np.array(theirs))
     mean, half = differences.mean(), interval(differences.tolist())
-    digits = 1 if scale > 1 else 3
-    return f"{mean:+.{digits}f} ± {half:.{digits}f} (p {sign_flip(differences):.3f})"
+    decimals = 1 if scale > 1 else 3
+    return f"{mean:+.{decimals}f} ± {half:.{decimals}f} (p {sign_flip(differences):.3f})"
 
 
 # ---------------------------------------------------------------- conflict
@@ -321,9 +322,8 @@ def one_conflict(folder: str, heads: str, shots: int, seed: int) -> list[tuple[i
 
 def compare_conflict(folder: Path, seeds: int, processes: int, plot: Path | None) -> dict[str, Any]:
     """Cosines by kind of heads: their mean along the training, by labels a class."""
-    kinds = ("ce+kd", "dho")
     found: dict[str, list[list[tuple[int, float]]]] = {}
-    cells = [(heads, shots, seed) for shots in CONFLICT_SHOTS for seed in range(seeds) for heads in kinds]
+    cells = [(heads, shots, seed) for shots in CONFLICT_SHOTS for seed in range(seeds) for heads in CONFLICT]
     with workers(processes) as pool:
         futures = [pool.submit(one_conflict, str(folder), *cell) for cell in cells]
         for (heads, shots, _), future in zip(cells, futures, strict=True):
@@ -331,16 +331,16 @@ def compare_conflict(folder: Path, seeds: int, processes: int, plot: Path | None
     print("\ndigits: cosine of the gradients of the two signals on the backbone, second half of a training\n")
     rows = []
     for shots in CONFLICT_SHOTS:
-        one, two = (late(cosines_of(found[f"{shots} {heads}"])) for heads in kinds)
+        one, two = (late(cosines_of(found[f"{shots} {heads}"])) for heads in CONFLICT)
         means = [of.mean(axis=1).tolist() for of in (one, two)]
         values = [f"{np.mean(of):+.3f} ± {interval(of):.3f}" for of in means]
         against = [f"{(of < 0).mean():.0%}" for of in (one, two)]
         rows.append([str(shots), *values, gain(means[1], means[0], 1), *against])
-    headings = ["labels a class", "one head (ce+kd)", "two heads (dho)", "two over one", "below 0: one head", "two"]
+    headings = ["labels a class", *CONFLICT.values(), "two over one", "below 0: one head", "two"]
     print_table(headings, rows)
     if plot:
         draw_conflict(found, plot)
-    return {name: [[round(cosine, 4) for _, cosine in run] for run in runs] for name, runs in found.items()}
+    return {name: cosines_of(runs).round(4).tolist() for name, runs in found.items()}
 
 
 def cosines_of(runs: list[list[tuple[int, float]]]) -> np.ndarray:
@@ -363,7 +363,7 @@ def draw_conflict(found: dict[str, list[list[tuple[int, float]]]], file: Path) -
         1, len(CONFLICT_SHOTS), figsize=(2.6 * len(CONFLICT_SHOTS), 2.8), sharey=True, layout="constrained"
     )
     for axis, shots in zip(axes, CONFLICT_SHOTS, strict=True):
-        for heads, color, label in (("ce+kd", "#b5532a", "one head (ce+kd)"), ("dho", "#2a6fb5", "two heads (dho)")):
+        for (heads, label), color in zip(CONFLICT.items(), ("#b5532a", "#2a6fb5"), strict=True):
             runs = found[f"{shots} {heads}"]
             steps, values = [step for step, _ in runs[0]], cosines_of(runs)
             mean, half = values.mean(axis=0), np.array([interval(of) for of in values.T.tolist()])
