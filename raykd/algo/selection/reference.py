@@ -7,8 +7,11 @@ pick costs one pass over the rows. k-means++ (Arthur and Vassilvitskii 2007) dra
 farthest, with probability D² / sum D²: :func:`plain_kmeans_plus_plus` is its definition, and :func:`plain_race` the
 same law by one exponential clock a row, so that a row's turn can only come later as centers are added.
 
+Further down, likewise: FALCUN's draws (:func:`plain_falcun`), rows that are uncertain but apart (:func:`plain_spread`),
+and picks balanced over classes (:func:`plain_balance`).
+
 Distances are direct sums of squared differences, as those are that decide in the engine, so all agree to the last bit.
-Ties go to the smaller id. N rows, K centers, W the width of the vectors, B budget.
+Ties go to the smaller id. N rows, K centers, C classes, W the width of the vectors, B budget.
 """
 
 from __future__ import annotations
@@ -126,4 +129,84 @@ def plain_race(
                 left_N[row] = max(left_N[row] - sq_N[row] * (at[best] - since_N[row]), 0.0)
                 since_N[row], sq_N[row] = at[best], sq
                 at[row] = max(at[row], rings(row)) if sq > 0 else rings(row)
+    return picks
+
+
+def plain_falcun(
+    ids: Sequence[str], probs_NC: np.ndarray, budget: int, gamma: float, draws: Callable[[int], np.ndarray]
+) -> Pairs:
+    """FALCUN (Gilhuber et al. 2024): draw rows with probability (u + d)^gamma / sum (u + d)^gamma.
+
+    u is 1 less the lead of the first class over the second; d is u at first, then at most the L1 distance to each pick,
+    divided by the largest d after each pick. Here gap / scale is d, so that one division does for all.
+
+    Args:
+        ids: Of the rows, all different.
+        probs_NC: Their probabilities.
+        budget: B, at most N.
+        gamma: How sharply the draws prefer.
+        draws: From the number of a pick to uniform draws in (0, 1), one a row; the least -ln(draw) / weight is next.
+
+    Returns:
+        Picks, each with the probability that it was drawn with.
+    """
+    p_NC, left = np.asarray(probs_NC, np.float64), sorted(range(len(ids)), key=lambda row: ids[row])
+    top_N2 = np.sort(np.pad(p_NC, ((0, 0), (1, 0))), axis=1)[:, -2:]
+    unsure_N = 1 - (top_N2[:, 1] - top_N2[:, 0])
+    gap_N, scale = unsure_N, 1.0
+    picks: Pairs = []
+    for number in range(budget):
+        weight_N, draw_N = (unsure_N + gap_N / scale) ** gamma, draws(number)
+        with np.errstate(divide="ignore", over="ignore"):
+            ring_N = np.where(weight_N > 0, np.minimum(-np.log(draw_N) / weight_N, 1e300), 1e300 * (1 + draw_N))
+        whole = weight_N[left].sum()
+        row = left.pop(int(ring_N[left].argmin()))
+        picks.append((ids[row], weight_N[row] / whole if whole else 1 / (len(left) + 1)))
+        gap_N = np.minimum(gap_N, scale * np.abs(p_NC - p_NC[row]).sum(axis=1))
+        scale = gap_N[left].max(initial=0.0) or scale
+    return picks
+
+
+def plain_spread(
+    ids: Sequence[str], score_N: Sequence[float], x_NW: np.ndarray, base_KW: np.ndarray, budget: int, apart: float
+) -> Pairs:
+    """By rising score, rows that are at least ``apart`` from what is labeled and picked; then half as far, ten times.
+
+    Args:
+        ids: Of the rows, all different.
+        score_N: The lowest is wanted.
+        x_NW: The rows.
+        base_KW: What is labeled; there may be nothing.
+        budget: B, at most N.
+        apart: The least distance.
+
+    Example:
+        >>> plain_spread(["a", "b", "c"], [1, 2, 3], np.array([[0.0], [0.1], [9.0]]), np.array([[8.0]]), 2, 0.5)
+        [('a', 8.0), ('c', 1.0)]
+    """
+    left, centers = sorted(range(len(ids)), key=lambda row: (score_N[row], ids[row])), list(base_KW)
+    picks: Pairs = []
+    for least in [*(apart / 2**halving for halving in range(11)), 0.0]:
+        for row in list(left):
+            sq = min((squared_distances(x_NW[[row]], center_W)[0] for center_W in centers), default=math.inf)
+            if len(picks) < budget and sq >= least * least:
+                picks.append((ids[row], math.sqrt(sq) if centers else math.nan))
+                centers.append(x_NW[row])
+                left.remove(row)
+    return picks
+
+
+def plain_balance(proposed: Sequence[tuple[str, int]], labels_C: Sequence[int], budget: int) -> list[str]:
+    """Of rows that a strategy proposes, in its order and with their classes: again the first whose class has fewest.
+
+    Example:
+        >>> plain_balance([("a", 0), ("b", 0), ("c", 1), ("d", 1)], labels_C=[1, 0], budget=3)
+        ['c', 'a', 'd']
+    """
+    left, count, picks = list(proposed), list(labels_C), []
+    for _ in range(budget):
+        first = min(left, key=lambda row: count[row[1]])  # the first of equals
+        left.remove(first)
+        count[first[1]] += 1
+        picks.append(first[0])
     return picks
