@@ -42,13 +42,28 @@ if TYPE_CHECKING:
 
 # raykd's own, here again: the module that has them takes half a second to import, and a mistake should be told before
 STRATEGY_NAMES = (
-    *("badge", "class_balanced", "coreset", "entropy", "falcun", "farthest", "margin", "pcoreset", "random", "spread"),
+    *(
+        "badge",
+        "class_balanced",
+        "coreset",
+        "entropy",
+        "falcun",
+        "farthest",
+        "margin",
+        "pcoreset",
+        "probcover",
+        "random",
+    ),
+    *("spread", "uherding"),
 )
 STRATEGY_OPTIONS = {  # which strategies look at an option
     "gamma": ("falcun",),
     "score": ("spread",),
     "apart": ("spread",),
-    "column": ("spread",),
+    "column": ("probcover", "spread", "uherding"),
+    "delta": ("probcover",),
+    "kernel_width": ("uherding",),
+    "candidates": ("probcover", "uherding"),
 }
 
 FROZEN, TEACHER = "frozen", "teacher"  # student.backbone of heads alone; student.features of the teacher's own
@@ -560,7 +575,19 @@ class StrategySection(Section):
         "null: 0.2, which over features is a cosine of 0.98",
     )  # fmt: skip
     column: Literal["features", "probs"] | None = Field(
-        None, description="spread: where distances are measured, features of length 1 or probabilities; null: features"
+        None, description="probcover, spread, uherding: where distances are measured; null: features, of length 1"
+    )
+    delta: float | None = Field(
+        None, gt=0, le=2, description="probcover: radius of a ball; null: 95 % of them are of one predicted class"
+    )
+    kernel_width: float | None = Field(
+        None,
+        gt=0,
+        le=2,
+        description="uherding: width of the kernel; null: smallest distance between labeled rows, or 1",
+    )
+    candidates: Count | None = Field(
+        None, description="probcover, uherding: rows that may be picked; null: 4096, or four times the budget"
     )
     gamma: float | None = Field(
         None, ge=0, le=100, description="falcun: how sharply draws prefer uncertain and distant rows; null: 10"

@@ -8,7 +8,7 @@ farthest, with probability D² / sum D²: :func:`plain_kmeans_plus_plus` is its 
 same law by one exponential clock a row, so that a row's turn can only come later as centers are added.
 
 Further down, likewise: FALCUN's draws (:func:`plain_falcun`), rows that are uncertain but apart (:func:`plain_spread`),
-and picks balanced over classes (:func:`plain_balance`).
+greedy coverage (:func:`plain_cover`), and picks balanced over classes (:func:`plain_balance`).
 
 Distances are direct sums of squared differences, as those are that decide in the engine, so all agree to the last bit.
 Ties go to the smaller id. N rows, K centers, C classes, W the width of the vectors, B budget.
@@ -193,6 +193,45 @@ def plain_spread(
                 picks.append((ids[row], math.sqrt(sq) if centers else math.nan))
                 centers.append(x_NW[row])
                 left.remove(row)
+    return picks
+
+
+def plain_cover(
+    ids: Sequence[str],
+    x_NW: np.ndarray,
+    base_KW: np.ndarray,
+    weight_N: np.ndarray,
+    kernel: Callable[[np.ndarray], np.ndarray],
+    budget: int,
+    candidates: Sequence[str] | None = None,
+) -> list[str]:
+    """Again the row that adds most to sum w_n max k(s, n), in multiples of 2^-32; anew when nothing can be added.
+
+    Args:
+        ids: Of the rows, all different.
+        x_NW: The rows, in whole numbers (``whole_numbers.py``).
+        base_KW: What covers already, likewise; there may be nothing.
+        weight_N: How much each row matters.
+        kernel: From squared distances to how well a row covers, falling.
+        budget: B, at most as many as there are candidates.
+        candidates: Ids of rows that may be picked; None: all.
+    """
+    left = [
+        row for row in sorted(range(len(ids)), key=lambda row: ids[row]) if not candidates or ids[row] in candidates
+    ]
+    picks: list[str] = []
+    covered_N, is_new = np.zeros(len(ids)), not len(base_KW)
+    for center_W in base_KW:
+        covered_N = np.maximum(covered_N, kernel(squared_distances(x_NW, center_W)))
+    while len(picks) < budget:
+        values = [kernel(squared_distances(x_NW, x_NW[row])) for row in left]
+        gains = [np.rint(weight_N * np.maximum(value - covered_N, 0) * 2.0**32).sum() for value in values]
+        best = int(np.argmax(gains))
+        if gains[best] == 0 and not is_new:
+            covered_N, is_new = np.zeros(len(ids)), True
+            continue
+        covered_N, is_new = np.maximum(covered_N, values[best]), gains[best] == 0
+        picks.append(ids[left.pop(best)])
     return picks
 
 

@@ -17,6 +17,8 @@ coreset        features                   farthest-first over features of length
 badge          probs, features            k-means++ draws over gradient embeddings
 falcun         probs                      draws by uncertainty and L1 distance over probabilities
 spread         probs, column              by a score, each at least so far from labeled rows and other picks
+probcover      probs, column              whose ball holds most rows that no other ball covers
+uherding       probs, column              who covers most of the uncertain rows that are not covered well
 ============== ========================== ==========================================================================
 
 "column": features, or probs where that option says so. ``balance`` is on top of any strategy (``balance.py``).
@@ -41,6 +43,7 @@ from raykd.algo.selection import scores
 from raykd.algo.selection.answers import Key, class_counts, lowest, vectors_by_ids, without_distances
 from raykd.algo.selection.balance import balanced, class_balanced
 from raykd.algo.selection.checks import check_rows
+from raykd.algo.selection.cover import probcover, uherding
 from raykd.algo.selection.distances import Euclidean, Gradients, Space
 from raykd.algo.selection.falcun import falcun
 from raykd.algo.selection.kcenter import Picked, farthest_first, sample_by_distance
@@ -267,8 +270,10 @@ STRATEGIES: dict[str, Strategy] = {
     "farthest": Strategy(farthest, needs=("vectors",)),
     "margin": Strategy(margin, needs=("probs",)),
     "pcoreset": Strategy(pcoreset, needs=("probs",)),
+    "probcover": Strategy(probcover, needs=("probs", "features"), options=("delta", "candidates", "column")),
     "random": Strategy(random),
     "spread": Strategy(spread_out, needs=("probs", "features"), options=("score", "apart", "column")),
+    "uherding": Strategy(uherding, needs=("probs", "features"), options=("kernel_width", "candidates", "column")),
 }
 PLUG_INS = "raykd.strategies"  # entry point group
 
