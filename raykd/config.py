@@ -54,13 +54,13 @@ STRATEGY_NAMES = (
         "probcover",
         "random",
     ),
-    *("spread", "uherding"),
+    *("spread", "typiclust", "uherding"),
 )
 STRATEGY_OPTIONS = {  # which strategies look at an option
     "gamma": ("falcun",),
     "score": ("spread",),
     "apart": ("spread",),
-    "column": ("probcover", "spread", "uherding"),
+    "column": ("probcover", "spread", "typiclust", "uherding"),
     "delta": ("probcover",),
     "kernel_width": ("uherding",),
     "candidates": ("probcover", "uherding"),
@@ -575,7 +575,8 @@ class StrategySection(Section):
         "null: 0.2, which over features is a cosine of 0.98",
     )  # fmt: skip
     column: Literal["features", "probs"] | None = Field(
-        None, description="probcover, spread, uherding: where distances are measured; null: features, of length 1"
+        None,
+        description="probcover, spread, typiclust, uherding: where distances are measured; null: features, of length 1",
     )
     delta: float | None = Field(
         None, gt=0, le=2, description="probcover: radius of a ball; null: 95 % of them are of one predicted class"

@@ -14,7 +14,7 @@ from raykd.algo.selection.reference import plain_cover, squared_distances
 from raykd.algo.selection.rows import Rows
 from raykd.algo.selection.shard import LocalShards, Shard
 from raykd.algo.selection.strategies import pick
-from raykd.algo.selection.whole_numbers import ONE, whole, whole_squares
+from raykd.algo.selection.whole_numbers import ONE, to_whole, whole_squares
 
 FEATURES = Euclidean("features", unit_length=True)
 KINDS = ["scattered", "scenes", "few", "equal", "one_class", "sure", "half"]
@@ -40,7 +40,7 @@ def make_rows(kind, num_rows, seed, prefix="p"):
 
 
 def vectors(rows, column="features"):
-    return whole(rows.probs.astype(np.float32) if column == "probs" else unit(rows.features))
+    return to_whole(rows.probs.astype(np.float32) if column == "probs" else unit(rows.features))
 
 
 def shuffled(rows, num_shards, seed):
@@ -179,7 +179,7 @@ def test_shards_that_lose_what_they_know_change_nothing(name):
 
 @pytest.mark.parametrize("width", [1, 7, 512, 3000])
 def test_whole_squares_are_exact_in_any_block(width):
-    x = whole(unit(np.random.default_rng(width).normal(size=(40, width)).astype(np.float32)))
+    x = to_whole(unit(np.random.default_rng(width).normal(size=(40, width)).astype(np.float32)))
     x[1] = -x[0]  # as far as vectors can be
     sq = whole_squares(x, x)
     exact = [[sum((a - b) ** 2 for a, b in zip(one, other, strict=True)) for other in x.astype(int).tolist()[:4]]

@@ -26,7 +26,7 @@ from raykd.algo.selection.strategies import STRATEGIES, pick
 
 NAMES = sorted(STRATEGIES)
 WITH_DISTANCE = ("badge", "coreset", "farthest", "pcoreset", "spread")
-DRAWN = ("badge", "class_balanced", "falcun", "random")
+DRAWN = ("badge", "class_balanced", "falcun", "random", "typiclust")
 
 
 def make_rows(num_rows, num_classes=5, width=4, seed=0, prefix="p"):

@@ -35,7 +35,7 @@ from raykd.algo.selection.kcenter import Picked, SelectionRound
 from raykd.algo.selection.rows import Rows, blocks
 from raykd.algo.selection.scores import keyed_draw, lead_of_first_class
 from raykd.algo.selection.shard import Shard, Shards
-from raykd.algo.selection.whole_numbers import ONE, whole, whole_squares
+from raykd.algo.selection.whole_numbers import ONE, to_whole, whole_squares
 
 CANDIDATES, CANDIDATES_PER_PICK = 4096, 4  # the larger number of the two, unless told otherwise
 PURE_SHARE = 0.95  # of the balls, for delta
@@ -158,7 +158,7 @@ def drawn_candidates(shards: Shards, budget: int, key: Key, candidates: int | No
 
 def smallest_distance(base_KW: np.ndarray) -> float:
     """Between vectors that differ; 1 where there are no two. Cost: K * K * W."""
-    base_KW, least = whole(base_KW), np.inf
+    base_KW, least = to_whole(base_KW), np.inf
     for part in blocks(len(base_KW), len(base_KW), BLOCK_VALUES):
         sq = whole_squares(base_KW[part], base_KW)
         least = min(least, float(sq[sq > 0].min(initial=np.inf)))
@@ -183,10 +183,10 @@ def pure_radius(shards: Shards, space: Space, names: list[str]) -> float:
 
 def nearest_of_other_class(shard: Shard, space: Space, x_MW: np.ndarray, classes_M: np.ndarray) -> np.ndarray:
     """The squared distance from each vector to the nearest row that is predicted as another class; infinite: none."""
-    rows, x_MW, sq_M = shard.included(), whole(x_MW), np.full(len(x_MW), np.inf)
+    rows, x_MW, sq_M = shard.included(), to_whole(x_MW), np.full(len(x_MW), np.inf)
     for part in blocks(len(rows), max(x_MW.shape), BLOCK_VALUES):
         some = rows[part]
-        sq_NM = whole_squares(whole(space.vectors(shard.rows, some)), x_MW)
+        sq_NM = whole_squares(to_whole(space.vectors(shard.rows, some)), x_MW)
         sq_NM[shard.outlined().top_N[some][:, None] == classes_M] = np.inf
         sq_M = np.minimum(sq_M, sq_NM.min(axis=0))
     return sq_M
@@ -208,18 +208,18 @@ class Coverage(FollowerState):
     def _add(self, centers_KW: np.ndarray) -> None:
         if not len(centers_KW):
             return
-        centers_KW = whole(centers_KW)
+        centers_KW = to_whole(centers_KW)
         for part in blocks(len(self.shard), max(centers_KW.shape), BLOCK_VALUES):
-            sq_NK = whole_squares(whole(self.space.vectors(self.shard.rows, part)), centers_KW)
+            sq_NK = whole_squares(to_whole(self.space.vectors(self.shard.rows, part)), centers_KW)
             self.sq_N[part] = np.minimum(self.sq_N[part], sq_NK.min(axis=1))
 
     def gains(self, x_MW: np.ndarray) -> np.ndarray:
         """What each vector as a center would add, in multiples of 2^-32, int64 [M]."""
-        x_MW, gains_M, value_N = whole(x_MW), np.zeros(len(x_MW), np.int64), self.kernel.values(self.sq_N)
+        x_MW, gains_M, value_N = to_whole(x_MW), np.zeros(len(x_MW), np.int64), self.kernel.values(self.sq_N)
         rows = np.flatnonzero((self.weight_N > 0) & (value_N < 1))
         for part in blocks(len(rows), max(x_MW.shape), BLOCK_VALUES):
             some = rows[part]
-            sq_NM = whole_squares(whole(self.space.vectors(self.shard.rows, some)), x_MW)
+            sq_NM = whole_squares(to_whole(self.space.vectors(self.shard.rows, some)), x_MW)
             i, j = np.nonzero((sq_NM < self.sq_N[some][:, None]) & (sq_NM <= self.kernel.reach))
             more = self.weight_N[some][i] * (self.kernel.values(sq_NM[i, j]) - value_N[some][i])
             gains_M += np.bincount(j, np.rint(more * GAIN_ONE), len(x_MW)).astype(np.int64)  # whole, so exact

@@ -8,7 +8,8 @@ farthest, with probability D² / sum D²: :func:`plain_kmeans_plus_plus` is its 
 same law by one exponential clock a row, so that a row's turn can only come later as centers are added.
 
 Further down, likewise: FALCUN's draws (:func:`plain_falcun`), rows that are uncertain but apart (:func:`plain_spread`),
-greedy coverage (:func:`plain_cover`), and picks balanced over classes (:func:`plain_balance`).
+greedy coverage (:func:`plain_cover`), clusters' most typical rows (:func:`plain_typiclust`), and picks balanced over
+classes (:func:`plain_balance`).
 
 Distances are direct sums of squared differences, as those are that decide in the engine, so all agree to the last bit.
 Ties go to the smaller id. N rows, K centers, C classes, W the width of the vectors, B budget.
@@ -233,6 +234,42 @@ def plain_cover(
         covered_N, is_new = np.maximum(covered_N, values[best]), gains[best] == 0
         picks.append(ids[left.pop(best)])
     return picks
+
+
+def plain_typiclust(
+    ids: Sequence[str], x_NW: np.ndarray, base_LW: np.ndarray, centers_KW: np.ndarray, budget: int
+) -> list[str]:
+    """k-means, and in turn the most typical row of each cluster, those with the fewest labeled rows first.
+
+    Args:
+        ids: Of the rows, all different.
+        x_NW: The rows, in whole numbers (``whole_numbers.py``).
+        base_LW: The labeled rows, likewise.
+        centers_KW: Where k-means begins, likewise.
+        budget: B, at most N.
+    """
+    all_NW, num_clusters = np.concatenate([x_NW, base_LW]), len(centers_KW)
+    for step in range(26):
+        cluster_N = np.argmin([squared_distances(all_NW, center_W) for center_W in centers_KW], axis=0)
+        parts = [all_NW[cluster_N == cluster] for cluster in range(num_clusters)]
+        moved = [np.rint(part.mean(axis=0)) if len(part) else centers_KW[k] for k, part in enumerate(parts)]
+        if step == 25 or np.array_equal(moved, centers_KW):
+            break
+        centers_KW = np.array(moved)
+    size_K, labeled_K = (np.bincount(some, minlength=num_clusters) for some in (cluster_N, cluster_N[len(ids) :]))
+    left: list[list[int]] = [[] for _ in range(num_clusters)]
+    for row in sorted(range(len(ids)), key=lambda row: ids[row]):
+        left[cluster_N[row]].append(row)
+    picks: list[str] = []
+    for some in np.flatnonzero(size_K > 5), np.flatnonzero(size_K <= 5):
+        order = sorted(some.tolist(), key=lambda k: (labeled_K[k], -size_K[k], k))
+        while len(picks) < budget and any(left[k] for k in order):
+            for rows in (left[k] for k in order if left[k]):
+                num_nearest = min(20, len(rows) // 2)
+                distances = [np.sort(np.rint(np.sqrt(squared_distances(x_NW[rows], x_NW[row])))) for row in rows]
+                totals = [distance[1 : num_nearest + 1].sum() for distance in distances]  # the first is the row itself
+                picks.append(ids[rows.pop(int(np.argmin(totals)))])
+    return picks[:budget]
 
 
 def plain_balance(proposed: Sequence[tuple[str, int]], labels_C: Sequence[int], budget: int) -> list[str]:

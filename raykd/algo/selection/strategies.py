@@ -18,6 +18,7 @@ badge          probs, features            k-means++ draws over gradient embeddin
 falcun         probs                      draws by uncertainty and L1 distance over probabilities
 spread         probs, column              by a score, each at least so far from labeled rows and other picks
 probcover      probs, column              whose ball holds most rows that no other ball covers
+typiclust      column                     the most typical of each cluster, where few are labeled
 uherding       probs, column              who covers most of the uncertain rows that are not covered well
 ============== ========================== ==========================================================================
 
@@ -51,6 +52,7 @@ from raykd.algo.selection.near_duplicates import Cap, capped
 from raykd.algo.selection.rows import Rows
 from raykd.algo.selection.shard import Score, Shard, Shards
 from raykd.algo.selection.spread import spread_out
+from raykd.algo.selection.typiclust import typiclust
 
 
 @dataclass(frozen=True)
@@ -273,6 +275,7 @@ STRATEGIES: dict[str, Strategy] = {
     "probcover": Strategy(probcover, needs=("probs", "features"), options=("delta", "candidates", "column")),
     "random": Strategy(random),
     "spread": Strategy(spread_out, needs=("probs", "features"), options=("score", "apart", "column")),
+    "typiclust": Strategy(typiclust, needs=("features",), options=("column",)),
     "uherding": Strategy(uherding, needs=("probs", "features"), options=("kernel_width", "candidates", "column")),
 }
 PLUG_INS = "raykd.strategies"  # entry point group

@@ -15,7 +15,7 @@ import numpy as np
 ONE = 2.0**25
 
 
-def whole(x_NW: np.ndarray) -> np.ndarray:
+def to_whole(x_NW: np.ndarray) -> np.ndarray:
     """Vectors no longer than about 1 in multiples of 2^-25: float64 [N, W], whole numbers."""
     return np.rint(np.multiply(x_NW, ONE, dtype=np.float64))
 
