@@ -388,6 +388,21 @@ def test_lost_shards_and_repeated_questions_change_nothing(name, how):
     assert same(pick(name, Forgetful(pool, 4), labeled, 30, 0), picked(name, pool, labeled, 30))
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_questions_and_answers_travel(name, how):
+    """As to actors and back: nothing that is asked or answered is more than plain data and names of functions."""
+
+    class Travelling(LocalShards):
+        def map(self, question, *args):
+            return pickle.loads(pickle.dumps(super().map(*pickle.loads(pickle.dumps((question, *args))))))
+
+    pool, labeled = make_rows(60), make_rows(7, seed=1, prefix="l")
+    shards = Travelling(LocalShards.split(pool, 4).shards)
+    for more in ({}, {"cap": Cap(limit=20)}, {"balance": name != "class_balanced"}):
+        expected = pick(name, LocalShards.split(pool, 1), labeled, 15, 0, **more)
+        assert same(pick(name, shards, labeled, 15, 0, **more), expected)
+
+
 @pytest.mark.parametrize("name", ["pcoreset", "badge"])
 def test_an_old_question_asked_again_does_no_harm(name, monkeypatch):
     """Ray may run a retried call late: a shard that knows more than it is told keeps what it knows."""

@@ -96,8 +96,9 @@ def probcover(
         labeled: L labeled rows, likewise; there may be none.
         budget: B, at most the rows left.
         key: Of the draw of candidates.
-        delta: Radius of a ball, Euclidean, above 0 to 2. None: the largest at which 95 % of the candidates' balls are
-            pure, of one predicted class, by all rows. (The paper asks that of clusters by k-means instead.)
+        delta: Radius of a ball, Euclidean, above 0 to 2; where it is so small that all balls hold as many rows, picks
+            go by id. None: the largest at which 95 % of the candidates' balls are pure, of one predicted class, by all
+            rows. (The paper asks that of clusters by k-means instead.)
         candidates: M, how many rows may be picked; None: 4,096, or 4 B if that is more. At least B.
         column: "features", then of length 1, or "probs".
 
