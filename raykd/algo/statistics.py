@@ -62,7 +62,10 @@ def exact_interval(right: int, count: int, pool: int | None = None, alpha: float
         >>> exact_interval(18, 20, pool=20)
         (0.9, 0.9)
     """
-    return exact_low(right, count, pool, alpha / 2), 1 - exact_low(count - right, count, pool, alpha / 2)
+    if not count:
+        return 0.0, 1.0
+    low, high = exact_low(right, count, pool, alpha / 2), 1 - exact_low(count - right, count, pool, alpha / 2)
+    return min(low, right / count), max(high, right / count)  # what rounding left outside
 
 
 def exact_low(right: int, count: int, pool: int | None = None, alpha: float = 0.05) -> float:

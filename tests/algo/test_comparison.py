@@ -7,18 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from raykd.algo.comparison import (
-    aubc,
-    bands,
-    defeats,
-    holm,
-    labels_to_reach,
-    mean_ranks,
-    penalty_matrix,
-    studentized_range,
-    verdict,
-)
+from raykd.algo.comparison import aubc, bands, holm, labels_to_reach, verdict
 from raykd.algo.errors import UserError
+from raykd.algo.rankings import defeats, mean_ranks, penalty_matrix, studentized_range
 from raykd.algo.statistics import sign_flip
 
 # ---------------------------------------------------------------- the verdict
