@@ -2,8 +2,9 @@
 
 A audited images, M set aside, N in the pool, L looks.
 
-*Of what.* Of the pool as it was at the start: how often a student is right on a random image of it whose label it was
-not trained on. Images that it was trained on are never counted: a student knows their answers.
+*Of what.* Of the pool as it was at the start, without images that came with a label: how often a student is right on a
+random image of it whose label it was not trained on. Images that it was trained on are never counted: a student knows
+their answers.
 
 *How they are drawn.* All images have one random order, by seed and ``sample_id`` (:func:`audit_order`). The first M are
 set aside **before the first pick**: no strategy is ever offered them. Each round's share of the budget buys the labels
@@ -22,7 +23,7 @@ this module have both designs side by side: on the hardest-first campaign there,
 *What else to know.* A student is distilled on the whole pool, without labels, the images set aside among it as the
 others are: leave them there, or they are no longer like the others. On images from elsewhere it may be a little worse.
 And labels that have chosen something (a mixture of heads, a calibration) flatter what they have chosen: let one part of
-the audit choose, and another measure.
+the audit choose, and the other measure (:func:`chooses`).
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ from typing import Literal, TypedDict
 import numpy as np
 
 from raykd.algo.errors import UserError
-from raykd.algo.keyed import bits
+from raykd.algo.keyed import bits, uniform
 from raykd.algo.statistics import exact_interval, exact_low, student_t, wilson
 
 FEW = 100  # audited images, up to which only the exact interval is sure to hold
@@ -52,6 +53,19 @@ def audit_order(hashes_N: np.ndarray, seed: int) -> np.ndarray:
         seed: One for all rounds of a campaign: a new order each round would be a new sample.
     """
     return np.lexsort((hashes_N, bits(hashes_N, seed, "audit")))
+
+
+def chooses(hashes_N: np.ndarray, seed: int, share: float = 0.5) -> np.ndarray:
+    """Which audited images may choose something, bool [N]; the others measure it. A coin of each image's own.
+
+    So an image stays on its side as the audit grows, and each side is a simple random sample of the pool.
+
+    Args:
+        hashes_N: uint64 [N], from :func:`raykd.algo.keyed.hash_ids`.
+        share: Of those that choose, 0 to 1.
+    """
+    chosen_N: np.ndarray = uniform(hashes_N, seed, "audit chooses") < share
+    return chosen_N
 
 
 class Audited(TypedDict):

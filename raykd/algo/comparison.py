@@ -24,11 +24,11 @@ Verdict = Literal["better", "worse", "no difference shown", "too few seeds to te
 def verdict(differences_S: np.ndarray, p_value: float | None = None) -> Verdict:
     """What may be said of an arm whose figure differs from another's by this much with each seed; larger is better.
 
-    "Better" and "worse" are what the exact sign-flip test shows at 5 % (:func:`raykd.algo.statistics.sign_flip`), so
+    "Better" and "worse" are what the sign-flip test shows at 5 % (:func:`raykd.algo.statistics.sign_flip`), so
     never of fewer than 6 seeds, whatever the difference. "No difference shown" does not say that there is none.
 
     Args:
-        differences_S: float [S], S <= 20, paired by seed.
+        differences_S: float [S], paired by seed.
         p_value: Where more than one arm is compared, what :func:`holm` made of this one's; None: its own.
 
     Raises:

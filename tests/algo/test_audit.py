@@ -6,9 +6,11 @@ from functools import cache
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from raykd.algo import audit
-from raykd.algo.audit import at_least, audit_order, audited_accuracy, control_variate, lure_weights
+from raykd.algo.audit import at_least, audit_order, audited_accuracy, chooses, control_variate, lure_weights
 from raykd.algo.errors import UserError
 from raykd.algo.keyed import hash_ids
 from raykd.algo.statistics import exact_interval, exact_low, student_t, wilson
@@ -44,14 +46,13 @@ def quick(monkeypatch):
 # ---------------------------------------------------------------- coverage
 
 
-@pytest.mark.parametrize("correlation", [0.2, 0.5, 0.8])
+@pytest.mark.parametrize(("correlation", "sharpened"), [(0.2, False), (0.5, True), (0.8, False), (0.8, True)])
 @pytest.mark.parametrize(("accuracy", "count"), [(0.6, 100), (0.6, 200), (0.8, 200), (0.6, 400), (0.9, 400)])
-def test_the_interval_by_control_variate_covers_in_93_to_97_percent(accuracy, count, correlation):
-    for sharpened in (False, True):
-        rng = np.random.default_rng([count, int(100 * accuracy), int(10 * correlation), sharpened])
-        covered, varied = coverage(rng, accuracy, count, correlation, sharpened)
-        assert 0.93 <= covered <= 0.97
-        assert varied > 0.95
+def test_the_interval_by_control_variate_covers_in_93_to_97_percent(accuracy, count, correlation, sharpened):
+    rng = np.random.default_rng([count, int(100 * accuracy), int(10 * correlation), sharpened])
+    covered, varied = coverage(rng, accuracy, count, correlation, sharpened)
+    assert 0.93 <= covered <= 0.97
+    assert varied > 0.95
 
 
 @pytest.mark.parametrize("correlation", [0.2, 0.8])
@@ -140,7 +141,40 @@ def test_the_order_is_the_images_own_for_any_row_order_and_new_images_find_their
     assert list(order[:20]) != list(ids[audit_order(hash_ids(ids), seed=4)][:20])
 
 
+def test_labels_that_chose_flatter_and_the_side_that_did_not_choose_does_not():
+    """The best of 50 students that are all right on 70 %, by 200 audited images."""
+    ids = [f"img{i}" for i in range(200)]
+    chose = chooses(hash_ids(ids), seed=0)
+    assert 80 < chose.sum() < 120
+    np.testing.assert_array_equal(chooses(hash_ids(ids[:90]), seed=0), chose[:90])
+    assert chooses(hash_ids(ids), 0, share=1.0).all()
+    flattered, measured = [], []
+    for seed in range(100):
+        right = np.random.default_rng(seed).random((50, 200)) < 0.7
+        best = right[right[:, chose].sum(axis=1).argmax()]
+        flattered.append(audited_accuracy(best[chose])["accuracy"])
+        measured.append(audited_accuracy(best[~chose])["accuracy"])
+    assert np.mean(flattered) > 0.77
+    assert np.mean(measured) == pytest.approx(0.7, abs=0.015)
+
+
 # ---------------------------------------------------------------- the figures themselves
+
+
+@given(st.integers(0, 2**20), st.integers(1, 300), st.floats(0.02, 0.98), st.booleans())
+@settings(max_examples=60, deadline=None)
+def test_an_accuracy_is_within_its_interval_and_wrong_ones_mirror_right_ones(seed, count, accuracy, finite):
+    rng = np.random.default_rng(seed)
+    sure = rng.random(count + 50)
+    right = rng.random(count) < accuracy
+    pool = count + 80 if finite else None
+    found = audited_accuracy(right, sure[:count], sure, pool)
+    assert 0 <= found["low"] <= found["accuracy"] <= found["high"] <= 1
+    assert 0 <= found["exact_low"] <= right.mean() <= found["exact_high"] <= 1
+    wrong = audited_accuracy(~right, 1 - sure[:count], 1 - sure, pool)
+    assert wrong["how"] == found["how"]
+    assert wrong["accuracy"] == pytest.approx(1 - found["accuracy"])
+    assert (wrong["low"], wrong["high"]) == pytest.approx((1 - found["high"], 1 - found["low"]))
 
 
 def test_the_control_variate_is_the_regression_estimator_and_its_deviations_those_of_lines_fitted_without_the_image():

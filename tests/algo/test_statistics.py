@@ -164,3 +164,12 @@ def test_sign_flips_are_counted_one_by_one(differences):
 
 def test_six_seeds_are_the_fewest_that_can_show_anything():
     assert sign_flip(np.full(5, 0.1)) > 0.05 > sign_flip(np.full(6, 0.1)) == 2 / 64
+
+
+def test_many_seeds_are_tested_by_drawn_signs_as_few_are_by_all():
+    differences = np.random.default_rng(0).normal(0.3, 1, 20)
+    assert sign_flip(np.append(differences, 0.0)) == pytest.approx(
+        sign_flip(differences), abs=0.005
+    )  # 21, all the same
+    assert sign_flip(np.append(differences, 0.0)) == sign_flip(np.append(differences, 0.0))
+    assert sign_flip(np.full(50, 0.1)) < 1e-4
