@@ -18,7 +18,7 @@ rest is one of an easier pool (or a harder one), off by up to the share of the p
 probabilities (Horvitz and Thompson) do not mend it: for them one must know of each audited image how many rounds it
 would have been left in the pool had it not been audited, and nobody does. Setting aside costs nothing but that a
 strategy chooses among the others; a twentieth of the pool, of a large one some 10,000 images, is plenty. The tests of
-this module have both designs side by side: on the hardest-first campaign there, the second says 5 points too much.
+this module have both designs side by side: where the hardest third of a pool is picked, the second is 9 points off.
 
 *What else to know.* A student is distilled on the whole pool, without labels, the images set aside among it as the
 others are: leave them there, or they are no longer like the others. On images from elsewhere it may be a little worse.
