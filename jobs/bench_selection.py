@@ -7,8 +7,8 @@
 
 Cases: ``tiny`` (a second: is all of this still right?), ``small`` (200,000 x 100), ``large`` (500,000 x 1,000),
 ``imagenet`` (1,281,167 x 1,000, eight Ray actors against eight shards in process), ``real`` (a matrix of your own:
---matrix FILE.npz with ``probs``), ``hard`` (data without structure), ``badge``, ``memory`` (a pool several times the
-memory that is allowed), ``scaling``.
+--matrix FILE.npz with ``probs``), ``hard`` (data without structure), ``badge``, ``strategies`` (all of them, 50,000 x
+100), ``memory`` (a pool several times the memory that is allowed), ``scaling``.
 
 Everything is measured in one run, on the same data and threads: *pass* is the time to read the matrix once (``sum``),
 the running minimum is FAISS for the labeled rows and a BLAS product a pick, in float32; *reference* is the algorithm of
@@ -43,7 +43,7 @@ from raykd.algo.selection.kcenter import Picked
 from raykd.algo.selection.reference import running_minimum
 from raykd.algo.selection.rows import Rows
 from raykd.algo.selection.shard import LocalShards, Shard
-from raykd.algo.selection.strategies import pick
+from raykd.algo.selection.strategies import STRATEGIES, pick
 
 BLOCK_ROWS = 4096
 Method = Callable[[np.ndarray, np.ndarray, int], tuple[np.ndarray, np.ndarray]]  # rows, labeled, budget -> picks, radii
@@ -433,6 +433,31 @@ def product_a_draw(probs_NC: np.ndarray, z: np.ndarray, budget: int) -> None:
         row = int(rng.choice(len(z), p=sq / sq.sum()))
 
 
+def bench_strategies(args: argparse.Namespace) -> None:
+    """What every strategy takes, side by side."""
+    strategies_at(50_000, 100, 128, 500, 200)
+
+
+def strategies_at(num_rows: int, num_classes: int, width: int, num_labeled: int, budget: int) -> None:
+    rng, probs = np.random.default_rng(0), peaked_mixture(num_labeled + num_rows, num_classes, 0)
+    features = rng.standard_normal((len(probs), width), np.float32)
+    features += 2 * rng.standard_normal((num_classes, width), np.float32)[probs.argmax(axis=1)]
+    rows = Rows(numbered(len(probs)), probs, features, rng.integers(0, num_classes, len(probs)), features)
+    labeled, pool = rows.take(np.arange(num_labeled)), rows.take(np.arange(num_labeled, len(probs)))
+    one_pass, _ = timed(lambda: (probs.sum(dtype=np.float32), features.sum(dtype=np.float32)), 3)
+    shards = LocalShards.split(pool, 4)
+    for name in sorted(STRATEGIES):
+        seconds, picks = timed(partial(pick, name, shards, labeled, budget, seed=0))
+        report(
+            f"{num_rows:,} x ({num_classes:,} + {width}), L {num_labeled:,}, B {budget:,}",
+            name,
+            seconds=seconds,
+            passes=seconds / one_pass,
+            rounds=picks.rounds,
+            refreshed=picks.refreshed,
+        )
+
+
 def bench_memory(args: argparse.Namespace) -> None:
     """A shard with four times the vectors that it may have in memory; the limit is the kernel's (RLIMIT_DATA)."""
     num_rows, num_classes, budget = 1_000_000, 1_000, 500
@@ -550,6 +575,7 @@ CASES: dict[str, Callable[[argparse.Namespace], None]] = {
     "real": bench_real,
     "hard": bench_hard,
     "badge": bench_badge,
+    "strategies": bench_strategies,
     "memory": bench_memory,
     "imagenet": bench_imagenet,
     "scaling": bench_scaling,

@@ -214,7 +214,8 @@ def one_cell(kind: str, folder: str, heads: str, shots: int, seed: int) -> dict[
 
 def searched(logits: dict[str, np.ndarray], labels_V: np.ndarray) -> Any:
     """The mixture as raykd's mix stage chooses it."""
-    from raykd.algo.heads import Mixture, better_mixture, grid, hits
+    from raykd.algo.heads import Mixture
+    from raykd.algo.mixture_search import better_mixture, grid, hits
 
     points_G2 = grid(Mixture())
     correct_G = hits(logits, labels_V, points_G2).sum(axis=1)

@@ -3,9 +3,9 @@
     python jobs/pick.py --pool P.parquet --labeled L.parquet --strategy pcoreset --budget 1000 --shards 8 --seed 0 \\
         --out picks.parquet
 
-P has ``sample_id`` and ``probs`` (list of C numbers) and, for coreset and badge, ``features``; L has the same and
-``label`` (a class index), and may be left out. The output has ``sample_id``, ``rank`` (0-based, in the order picked)
-and ``distance`` (NaN where it means nothing). Paths may be local, s3:// or gs://. The picks do not depend on
+P has ``sample_id`` and ``probs`` (list of C numbers) and, for strategies that look at them, ``features``; L has the
+same and ``label`` (a class index), and may be left out. The output has ``sample_id``, ``rank`` (0-based, in the order
+picked) and ``distance`` (NaN where it means nothing). Paths may be local, s3:// or gs://. The picks do not depend on
 ``--shards``, ``--memory-gib`` and ``--num-gpus``.
 """
 
@@ -18,19 +18,18 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import Field, model_validator
 
 from raykd import cli
-from raykd.config import STRATEGY_NAMES, Section, StrategyName
+from raykd.config import StrategySection
 from raykd.errors import UserError
 
 if TYPE_CHECKING:
     from raykd.algo.selection.kcenter import Picked
 
 
-class Options(Section):
+class Options(StrategySection):
     """What to pick from what."""
 
     pool: str = Field(description="Parquet file or folder: the unlabeled rows")
     labeled: str | None = Field(None, description="Parquet file or folder: the labeled rows; left out: none yet")
-    strategy: StrategyName = Field("pcoreset", description=f"one of {', '.join(STRATEGY_NAMES)}, or a plug-in's")
     budget: int = Field(description="how many rows to pick")
     seed: int = Field(0, description="of random draws")
     space: Literal["probs", "raw"] = Field("probs", description="raw: probs may be any vectors")
@@ -64,9 +63,9 @@ def run(options: Options) -> Picked:
     if options.max_duplicates is not None:
         cap = Cap(limit=options.max_duplicates, cosine=options.duplicate_cosine, column=options.duplicate_column)
     same = options.model_dump(
-        include={"pool", "labeled", "strategy", "budget", "seed", "space", "precision", "memory_gib"}
+        include={"pool", "labeled", "strategy", "balance", "budget", "seed", "space", "precision", "memory_gib"}
     )
-    checked = check_request(Request(cap=cap, **same))
+    checked = check_request(Request(cap=cap, options=options.options, **same))
     out.check_writable()
     with ray_session(progress=Progress()):
         started = time.perf_counter()

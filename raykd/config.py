@@ -40,8 +40,31 @@ from raykd.paths import IsPath
 if TYPE_CHECKING:
     from raykd.algo.selection.near_duplicates import Cap
 
-STRATEGY_NAMES = ("badge", "class_balanced", "coreset", "entropy", "farthest", "margin", "pcoreset", "random")
 # raykd's own, here again: the module that has them takes half a second to import, and a mistake should be told before
+STRATEGY_NAMES = (
+    *(
+        "badge",
+        "class_balanced",
+        "coreset",
+        "entropy",
+        "falcun",
+        "farthest",
+        "margin",
+        "pcoreset",
+        "probcover",
+        "random",
+    ),
+    *("spread", "typiclust", "uherding"),
+)
+STRATEGY_OPTIONS = {  # which strategies look at an option
+    "gamma": ("falcun",),
+    "score": ("spread",),
+    "apart": ("spread",),
+    "column": ("probcover", "spread", "typiclust", "uherding"),
+    "delta": ("probcover",),
+    "kernel_width": ("uherding",),
+    "candidates": ("probcover", "uherding"),
+}
 
 FROZEN, TEACHER = "frozen", "teacher"  # student.backbone of heads alone; student.features of the teacher's own
 
@@ -534,14 +557,66 @@ class MixtureConfig(Section):
     )
 
 
-class SelectionConfig(Section):
-    """What to label next."""
-
-    depends: ClassVar[JsonDict] = until("select")
+class StrategySection(Section):
+    """A strategy, and what one may ask of it; null: its own default."""
 
     strategy: StrategyName = Field(
         "pcoreset", description=f"One of: {', '.join(STRATEGY_NAMES)}; or an installed plug-in"
     )
+    balance: bool = Field(
+        False,
+        description="Serve the predicted class with the fewest labels first; not with class_balanced",
+    )
+    score: Literal["entropy", "margin", "random"] | None = Field(
+        None, description="spread: which rows go first; null: margin"
+    )
+    apart: float | None = Field(
+        None, ge=0, le=2, description="spread: the least distance of picks from each other and from labeled rows; "
+        "null: 0.2, which over features is a cosine of 0.98",
+    )  # fmt: skip
+    column: Literal["features", "probs"] | None = Field(
+        None,
+        description="probcover, spread, typiclust, uherding: where distances are measured; null: features, of length 1",
+    )
+    delta: float | None = Field(
+        None, gt=0, le=2, description="probcover: radius of a ball; null: 95 % of them are of one predicted class"
+    )
+    kernel_width: float | None = Field(
+        None,
+        gt=0,
+        le=2,
+        description="uherding: width of the kernel; null: smallest distance between labeled rows, or 1",
+    )
+    candidates: Count | None = Field(
+        None, description="probcover, uherding: rows that may be picked; null: 4096, or four times the budget"
+    )
+    gamma: float | None = Field(
+        None, ge=0, le=100, description="falcun: how sharply draws prefer uncertain and distant rows; null: 10"
+    )
+
+    @model_validator(mode="after")
+    def _options_are_looked_at(self) -> StrategySection:
+        for name in self.options:
+            if self.strategy not in STRATEGY_OPTIONS[name]:
+                raise UserError(
+                    f"strategy {self.strategy!r} does not look at {name}; leave it out, or choose "
+                    f"{' or '.join(STRATEGY_OPTIONS[name])}"
+                )
+        if self.balance and self.strategy == "class_balanced":
+            raise UserError("strategy 'class_balanced' is balanced by itself; leave balance out")
+        return self
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The strategy's options that are given, as selection takes them."""
+        return {name: value for name in STRATEGY_OPTIONS if (value := getattr(self, name)) is not None}
+
+
+class SelectionConfig(StrategySection):
+    """What to label next."""
+
+    depends: ClassVar[JsonDict] = until("select")
+
     budget: Count | None = Field(None, description="Picks a round; null: as many as there are classes")
     mixture: Literal["round"] | tuple[Share, Annotated[float, Field(gt=0)]] = Field(
         "round", description="Probabilities to select in: the round's own mixture, or fixed [ce_weight, temperature]"

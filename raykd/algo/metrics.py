@@ -47,10 +47,16 @@ def calibration_error(
     """
     confidence_N = probs_NC.max(axis=1)
     correct_N = probs_NC.argmax(axis=1) == labels_N
-    bins_N = np.clip(np.ceil(confidence_N * num_bins).astype(int) - 1, 0, num_bins - 1)
     weights_N = np.ones(len(labels_N)) if weights_N is None else weights_N
+    bins_N = confidence_bins(confidence_N, num_bins)
     gaps = np.bincount(bins_N, weights=weights_N * (confidence_N - correct_N), minlength=num_bins)
     return float(np.abs(gaps).sum() / weights_N.sum())
+
+
+def confidence_bins(confidence_N: np.ndarray, num_bins: int = 15) -> np.ndarray:
+    """The equal-width bins of :func:`calibration_error`, int64 [...]: (lower, upper], the first one closed."""
+    bins_N: np.ndarray = np.clip(np.ceil(confidence_N * num_bins).astype(int) - 1, 0, num_bins - 1)
+    return bins_N
 
 
 def confusion(choices_N: np.ndarray, labels_N: np.ndarray) -> np.ndarray:

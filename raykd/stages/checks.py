@@ -49,11 +49,11 @@ def check_brought(campaign: Campaign) -> None:
     config = campaign.config
     assert config.teacher.table is not None
     list_table(Place.of(config.teacher.table), campaign.say)
-    strategy = config.selection.strategy
+    selection = config.selection
     cold = config.labels.start == "none" and read_done(campaign.round_place(0) / "select") is None
-    if cold and "features" in needed(strategy, config.selection.cap):
-        what, instead = f"strategy: {strategy}", "pcoreset"
-        if "features" not in needed(strategy):
+    if cold and "features" in needed(selection.strategy, selection.cap, selection.options):
+        what, instead = f"strategy: {selection.strategy}", "pcoreset"
+        if "features" not in needed(selection.strategy, None, selection.options):
             what, instead = "duplicate_column: features", "probs"
         raise UserError(
             f"selection.{what} looks at the teacher's features in round 0, when there is no student yet, and "

@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 from ray import tune
 
-from raykd.algo.heads import Mixture, better_mixture, grid, hits, probabilities
+from raykd.algo.heads import Mixture, probabilities
 from raykd.algo.metrics import log_loss
+from raykd.algo.mixture_search import better_mixture, grid, hits
 from raykd.models.saved import WEIGHTS, deploy
 from raykd.report.words import TO, counted, plain
 from raykd.stages.campaign import Campaign

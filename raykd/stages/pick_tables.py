@@ -5,8 +5,9 @@ N pool rows, C classes, D feature width.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from typing import Literal, NamedTuple
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -15,7 +16,7 @@ from raykd.algo.selection.checks import check_budget, check_labels
 from raykd.algo.selection.kcenter import Picked
 from raykd.algo.selection.near_duplicates import Cap
 from raykd.algo.selection.rows import Rows
-from raykd.algo.selection.strategies import known_strategy, needed, pick
+from raykd.algo.selection.strategies import check_options, needed, needs_labels, pick
 from raykd.errors import UserError
 from raykd.stages.shard_actors import open_shards
 from raykd.stages.shard_rows import PoolSource, ids_of, open_table, vectors_of
@@ -36,6 +37,8 @@ class Request:
         seed: Keys the random draws, with the round's number.
         round_number: Counts from 0.
         cap: How many near-duplicates of each other may be picked; None: any number.
+        options: Of the strategy, see :func:`raykd.algo.selection.strategies.pick`.
+        balance: Serve the class with the fewest labels first; likewise.
         space: "raw": ``probs`` may be any vectors, for farthest-first over them: pcoreset is then ``farthest``.
         precision: See :class:`raykd.stages.shard_rows.PoolSource`.
         memory_gib: Likewise.
@@ -48,6 +51,8 @@ class Request:
     seed: int = 0
     round_number: int = 0
     cap: Cap | None = None
+    options: Mapping[str, Any] = field(default_factory=dict)
+    balance: bool = False
     space: Literal["probs", "raw"] = "probs"
     precision: Literal["fp32", "fp16"] = "fp32"
     memory_gib: float | None = None
@@ -65,14 +70,15 @@ def check_request(request: Request) -> CheckedRequest:
     """What can be checked without Ray and without reading the pool: for clear errors in the first second.
 
     Raises:
-        UserError: Unknown strategy, or one that has no use for raw vectors; budget below 1 or above the table's rows; a
-            missing file or column; labels out of range; labeled vectors of different lengths.
+        UserError: Unknown strategy, or one that has no use for raw vectors, or for an option; budget below 1 or above
+            the table's rows; a missing file or column; labels out of range; labeled vectors of different lengths.
     """
     request = _without_spelling(request)
-    strategy = known_strategy(request.strategy)
+    check_options(request.strategy, request.options, request.balance)
+    of_labeled = needed(request.strategy, None, request.options)
     source = PoolSource(
         uris=(Place.of(request.pool).uri,),
-        needs=needed(request.strategy, request.cap),
+        needs=needed(request.strategy, request.cap, request.options, request.balance),
         only_pool=False,
         precision=request.precision,
         memory_gib=request.memory_gib,
@@ -80,7 +86,8 @@ def check_request(request: Request) -> CheckedRequest:
     check_budget(request.budget, open_table(source.uris[0], source.columns, "pool table").count_rows())
     if request.labeled is None:
         return CheckedRequest(request, source, Rows.none())
-    labeled = read_labeled(request.labeled, replace(source, needs=tuple(strategy.needs)), strategy.needs_labels)
+    with_labels = needs_labels(request.strategy, request.balance)
+    labeled = read_labeled(request.labeled, replace(source, needs=of_labeled), with_labels)
     if labeled.labels is not None:
         check_labels(labeled, None if labeled.probs is None else labeled.probs.shape[1])
     return CheckedRequest(request, source, labeled)
@@ -94,6 +101,8 @@ def _without_spelling(request: Request) -> Request:
         raise UserError(
             f"strategy {request.strategy!r} with space 'raw'; expected pcoreset, as others need probabilities"
         )
+    if request.balance:
+        raise UserError("balance with space 'raw'; expected one of them, as raw vectors predict no class")
     cap = request.cap
     if cap is not None and cap.column == "probs":
         cap = replace(cap, column="vectors")
@@ -145,7 +154,7 @@ def pick_from_tables(
     request, source, labeled = checked
     with open_shards(source, num_shards, num_cpus, num_gpus) as shards:
         given = (request.strategy, shards, labeled, request.budget, request.seed, request.round_number)
-        return pick(*given, request.cap)
+        return pick(*given, request.cap, request.options, request.balance)
 
 
 def picks_table(picked: Picked) -> pa.Table:

@@ -10,7 +10,7 @@ import pyarrow.compute as pc
 
 from raykd.algo.heads import Mixture
 from raykd.algo.selection.rows import Rows
-from raykd.algo.selection.strategies import known_strategy, needed
+from raykd.algo.selection.strategies import needed, needs_labels
 from raykd.stages.campaign import Campaign
 from raykd.stages.shard_actors import RayShards, open_shards
 from raykd.stages.shard_rows import PoolSource
@@ -69,7 +69,7 @@ def student_space(campaign: Campaign, pool: Pool, before: Round) -> tuple[PoolSo
     predictions, labels, config = before.predictions, before.labels, campaign.config.selection
     ids, indices = labels.given(predictions.classes, pool.renamed)
     given = labels.table.filter(pc.equal(labels.table["outcome"], "label"))["sample_id"]
-    if not known_strategy(config.strategy).needs_labels:
+    if not needs_labels(config.strategy, config.balance):
         ids, classes = given, None  # also those of a class that this student does not know yet: they are centers
     else:
         classes = dict(zip(ids.to_pylist(), indices.tolist(), strict=True))
@@ -96,7 +96,7 @@ def teacher_space(campaign: Campaign, teacher: Teacher) -> tuple[PoolSource, dic
     config = campaign.config.selection
     source = PoolSource(
         uris=teacher.uris,
-        needs=needed(config.strategy, config.cap),
+        needs=needed(config.strategy, config.cap, config.options, config.balance),
         probs_from=("logits",),
         precision=config.precision,
         memory_gib=config.memory_gib,
@@ -107,4 +107,4 @@ def teacher_space(campaign: Campaign, teacher: Teacher) -> tuple[PoolSource, dic
 def all_needs(campaign: Campaign) -> tuple[str, ...]:
     """The vectors that the strategy looks at, and the probabilities that coverage is measured in."""
     config = campaign.config.selection
-    return tuple(dict.fromkeys(["probs", *needed(config.strategy, config.cap)]))
+    return tuple(dict.fromkeys(["probs", *needed(config.strategy, config.cap, config.options, config.balance)]))

@@ -72,7 +72,7 @@ def by_strategy(campaign: Campaign, number: int, pool: Pool, teacher: Teacher, b
                 f"round {number} select", f"{left} images are left to pick from, the budget is {budget}: all are"
             )
         arguments = (config.strategy, space.shards, space.labeled, min(budget, left), campaign.config.seed, number)
-        return pick(*arguments, config.cap)
+        return pick(*arguments, config.cap, config.options, config.balance)
     finally:
         close_space(campaign)
 

@@ -8,7 +8,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from raykd.algo.statistics import Z95, is_noise, paired_change, sign_flip, tango, wilson
+from raykd.algo.statistics import (
+    Z95,
+    exact_interval,
+    exact_low,
+    is_noise,
+    paired_change,
+    sign_flip,
+    student_t,
+    tango,
+    wilson,
+)
 
 
 def answers(won: int, lost: int, both: int, neither: int) -> tuple[np.ndarray, np.ndarray]:
@@ -27,6 +37,60 @@ def test_wilson_is_where_the_score_test_stops_to_refuse():
                 assert abs(right / count - end) == pytest.approx(Z95 * math.sqrt(end * (1 - end) / count))
         assert 0 <= low <= right / count <= high <= 1
     assert wilson(0.0, 0) == (0.0, 1.0)
+
+
+def choose(of: int, count: int) -> int:
+    return math.comb(of, count) if 0 <= count <= of else 0
+
+
+def test_the_ends_of_the_exact_interval_are_shares_that_make_what_was_seen_just_too_rare():
+    for right, count in [(0, 10), (1, 10), (7, 10), (10, 10), (59, 60)]:
+        low, high = exact_interval(right, count)
+        for share, outcomes in [(low, range(right, count + 1)), (high, range(right + 1))]:
+            if 0 < share < 1:
+                chance = sum(math.comb(count, j) * share**j * (1 - share) ** (count - j) for j in outcomes)
+                assert chance == pytest.approx(0.025)
+        assert 0 <= low <= right / count <= high <= 1
+    assert exact_interval(0, 10)[0] == 0
+    assert exact_interval(10, 10)[1] == 1
+    assert exact_interval(0, 0) == (0.0, 1.0)
+    assert exact_low(59, 59) == pytest.approx(0.05 ** (1 / 59))
+
+
+@pytest.mark.parametrize(("pool", "count"), [(12, 5), (12, 12), (30, 18), (9, 1)])
+def test_of_a_finite_pool_it_holds_exactly_the_numbers_that_do_not_make_it_too_rare(pool, count):
+    for right in range(count + 1):
+        kept = []
+        for in_pool in range(pool + 1):
+            ways = [choose(in_pool, j) * choose(pool - in_pool, count - j) for j in range(count + 1)]
+            tails = sum(ways[right:]), sum(ways[: right + 1])
+            if all(tail > 0.025 * math.comb(pool, count) for tail in tails):
+                kept.append(in_pool / pool)
+        assert exact_interval(right, count, pool) == pytest.approx((min(kept), max(kept)))
+
+
+@pytest.mark.parametrize("count", [1, 20, 99])
+@pytest.mark.parametrize("share", [0.5, 0.9, 0.97, 0.999])
+def test_the_exact_interval_holds_the_truth_at_least_as_often_as_it_says(count, share):
+    """Every outcome with its exact probability."""
+    covered = 0.0
+    for right in range(count + 1):
+        low, high = exact_interval(right, count)
+        covered += math.comb(count, right) * share**right * (1 - share) ** (count - right) * (low <= share <= high)
+    assert covered >= 0.95
+
+
+def test_an_endless_pool_is_the_limit_of_large_ones():
+    assert exact_interval(30, 40, 10**7) == pytest.approx(exact_interval(30, 40), abs=1e-6)
+    narrower, wider = exact_interval(30, 40, 60), exact_interval(30, 40)
+    assert wider[0] < narrower[0] < narrower[1] < wider[1]
+
+
+@pytest.mark.parametrize("freedom", [1, 2, 3, 8, 50, 2000])
+def test_students_t_is_the_one_of_tables(freedom):
+    from scipy.stats import t
+
+    assert student_t(freedom) == pytest.approx(t.ppf(0.975, freedom), abs=1e-5)
 
 
 def test_the_paired_interval_is_the_published_one():
@@ -100,3 +164,12 @@ def test_sign_flips_are_counted_one_by_one(differences):
 
 def test_six_seeds_are_the_fewest_that_can_show_anything():
     assert sign_flip(np.full(5, 0.1)) > 0.05 > sign_flip(np.full(6, 0.1)) == 2 / 64
+
+
+def test_many_seeds_are_tested_by_drawn_signs_as_few_are_by_all():
+    differences = np.random.default_rng(0).normal(0.3, 1, 20)
+    assert sign_flip(np.append(differences, 0.0)) == pytest.approx(
+        sign_flip(differences), abs=0.005
+    )  # 21, all the same
+    assert sign_flip(np.append(differences, 0.0)) == sign_flip(np.append(differences, 0.0))
+    assert sign_flip(np.full(50, 0.1)) < 1e-4

@@ -15,15 +15,18 @@ from hypothesis import strategies as st
 
 from raykd.algo import keyed
 from raykd.algo.selection import distances, kcenter
+from raykd.algo.selection.balance import class_quotas
 from raykd.algo.selection.distances import EXACT_VALUES, Euclidean, Gradients, residuals, unit
 from raykd.algo.selection.kcenter import coverage_radius
+from raykd.algo.selection.near_duplicates import Cap
 from raykd.algo.selection.reference import plain_farthest_first
 from raykd.algo.selection.rows import Rows
 from raykd.algo.selection.shard import LocalShards, Shard
-from raykd.algo.selection.strategies import STRATEGIES, class_quotas, pick
+from raykd.algo.selection.strategies import STRATEGIES, pick
 
 NAMES = sorted(STRATEGIES)
-WITH_DISTANCE = ("badge", "coreset", "farthest", "pcoreset")
+WITH_DISTANCE = ("badge", "coreset", "farthest", "pcoreset", "spread")
+DRAWN = ("badge", "class_balanced", "falcun", "random", "typiclust")
 
 
 def make_rows(num_rows, num_classes=5, width=4, seed=0, prefix="p"):
@@ -44,7 +47,10 @@ def picked(name, pool, labeled, budget, num_shards=1, seed=0, number=0):
 
 
 def same(one, other):
-    return one.ids == other.ids and np.array_equal(one.distances, other.distances, equal_nan=True)
+    return one.ids == other.ids and all(
+        np.array_equal(getattr(one, name), getattr(other, name), equal_nan=True)
+        for name in ("distances", "draw_probabilities")
+    )
 
 
 @pytest.fixture(params=["gathered", "by_rounds"])
@@ -65,7 +71,8 @@ def test_picks_are_different_pool_ids_and_do_not_depend_on_shards_or_order(name,
     expected = picked(name, pool, labeled, budget)
     assert len(expected.ids) == len(set(expected.ids)) == budget
     assert set(expected.ids) <= set(pool.ids)
-    assert expected.distances.dtype == np.float64
+    assert expected.distances.dtype == expected.draw_probabilities.dtype == np.float64
+    assert np.isnan(expected.draw_probabilities).all() == (name not in ("falcun", "random"))
     assert np.isnan(expected.distances).all() == (
         name not in WITH_DISTANCE or (budget == 1 and (cold or name == "badge"))
     )
@@ -96,7 +103,7 @@ def test_a_round_is_keyed_by_seed_and_round(name):
     again = [pick(name, shards, labeled, 10, 5, 2) for _ in range(2)]  # on the same shards, one after the other
     assert same(*again)
     others = [pick(name, shards, labeled, 10, *key).ids for key in ((6, 2), (5, 3))]
-    if name in ("random", "badge", "class_balanced"):
+    if name in DRAWN:
         assert all(ids != again[0].ids for ids in others)
     else:
         assert all(ids == again[0].ids for ids in others)
@@ -245,6 +252,34 @@ def test_class_balanced_needs_labels_in_range():
         picked("class_balanced", pool, labeled, 5)
 
 
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("entropy", {"gamma": 2}, "strategy 'entropy' does not look at gamma; leave it out, or choose falcun$"),
+        ("falcun", {"delta_": 2}, "strategy 'falcun' does not look at delta_; leave it out$"),
+        ("falcun", {"gamma": -1}, r"gamma is -1; expected 0 \(uniform draws\) to 100"),
+        ("falcun", {"gamma": math.nan}, "gamma is nan"),
+        ("probcover", {"delta": 0}, "delta is 0; expected above 0, to 2"),
+        ("uherding", {"kernel_width": 3}, "kernel_width is 3; expected above 0, to 2"),
+        ("uherding", {"candidates": 0}, "candidates is 0; expected at least 1"),
+        ("spread", {"score": "size"}, "score is 'size'; expected entropy, margin, random"),
+        ("spread", {"apart": 2.5}, "apart is 2.5; expected 0 .* to 2"),
+        ("spread", {"column": "pixels"}, "column is 'pixels'; expected 'features' or 'probs'"),
+    ],
+)
+def test_an_option_that_means_nothing_is_refused(name, options, message):
+    with pytest.raises(ValueError, match=message):
+        pick(name, LocalShards.split(make_rows(20), 2), None, 5, 0, options=options)
+
+
+def test_a_column_is_needed_only_where_it_is_looked_at():
+    pool = make_rows(20)
+    without = LocalShards.split(Rows(pool.ids, pool.probs), 2)
+    assert len(pick("spread", without, None, 5, 0, options={"column": "probs"}).ids) == 5
+    with pytest.raises(ValueError, match="strategy 'spread' needs features"):
+        pick("spread", without, None, 5, 0)
+
+
 # ---------------------------------------------------------------- k-center
 
 
@@ -353,6 +388,21 @@ def test_lost_shards_and_repeated_questions_change_nothing(name, how):
     assert same(pick(name, Forgetful(pool, 4), labeled, 30, 0), picked(name, pool, labeled, 30))
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_questions_and_answers_travel(name, how):
+    """As to actors and back: nothing that is asked or answered is more than plain data and names of functions."""
+
+    class Travelling(LocalShards):
+        def map(self, question, *args):
+            return pickle.loads(pickle.dumps(super().map(*pickle.loads(pickle.dumps((question, *args))))))
+
+    pool, labeled = make_rows(60), make_rows(7, seed=1, prefix="l")
+    shards = Travelling(LocalShards.split(pool, 4).shards)
+    for more in ({}, {"cap": Cap(limit=20)}, {"balance": name != "class_balanced"}):
+        expected = pick(name, LocalShards.split(pool, 1), labeled, 15, 0, **more)
+        assert same(pick(name, shards, labeled, 15, 0, **more), expected)
+
+
 @pytest.mark.parametrize("name", ["pcoreset", "badge"])
 def test_an_old_question_asked_again_does_no_harm(name, monkeypatch):
     """Ray may run a retried call late: a shard that knows more than it is told keeps what it knows."""
@@ -410,6 +460,18 @@ def test_entropy_and_margin_follow_their_formulas():
     by_margin = [margins[at[name]] for name in picked("margin", pool, None, 60, 3).ids]
     np.testing.assert_allclose(by_entropy, sorted(entropies, reverse=True), atol=1e-12)
     np.testing.assert_allclose(by_margin, sorted(margins), atol=1e-12)
+
+
+def test_random_says_with_which_probability_each_row_was_drawn():
+    got = picked("random", make_rows(20), None, 4, 3)
+    assert got.draw_probabilities.tolist() == [1 / 20, 1 / 19, 1 / 18, 1 / 17]
+
+
+def test_where_a_cap_or_a_balance_decides_too_no_draw_has_a_known_probability():
+    pool, labeled = make_rows(20), make_rows(3, seed=1, prefix="l")
+    shards = LocalShards.split(pool, 3)
+    for more in ({"cap": Cap(limit=20)}, {"balance": True}):
+        assert np.isnan(pick("random", shards, labeled, 4, 0, **more).draw_probabilities).all()
 
 
 def test_random_picks_every_row_equally_often():

@@ -92,8 +92,13 @@ class Tables:
         ("class_balanced", True),
         ("coreset", False),
         ("entropy", True),
+        ("falcun", False),
         ("pcoreset", False),
+        ("probcover", False),
         ("random", True),
+        ("spread", True),
+        ("typiclust", False),
+        ("uherding", True),
     ],
 )
 def test_it_writes_picks_in_order(run, given, strategy, labeled):
@@ -203,6 +208,26 @@ def test_an_out_that_cannot_be_written_is_told_before_the_work(run, given, monke
 @pytest.mark.parametrize("changed", [{"duplicate-cosine": 0.9}, {"duplicate-column": "probs"}])
 def test_what_a_cap_counts_wants_the_cap(run, given, changed):
     refused(run, given, "say what --max-duplicates counts; give that too", **changed)
+
+
+def test_a_strategys_options_and_a_balance_are_the_jobs_too(run, given):
+    def ids(**changed):
+        (given.folder / "picks.parquet").unlink(missing_ok=True)
+        code, _, err = run(*given.arguments(**changed), *(["--balance"] if balance else []))
+        assert (code, err) == (0, "")
+        return given.picks()["sample_id"].to_pylist()
+
+    balance = False
+    plain = ids(strategy="spread", score="entropy", apart=0, column="probs")
+    assert plain == ids(strategy="entropy")
+    assert plain != ids(strategy="spread", score="entropy", apart=1, column="probs")
+    balance = True
+    assert plain != ids(strategy="entropy")
+
+
+def test_an_option_that_the_strategy_does_not_look_at_is_refused(run, given):
+    refused(run, given, "strategy 'pcoreset' does not look at gamma; leave it out, or choose falcun", gamma=2)
+    refused(run, given, "--apart: Input should be less than or equal to 2", strategy="spread", apart=3)
 
 
 def test_a_missing_column_is_refused_with_those_there(run, given):

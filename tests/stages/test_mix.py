@@ -11,8 +11,9 @@ import pytest
 from fakes import new_campaign
 
 from raykd.algo.calibration import fit_calibration
-from raykd.algo.heads import CE_WEIGHTS, TEMPERATURES, Mixture, probabilities
+from raykd.algo.heads import Mixture, probabilities
 from raykd.algo.metrics import log_loss
+from raykd.algo.mixture_search import CE_WEIGHTS, TEMPERATURES
 from raykd.store.outputs import MANIFEST_FILE, Deployed, Pool, Predictions, Trained
 from raykd.store.stage_folder import Done
 from raykd.store.tables import MANIFEST, vectors

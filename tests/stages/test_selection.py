@@ -327,7 +327,8 @@ def test_shards_are_opened_once_for_the_radius_and_the_picks(shard_actors, rows,
         with shard_actors.open_shards(source, 3) as shards:
             assert sum(shards.sizes()) == NUM_ROWS - 9
             assert coverage_radius(shards, shards.labeled()) == coverage_radius(local, given)
-            for name in ("pcoreset", "badge", "coreset", "class_balanced", "pcoreset"):
+            more = ("falcun", "spread", "probcover", "uherding", "typiclust")
+            for name in ("pcoreset", "badge", "coreset", "class_balanced", *more, "pcoreset"):
                 got = pick(name, shards, shards.labeled(labels), 30, 3)
                 assert same(got, pick(name, local, given, 30, 3)), name
             assert got.distances[0] == coverage_radius(shards, shards.labeled())

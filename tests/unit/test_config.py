@@ -606,6 +606,30 @@ def test_the_names_of_strategies_are_those_there_are():
     assert PLUG_INS == "raykd.strategies"
 
 
+def test_options_are_those_that_the_strategies_look_at():
+    from raykd.config import STRATEGY_OPTIONS
+
+    looked_at = {
+        name: tuple(each for each in STRATEGIES if name in STRATEGIES[each].options) for name in STRATEGY_OPTIONS
+    }
+    assert {name: sorted(given) for name, given in STRATEGY_OPTIONS.items()} == {
+        name: sorted(given) for name, given in looked_at.items()
+    }
+    assert {name for each in STRATEGIES.values() for name in each.options} == set(STRATEGY_OPTIONS)
+
+
+def test_a_strategys_options_are_for_it_alone():
+    spread = load(settings(selection__strategy="spread", selection__score="entropy", selection__apart=0.3)).selection
+    assert spread.options == {"score": "entropy", "apart": 0.3}
+    assert not load(settings()).selection.options
+    message = refusal(selection__gamma=3)
+    assert "selection: strategy 'pcoreset' does not look at gamma; leave it out, or choose falcun" in message
+    assert "selection.apart: Input should be less than or equal to 2" in refusal(
+        selection__strategy="spread", selection__apart=3
+    )
+    assert "is balanced by itself" in refusal(selection__strategy="class_balanced", selection__balance=True)
+
+
 def test_the_strategy_of_another_package_is_known(monkeypatch):
     from importlib.metadata import EntryPoint
 

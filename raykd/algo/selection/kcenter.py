@@ -50,12 +50,15 @@ class Picked(NamedTuple):
     """What to label, in the order picked.
 
     ``distances`` (float64 [B]): to the nearest center at the time of the pick; NaN where that means nothing.
-    ``history``: the rounds of questions that it took; none where every row was scored once.
+    ``history``: the rounds of questions that it took; none where every row was scored once. ``draw_probabilities``
+    (float64 [B]): with which each pick was drawn at its turn, given the picks before it, among all rows that were left;
+    NaN where nothing was drawn, or where it is not worked out. None: NaN for all.
     """
 
     ids: list[str]
     distances: np.ndarray
     history: tuple[SelectionRound, ...] = ()
+    draw_probabilities: np.ndarray | None = None
 
     @property
     def rounds(self) -> int:

@@ -6,8 +6,9 @@ of order. So a question either keeps nothing that matters, or (:class:`Update`) 
 the rest again.
 
 Memory: the rows with their ids, and 16 bytes a row to find an id (its hash, its place in their order); while a
-selection runs, 17 bytes a row more (bound, which centers it knows of, rank of its id) and the rows of an answer. The
-outline of probabilities, 12 bytes a row, is there only between the check and the first bounds.
+selection runs, 17 bytes a row more (bound, which centers it knows of, rank of its id) and the rows of an answer; or
+what a selection puts aside (:meth:`Shard.remember`, at most 41 bytes a row). The outline of probabilities, 12 bytes a
+row, is there only between the check and the first bounds.
 
 N rows, C classes, D feature width, K centers, S numbers of a priority's state, W the width of a space's vectors.
 """
@@ -15,7 +16,7 @@ N rows, C classes, D feature width, K centers, S numbers of a priority's state, 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Concatenate, NamedTuple, ParamSpec, Protocol, TypeVar
+from typing import Any, Concatenate, NamedTuple, ParamSpec, Protocol, TypeVar
 
 import numpy as np
 
@@ -87,6 +88,7 @@ class Shard:
         self._excluded = np.empty(0, np.int64)
         self._outline: Outline | None = None
         self._selection: ShardSelection | None = None
+        self._remembered: tuple[object, Any] | None = None
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -110,17 +112,22 @@ class Shard:
 
     def lowest(self, score: Score, count: int, *key: int | str) -> tuple[np.ndarray, np.ndarray]:
         """The ``count`` rows with the lowest score (see ``scores``): scores and ids, rising, ties by id."""
-        return self._lowest(score(self, *key), self._included(), count)
+        return self._lowest(score(self, *key), self.included(), count)
 
     def predicted(self) -> np.ndarray:
         """How many rows have each class as their most probable one, int64 [C]; [0] when the shard has no rows."""
-        return np.bincount(self._top_classes()[self._included()], minlength=self.probs().shape[1])
+        return np.bincount(self.outlined().top_N[self.included()], minlength=self.probs().shape[1])
+
+    def classes_of(self, ids: Sequence[str]) -> dict[str, int]:
+        """The most probable class of those of ``ids`` that are here; ties to the smaller class."""
+        at = self.positions(ids)
+        return dict(zip(self.rows.ids[at], self.probs()[at].argmax(axis=1).tolist(), strict=True)) if len(at) else {}
 
     def lowest_in_classes(
         self, counts: dict[int, int], score: Score, *key: int | str
     ) -> dict[int, tuple[np.ndarray, np.ndarray]]:
         """As :meth:`lowest`, for each class among the rows predicted as it; classes without rows are left out."""
-        rows, scores_N, top_N = self._included(), score(self, *key), self._top_classes()
+        rows, scores_N, top_N = self.included(), score(self, *key), self.outlined().top_N
         rows = rows[np.argsort(top_N[rows], kind="stable")]
         starts = np.flatnonzero(np.diff(top_N[rows], prepend=-1))
         members = {int(top_N[some[0]]): some for some in np.split(rows, starts[1:]) if len(some)}
@@ -142,7 +149,7 @@ class Shard:
 
         The bounds are infinite where they would not come for next to nothing.
         """
-        included = self._included()
+        included = self.included()
         if len(without):
             included = np.setdiff1d(included, self.positions(without))
         where = slice(None) if len(included) == len(self) else included
@@ -170,6 +177,33 @@ class Shard:
             rows[some[is_it]] = found[is_it]
             first[some] += 1
         return rows[rows >= 0]
+
+    # ------------------------------------------------------------ for questions of other modules
+
+    def num_included(self) -> int:
+        """How many rows count (see :meth:`excluding`)."""
+        return len(self) - len(self._excluded)
+
+    def included(self) -> np.ndarray:
+        """The rows that count (see :meth:`excluding`), int64 [N]."""
+        included = np.ones(len(self.rows), bool)
+        included[self._excluded] = False
+        return np.flatnonzero(included)
+
+    def outlined(self) -> Outline:
+        """The outline of the probabilities; kept, as others will want it."""
+        if self._outline is None:
+            self._outline = outline(self.probs())
+        return self._outline
+
+    def remembered(self, key: object) -> Any:
+        """What was last put aside by :meth:`remember`, if it was under this key; else None: then make it anew."""
+        return self._remembered[1] if self._remembered is not None and self._remembered[0] == key else None
+
+    def remember(self, key: object, value: Reply) -> Reply:
+        """Put one thing aside until another comes, or the shard is lost. No answer may hang on whether it is there."""
+        self._remembered = (key, value)
+        return value
 
     # ------------------------------------------------------------ questions of a selection
 

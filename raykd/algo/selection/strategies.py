@@ -15,7 +15,14 @@ pcoreset       probs                      farthest-first over probabilities
 farthest       vectors                    farthest-first over vectors of any kind
 coreset        features                   farthest-first over features of length 1
 badge          probs, features            k-means++ draws over gradient embeddings
+falcun         probs                      draws by uncertainty and L1 distance over probabilities
+spread         probs, column              by a score, each at least so far from labeled rows and other picks
+probcover      probs, column              whose ball holds most rows that no other ball covers
+typiclust      column                     the most typical of each cluster, where few are labeled
+uherding       probs, column              who covers most of the uncertain rows that are not covered well
 ============== ========================== ==========================================================================
+
+"column": features, or probs where that option says so. ``balance`` is on top of any strategy (``balance.py``).
 
 Other packages' strategies join by the entry point group ``raykd.strategies``: a :class:`Strategy`, or a class with the
 same attributes. What they ask of the shards is sharded for free.
@@ -25,23 +32,27 @@ N pool rows, L labeled rows, C classes, D feature width, B budget.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from fractions import Fraction
 from importlib.metadata import entry_points
+from typing import Any
 
 import numpy as np
 
 from raykd.algo.errors import UserError, did_you_mean
 from raykd.algo.selection import scores
+from raykd.algo.selection.answers import Key, class_counts, lowest, vectors_by_ids, without_distances
+from raykd.algo.selection.balance import balanced, class_balanced
 from raykd.algo.selection.checks import check_rows
+from raykd.algo.selection.cover import probcover, uherding
 from raykd.algo.selection.distances import Euclidean, Gradients, Space
+from raykd.algo.selection.falcun import falcun
 from raykd.algo.selection.kcenter import Picked, farthest_first, sample_by_distance
 from raykd.algo.selection.near_duplicates import Cap, capped
 from raykd.algo.selection.rows import Rows
 from raykd.algo.selection.shard import Score, Shard, Shards
-
-Key = tuple[int, int]  # seed, round
+from raykd.algo.selection.spread import spread_out
+from raykd.algo.selection.typiclust import typiclust
 
 
 @dataclass(frozen=True)
@@ -49,14 +60,17 @@ class Strategy:
     """A way to pick.
 
     Args:
-        pick: From shards, labeled rows, budget and (seed, round number) to picks; what it is given has been checked.
+        pick: From shards, labeled rows, budget and (seed, round number) to picks, and from options by their names; what
+            it is given has been checked, but for the options' values.
         needs: The vectors it reads, of pool rows and labeled rows: "probs", "features", "vectors".
         needs_labels: Whether it reads the labels of labeled rows.
+        options: What one may ask of it besides; with "column" among them, it reads that column instead of "features".
     """
 
-    pick: Callable[[Shards, Rows, int, Key], Picked]
+    pick: Callable[..., Picked]
     needs: tuple[str, ...] = ()
     needs_labels: bool = False
+    options: tuple[str, ...] = ()
 
 
 def pick(
@@ -67,6 +81,8 @@ def pick(
     seed: int,
     round_number: int = 0,
     cap: Cap | None = None,
+    options: Mapping[str, Any] | None = None,
+    balance: bool = False,
 ) -> Picked:
     """Choose ``budget`` pool rows to label, by the strategy of that name.
 
@@ -78,14 +94,19 @@ def pick(
         seed: Of the campaign. Together with the number of the round it keys every draw.
         round_number: Counts from 0.
         cap: How many near-duplicates of each other may be picked; None: any number.
+        options: Of that strategy, such as ``{"gamma": 5}``; those that are left out have the defaults of its function.
+        balance: Serve the class with the fewest labels first, see :func:`raykd.algo.selection.balance.balanced`.
 
     Returns:
-        Ids in pick order; ``distances`` are NaN for all but pcoreset, farthest, coreset and badge.
+        Ids in pick order. ``distances`` are NaN for all but pcoreset, farthest, coreset, badge and spread, and where
+        ``balance`` is on. ``draw_probabilities`` are those of random and falcun, NaN for all others and where ``cap``
+        or ``balance`` decide too.
 
     Raises:
-        UserError: Unknown strategy; budget below 1 or above N; vectors or labels that are missing, not finite, not
-            probabilities or of different widths; ids that occur twice, or both here and there; too few rows that are
-            not near-duplicates; a strategy of another package that picks other than it should.
+        UserError: Unknown strategy; an option that it does not look at, or a value that it has no use for; budget below
+            1 or above N; vectors or labels that are missing, not finite, not probabilities or of different widths; ids
+            that occur twice, or both here and there; too few rows that are not near-duplicates; a strategy of another
+            package that picks other than it should.
 
     Example:
         >>> from raykd.algo.selection.shard import LocalShards
@@ -93,13 +114,14 @@ def pick(
         >>> pick("pcoreset", LocalShards.split(pool, 2), Rows(["z"], probs=[[0.9, 0.1]]), 2, seed=0).ids
         ['b', 'c']
     """
-    chosen = known_strategy(strategy)
+    chosen, options = known_strategy(strategy), dict(options or {})
+    check_options(strategy, options, balance)
     labeled = Rows.none() if labeled is None else labeled
-    compared = () if cap is None else (cap.column,)
-    num_rows = check_rows(strategy, shards, labeled, budget, tuple(chosen.needs), compared, chosen.needs_labels)
+    needs, of_pool = _needs(chosen, options), needed(strategy, cap, options, balance)
+    num_rows = check_rows(strategy, shards, labeled, budget, needs, of_pool, needs_labels(strategy, balance))
 
-    def choose(shards: Shards, budget: int) -> Picked:
-        picked = chosen.pick(shards, labeled, budget, (seed, round_number))
+    def by_strategy(shards: Shards, budget: int) -> Picked:
+        picked = chosen.pick(shards, labeled, budget, (seed, round_number), **options)
         if not len(picked.ids) == len(set(picked.ids)) == len(picked.distances) == budget:
             raise UserError(
                 f"strategy {strategy!r} picked {len(picked.ids)} ids, {len(set(picked.ids))} different, with "
@@ -107,7 +129,13 @@ def pick(
             )
         return picked
 
-    return choose(shards, budget) if cap is None else capped(choose, shards, budget, num_rows, cap)
+    def choose(shards: Shards, budget: int) -> Picked:
+        return balanced(by_strategy, shards, labeled, budget) if balance else by_strategy(shards, budget)
+
+    picked = choose(shards, budget) if cap is None else capped(choose, shards, budget, num_rows, cap)
+    if cap is not None or picked.draw_probabilities is None:
+        return picked._replace(draw_probabilities=np.full(budget, np.nan))
+    return picked
 
 
 # ---------------------------------------------------------------- by name
@@ -138,18 +166,52 @@ def known_strategy(name: str) -> Strategy:
         raise UserError(f"strategy {name!r} ({found[0].value}) cannot be loaded: {error!r}") from error
 
 
-def needed(strategy: str, cap: Cap | None = None) -> tuple[str, ...]:
+def check_options(strategy: str, options: Mapping[str, Any], balance: bool = False) -> None:
+    """Refuse options that the strategy does not look at, by UserError; their values are its own to check."""
+    looked_at = _options(known_strategy(strategy))
+    for name in options:
+        if name not in looked_at:
+            others = [other for other, each in STRATEGIES.items() if name in each.options]
+            raise UserError(
+                f"strategy {strategy!r} does not look at {name}; leave it out"
+                + (f", or choose {' or '.join(others)}" if others else "")
+            )
+    if balance and strategy == "class_balanced":
+        raise UserError("balance has no use with strategy 'class_balanced', which is balanced by itself; leave one out")
+
+
+def needed(
+    strategy: str, cap: Cap | None = None, options: Mapping[str, Any] | None = None, balance: bool = False
+) -> tuple[str, ...]:
     """The vectors that pool rows must have: "probs", "features", "vectors"."""
-    needs = tuple(known_strategy(strategy).needs)
-    return needs if cap is None or cap.column in needs else (*needs, cap.column)
+    more = (*([] if cap is None else [cap.column]), *(["probs"] if balance else []))
+    return tuple(dict.fromkeys([*_needs(known_strategy(strategy), options or {}), *more]))
+
+
+def needs_labels(strategy: str, balance: bool = False) -> bool:
+    """Whether labeled rows must have labels."""
+    return balance or known_strategy(strategy).needs_labels
+
+
+def _needs(strategy: Strategy, options: Mapping[str, Any]) -> tuple[str, ...]:
+    """The vectors that pool rows and labeled rows must have, with those options."""
+    column = options.get("column", "features") if "column" in _options(strategy) else "features"
+    if column not in ("features", "probs"):
+        raise UserError(f"column is {column!r}; expected 'features' or 'probs'")
+    return tuple(dict.fromkeys(column if need == "features" else need for need in strategy.needs))
+
+
+def _options(strategy: Strategy) -> tuple[str, ...]:
+    return tuple(getattr(strategy, "options", ()))  # another package's may have been made before there were any
 
 
 # ---------------------------------------------------------------- strategies
 
 
 def random(shards: Shards, labeled: Rows, budget: int, key: Key) -> Picked:
-    """Every row equally likely, by a keyed draw."""
-    return without_distances(lowest(shards, scores.keyed_draw, budget, *key, "random"))
+    """Every row equally likely, by a keyed draw: with probability 1 / the number of rows left."""
+    num_left_B = sum(shards.map(Shard.num_included)) - np.arange(budget)
+    return without_distances(lowest(shards, scores.keyed_draw, budget, *key, "random"), 1 / num_left_B)
 
 
 def entropy(shards: Shards, labeled: Rows, budget: int, key: Key) -> Picked:
@@ -192,51 +254,13 @@ def badge(shards: Shards, labeled: Rows, budget: int, key: Key) -> Picked:
     The embedding is (onehot(argmax p) - p) ⊗ z, kept as its two factors. The first row is drawn uniformly, as the
     paper's k-means++ does (its authors' code takes the longest embedding instead); each next one with probability
     proportional to the squared distance to the nearest pick. Labeled rows take no part. Rows at distance 0 are taken
-    only when nothing else is left, the smaller draw first.
+    only when nothing else is left, the smaller draw first. The draws' probabilities are not worked out: their
+    denominator is the sum of all rows' distances, of which the engine looks at few.
     """
     first = lowest(shards, scores.keyed_draw, 1, *key, "badge")
-    space = Gradients(len(_sum(shards.map(Shard.predicted))))
-    rest = sample_by_distance(shards, space, _vectors(shards, space, first), budget - 1, first, *key, "badge")
+    space = Gradients(len(class_counts(shards)))
+    rest = sample_by_distance(shards, space, vectors_by_ids(shards, space, first), budget - 1, first, *key, "badge")
     return _prepended(first, rest)
-
-
-def class_balanced(shards: Shards, labeled: Rows, budget: int, key: Key) -> Picked:
-    """More picks in predicted classes with few labels, as PCoreSet's code has it (PAPERS.md 4).
-
-    Every class that is predicted for some pool row weighs total / (labels + 1), normalised; it gets floor(B * weight)
-    picks, leftovers go one each to the heaviest classes (ties: smaller class). Inside a class picks are random, by
-    keyed draws; what classes with too few rows leave open is filled by random rows. In the order heaviest class first,
-    fillers last. Weights are exact fractions, so quotas do not hang on rounding.
-    """
-    available_C = _sum(shards.map(Shard.predicted))
-    labels = np.zeros(0, np.int64) if labeled.labels is None else np.asarray(labeled.labels, np.int64)
-    labels_C = np.bincount(labels, minlength=len(available_C))
-    quotas = class_quotas(np.flatnonzero(available_C).tolist(), labels_C.tolist(), budget)
-    answers = shards.map(Shard.lowest_in_classes, quotas, scores.keyed_draw, *key, "class_balanced")
-    ids: list[str] = []
-    for number, quota in quotas.items():
-        ids += _merge([answer[number] for answer in answers if number in answer], quota)
-    if len(ids) < budget:
-        taken = set(ids)
-        others = lowest(shards, scores.keyed_draw, budget, *key, "class_balanced", "filler")
-        ids += [name for name in others if name not in taken][: budget - len(ids)]
-    return without_distances(ids)
-
-
-def class_quotas(predicted: list[int], labels_C: list[int], budget: int) -> dict[int, int]:
-    """How many picks each predicted class gets, heaviest class first; sums to ``budget``.
-
-    Example:
-        >>> class_quotas([0, 1, 3], [3, 0, 0, 1], budget=10)
-        {1: 6, 3: 3, 0: 1}
-    """
-    weights = {number: Fraction(1, labels_C[number] + 1) for number in predicted}
-    heaviest_first = sorted(predicted, key=lambda number: (-weights[number], number))
-    whole = sum(weights.values())
-    quotas = {number: int(budget * weights[number] / whole) for number in heaviest_first}
-    for number in heaviest_first[: budget - sum(quotas.values())]:
-        quotas[number] += 1
-    return {number: quota for number, quota in quotas.items() if quota}
 
 
 STRATEGIES: dict[str, Strategy] = {
@@ -244,10 +268,15 @@ STRATEGIES: dict[str, Strategy] = {
     "class_balanced": Strategy(class_balanced, needs=("probs",), needs_labels=True),
     "coreset": Strategy(coreset, needs=("features",)),
     "entropy": Strategy(entropy, needs=("probs",)),
+    "falcun": Strategy(falcun, needs=("probs",), options=("gamma",)),
     "farthest": Strategy(farthest, needs=("vectors",)),
     "margin": Strategy(margin, needs=("probs",)),
     "pcoreset": Strategy(pcoreset, needs=("probs",)),
+    "probcover": Strategy(probcover, needs=("probs", "features"), options=("delta", "candidates", "column")),
     "random": Strategy(random),
+    "spread": Strategy(spread_out, needs=("probs", "features"), options=("score", "apart", "column")),
+    "typiclust": Strategy(typiclust, needs=("features",), options=("column",)),
+    "uherding": Strategy(uherding, needs=("probs", "features"), options=("kernel_width", "candidates", "column")),
 }
 PLUG_INS = "raykd.strategies"  # entry point group
 
@@ -262,43 +291,9 @@ def _farthest_first(
     if len(labeled):
         return farthest_first(shards, space, space.vectors(labeled, slice(None)), budget)
     first = lowest(shards, first_by, 1, *key)
-    return _prepended(first, farthest_first(shards, space, _vectors(shards, space, first), budget - 1, first))
+    return _prepended(first, farthest_first(shards, space, vectors_by_ids(shards, space, first), budget - 1, first))
 
 
 def _prepended(first: list[str], rest: Picked) -> Picked:
     """Picks that follow a first one, which had no center to be far from."""
     return rest._replace(ids=first + rest.ids, distances=np.concatenate([[np.nan], rest.distances]))
-
-
-def _vectors(shards: Shards, space: Space, ids: list[str]) -> np.ndarray:
-    found = {name: vector_W for some in shards.map(Shard.vectors_by_id, space, ids) for name, vector_W in some.items()}
-    return np.array([found[name] for name in ids])
-
-
-def _sum(counts: list[np.ndarray]) -> np.ndarray:
-    """Of the shards' counts by class; empty shards have none."""
-    return np.sum([counts_C for counts_C in counts if len(counts_C)], axis=0)
-
-
-def lowest(shards: Shards, score: Score, count: int, *key: int | str) -> list[str]:
-    """The ids of the pool's rows with the lowest score, rising, ties by id.
-
-    Args:
-        shards: The pool.
-        score: From a shard and the key to numbers [N] (see ``scores``); computed where the rows are.
-        count: How many rows.
-        key: Handed to ``score``.
-    """
-    return _merge(shards.map(Shard.lowest, score, count, *key), count)
-
-
-def _merge(answers: list[tuple[np.ndarray, np.ndarray]], count: int) -> list[str]:
-    """The ids of the ``count`` lowest scores of all shards' (scores, ids), rising, ties by id."""
-    scores, ids = (np.concatenate(parts) for parts in zip(*answers, strict=True))
-    by_id = np.argsort(ids, kind="stable")
-    return ids[by_id[np.argsort(scores[by_id], kind="stable")]][:count].tolist()
-
-
-def without_distances(ids: list[str]) -> Picked:
-    """Picks in that order, with NaN distances."""
-    return Picked(ids, np.full(len(ids), np.nan))
