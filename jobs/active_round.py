@@ -43,7 +43,7 @@ def run(config: Config) -> Sequence[Mapping[str, Any]]:
             teacher = refit(campaign, number, pool, encoded, first, labels)
             trained = train(campaign, number, pool, encoded, teacher, labels)
             predictions = predict(campaign, number, pool, encoded, trained)
-            deployed = mix(campaign, number, pool, trained, predictions)
+            deployed = mix(campaign, number, pool, labels, trained, predictions)
             done = Round(number, picks, labels, trained, predictions, deployed)
             measure(campaign, pool, encoded, teacher, done, before)
             before = done

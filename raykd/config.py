@@ -42,19 +42,8 @@ if TYPE_CHECKING:
 
 # raykd's own, here again: the module that has them takes half a second to import, and a mistake should be told before
 STRATEGY_NAMES = (
-    *(
-        "badge",
-        "class_balanced",
-        "coreset",
-        "entropy",
-        "falcun",
-        "farthest",
-        "margin",
-        "pcoreset",
-        "probcover",
-        "random",
-    ),
-    *("spread", "typiclust", "uherding"),
+    *("badge", "class_balanced", "coreset", "entropy", "falcun", "farthest", "margin", "pcoreset", "probcover"),
+    *("random", "spread", "typiclust", "uherding"),
 )
 STRATEGY_OPTIONS = {  # which strategies look at an option
     "gamma": ("falcun",),
@@ -118,6 +107,10 @@ def _number_as_text(value: Any) -> Any:
 
 def _once_called_dual(heads: Any) -> Any:
     return "dho" if heads == "dual" else heads
+
+
+def _once_only_grid(search: Any) -> Any:
+    return "grid" if search is True else search
 
 
 def _known_classes(given: Any) -> Any:
@@ -551,10 +544,35 @@ class MixtureConfig(Section):
 
     ce_weight: Share = Field(0.5, description="Share of the CE head (alpha in DHO, 1 - alpha in PCoreSet)")
     temperature: float = Field(1.0, gt=0, description="Divides the KD logits (beta in both papers)")
-    search: bool = Field(True, description="Search both each round on the validation split, when there is one")
-    calibrate: bool = Field(
-        True, description="Fit the probabilities' temperature on the validation split, when there is one"
+    search: Annotated[bool | Literal["grid", "random", "optuna"], BeforeValidator(_once_only_grid)] = Field(
+        "grid",
+        description="Search both each round, on the validation split or else on half of the audited images, where "
+        "50 of these may choose: grid: the papers', or `points`; random: `trials` draws; optuna: `trials` that learn "
+        "from each other; false: never",
     )
+    objective: Literal["accuracy", "log_loss", "calibration"] = Field(
+        "accuracy", description="What a mixture is chosen for; another than the default must win by a standard error"
+    )
+    points: list[tuple[Share, Annotated[float, Field(gt=0)]]] | None = Field(
+        None,
+        min_length=1,
+        description="search: grid: pairs [ce_weight, temperature] to try; null: the papers' 147",
+    )
+    trials: Count | None = Field(None, description="search: random, optuna: mixtures to try; null: 100")
+    calibrate: bool = Field(
+        True, description="Fit the probabilities' temperature on the same images, where there are any"
+    )
+
+    @model_validator(mode="after")
+    def _search_looks_at_it(self) -> MixtureConfig:
+        for name, kinds in (("points", ("grid",)), ("trials", ("random", "optuna"))):
+            if getattr(self, name) is not None and self.search not in kinds:
+                how = "false" if self.search is False else self.search
+                raise UserError(
+                    f"{name} is for search: {' or '.join(kinds)}, search: {how} would not look at it; change one of "
+                    "them"
+                )
+        return self
 
 
 class StrategySection(Section):
@@ -684,6 +702,21 @@ class LabelsConfig(Section):
     min_answered: Share = Field(
         1.0, description="Share of a round's picks to be answered first", json_schema_extra=FREE
     )
+    audit_share: Annotated[float, Field(ge=0, lt=1)] | None = Field(
+        None,
+        description="Share of each round's budget whose labels measure the student and train none: images drawn at "
+        "random; null: 0.2 without labeled test images, else 0",
+        json_schema_extra=until("select"),
+    )
+    audit_aside: Annotated[float, Field(gt=0, lt=1)] | None = Field(
+        None,
+        description="Share of the pool that they are drawn from, which no strategy is offered, set aside with the "
+        "first of them; null: 0.05, or more where the rounds would not have enough",
+        json_schema_extra=until("select"),
+    )
+    price: float | None = Field(
+        None, gt=0, description="Of one answer, in any currency: what a point of accuracy costs", json_schema_extra=FREE
+    )
 
     @model_validator(mode="after")
     def _start_is_possible(self) -> LabelsConfig:
@@ -718,6 +751,11 @@ class Config(Section):
     )
     split_seed: int = Field(0, ge=0, description="Of the draws of test_share, val_share and limit")
     rounds: Count = Field(5, description="Trainings; a label round before each", json_schema_extra=FREE)
+    goal: Annotated[float, Field(gt=0, lt=1)] | None = Field(
+        None,
+        description="Accuracy that is enough: report and log say when it is reached, and how sure that is",
+        json_schema_extra=FREE,
+    )
     classes: Classes = Field(
         None,
         description="Class names; or names and the texts that the teacher is asked instead ({cat: [tabby, tomcat], "

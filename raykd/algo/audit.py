@@ -33,16 +33,11 @@ from typing import Literal, TypedDict
 import numpy as np
 
 from raykd.algo.errors import UserError
-from raykd.algo.keyed import bits, uniform
+from raykd.algo.keyed import bits, generator, uniform
 from raykd.algo.statistics import exact_interval, exact_low, student_t, wilson
 
 FEW = 100  # audited images, up to which only the exact interval is sure to hold
 RARE = 15  # right ones, or wrong ones: with fewer nothing is known of what goes with being wrong
-UNKNOWN_CHANCES = (
-    "accuracy from picks needs the probability with which each was drawn, above 0 for every image of the pool; "
-    "strategies that are deterministic given the round (pcoreset, coreset, entropy, margin, class_balanced) would "
-    "never have drawn the others, so their picks say nothing of these: use the audit slice"
-)
 
 
 def audit_order(hashes_N: np.ndarray, seed: int) -> np.ndarray:
@@ -53,6 +48,31 @@ def audit_order(hashes_N: np.ndarray, seed: int) -> np.ndarray:
         seed: One for all rounds of a campaign: a new order each round would be a new sample.
     """
     return np.lexsort((hashes_N, bits(hashes_N, seed, "audit")))
+
+
+def last_draw(hashes_N: np.ndarray, seed: int, count: int) -> int:
+    """The draw of the last of the first ``count`` images in that order: what is set aside, in one number.
+
+    So images that come into the pool later are set aside in the same share (:func:`is_aside`).
+    """
+    return int(np.partition(bits(hashes_N, seed, "audit"), count - 1)[count - 1])
+
+
+def is_aside(hashes_N: np.ndarray, seed: int, last: int) -> np.ndarray:
+    """Which images are set aside, bool [N]; ``last`` is of :func:`last_draw`."""
+    aside_N: np.ndarray = bits(hashes_N, seed, "audit") <= np.uint64(last)
+    return aside_N
+
+
+def places_of_audits(num_picks: int, num_audits: int, *key: int | str) -> np.ndarray:
+    """Where a round's audits stand among its picks, bool [num_picks + num_audits]: people see no pattern.
+
+    Args:
+        key: What the draw is for, such as seed and round.
+    """
+    places = np.zeros(num_picks + num_audits, bool)
+    places[generator(*key, "audit places").permutation(len(places))[:num_audits]] = True
+    return places
 
 
 def chooses(hashes_N: np.ndarray, seed: int, share: float = 0.5) -> np.ndarray:
@@ -227,39 +247,3 @@ def at_least(
         raise UserError(f"look {look + 1} of {num_looks} planned ones; expected no more, as the 5 % are spent by then")
     share = 1 / ((look + 1) * (look + 2)) if num_looks is None else 1 / num_looks
     return exact_low(num_right, num_audited, num_pool, 0.05 * share) if num_audited else 0.0
-
-
-# ---------------------------------------------------------------- from picks that were drawn at random
-
-
-def lure_weights(chances_M: np.ndarray, num_pool: int) -> np.ndarray:
-    """Weights under which picks that were drawn with known, unequal chances stand for the whole pool, float64 [M].
-
-    ``mean(weights * right)`` is the pool's accuracy without bias: LURE, the levelled unbiased risk estimator (Farquhar,
-    Gal and Rainforth 2021, arXiv 2101.11665, Eq. 5; Kossen et al. 2021, arXiv 2103.05331)::
-
-        v_m = 1 + (N - M) / (N - m) * (1 / ((N - m + 1) q_m) - 1),    m = 1 .. M
-
-    Of a student that was *not yet* trained on them: the picks of a round measure the student that picked them, on the
-    pool as that round found it. The student that learns from them is better on them than on others.
-
-    Args:
-        chances_M: float [M], M <= N: the probability with which the m-th pick was drawn at its turn, among all images
-            that were left then. Every one of these must have had a probability above 0.
-        num_pool: N, images that were left at the first turn.
-
-    Raises:
-        UserError: A probability is missing or 0, as those of a deterministic strategy are.
-
-    Example:
-        >>> lure_weights(np.array([1 / 5, 1 / 4, 1 / 3]), 5)  # drawn evenly, they count the same
-        array([1., 1., 1.])
-    """
-    chances_M = np.asarray(chances_M, np.float64)
-    if not (np.isfinite(chances_M).all() and (chances_M > 0).all() and (chances_M <= 1).all()):
-        raise UserError(UNKNOWN_CHANCES)
-    count = len(chances_M)
-    assert count <= num_pool, (count, num_pool)
-    m = np.arange(1, count + 1)
-    left = (num_pool - count) / np.maximum(num_pool - m, 1)  # of the very last image of a pool nothing is left to weigh
-    return 1 + left * (1 / ((num_pool - m + 1) * chances_M) - 1)

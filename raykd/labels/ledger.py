@@ -51,7 +51,7 @@ class Asked(NamedTuple):
     asked: int
     answered: int
     needed: int  # answers that a round goes on with
-    named: bool  # some answer, to whatever image, names a class
+    named: bool  # some answer that is learned from, to whatever image, names a class
 
     @property
     def enough(self) -> int:
@@ -65,13 +65,14 @@ class Asked(NamedTuple):
 
 
 def count_answers(ids: pa.ChunkedArray, current: pa.Table, min_answered: float) -> Asked:
-    """How many of the images have an answer (``current``: sample_id, outcome), and how many must.
+    """How many of the images have an answer (``current``: sample_id, outcome, role), and how many must.
 
     Args:
         min_answered: Share that a round goes on with, 0 to 1.
     """
     answered = int(pc.sum(pc.is_in(ids, value_set=current["sample_id"])).as_py() or 0)
-    named = bool(pc.any(pc.equal(current["outcome"], "label")).as_py())
+    to_learn_from = pc.and_(pc.equal(current["outcome"], "label"), pc.equal(current["role"], ROLES[0]))
+    named = bool(pc.any(to_learn_from).as_py())
     return Asked(len(ids), answered, math.ceil(min_answered * len(ids)), named)
 
 
@@ -86,6 +87,8 @@ class Ledger:
     Args:
         place: The folder; made by the first append.
         renamed: What old class names mean now, in any number of steps (:func:`resolve_renamed`).
+        asked: What a campaign has asked for, tables.ASKED: an answer to one of these images has its role and
+            probability, whatever file it comes in; None: answers have what they say.
 
     Example:
         >>> ledger = Ledger(Place.of("runs/demo") / "ledger")                    # doctest: +SKIP
@@ -94,6 +97,7 @@ class Ledger:
 
     place: Place
     renamed: Mapping[str, str] = field(default_factory=dict)
+    asked: pa.Table | None = None
 
     def _files(self) -> list[tuple[int, str]]:
         """Sequence and path of each file, in the order appended."""
@@ -151,7 +155,7 @@ class Ledger:
             UserError: A row without sample_id, of unknown outcome or role, with a class where none belongs or without
                 one, or drawn with a probability that is not above 0 and at most 1.
         """
-        rows = self._named(_checked(rows))
+        rows = self._named(_checked(rows if self.asked is None else as_asked(rows, self.asked)))
         before = self.read()
         both, start = pa.concat_tables([before, rows]), len(before)
         keys, samples, answers = (_codes(both, names) for names in (KEY, ["sample_id"], ["outcome", "label"]))
@@ -171,6 +175,19 @@ class Ledger:
         old_rows, now_rows = both.take(known[stale]).to_pylist(), both.take(now[stale]).to_pylist()
         superseded = tuple(map(_superseded, old_rows, now_rows))
         return Appended(len(new), len(rows) - len(new), superseded)
+
+
+def as_asked(rows: pa.Table, asked: pa.Table) -> pa.Table:
+    """Answers with the role and the probability with which their images were asked for (tables.ASKED), if they were.
+
+    The role of all others is ``train``: what was not drawn measures nothing, whatever it was elsewhere.
+    """
+    places = pc.index_in(rows["sample_id"], value_set=asked["sample_id"])
+    role = pc.fill_null(pc.take(asked["role"], places), ROLES[0])
+    probability = pc.take(asked["probability"], places)
+    probability = pc.if_else(pc.fill_null(pc.is_nan(probability), True), pa.scalar(None, pa.float64()), probability)
+    kept = [name for name in rows.column_names if name not in ("role", "probability")]
+    return rows.select(kept).append_column("role", role).append_column("probability", probability)
 
 
 def _codes(table: pa.Table, names: Sequence[str]) -> np.ndarray:

@@ -16,6 +16,7 @@ import jinja2
 
 from raykd.algo.metrics import Scores
 from raykd.algo.statistics import Change, wilson
+from raykd.report.outlook import outlook
 from raykd.report.words import (
     TO,
     UNKNOWN,
@@ -28,9 +29,12 @@ from raykd.report.words import (
     gain_range,
     has_learned,
     head_and_tail,
+    images_measured,
     interval,
+    interval_of,
     known,
     labels_spent,
+    measured_kind,
     mistakes,
     num_measured,
     number,
@@ -80,7 +84,7 @@ class PickCard(ImageCard, TypedDict):
 
 
 class MistakeCard(ImageCard):
-    """A test image that the last student has wrong."""
+    """An image that measures, and that the last student has wrong."""
 
     label: str
 
@@ -158,6 +162,8 @@ def render(report: ReportData) -> str:
         tested=is_tested(report),
         summary=summary(report),
         worth=worth_of_last(rounds),
+        kind=measured_kind(rounds[-1]) if rounds else "test image",
+        outlook=outlook(rounds, report["config"].get("goal")),
         doubts=[] if report["status"] == "complete" else class_doubts(report["class_check"], SHOWN_DOUBTS),
         fits=teacher_fits(rounds),
         blind_spots=blind_spots(report),
@@ -191,8 +197,9 @@ def summary(report: ReportData) -> str:
     share = labels_spent(last, f", {labeled_share(report)} of the pool")
     student = score(last, "mixture")
     if student is None:
-        return f"{share}, over {counted(len(rounds), 'round')}. Without a labeled test split, accuracy is unknown."
-    text = f"With {share}, the student is right on {percent(student)} of {last['num_test']:,} test images."
+        text = f"{share}, over {counted(len(rounds), 'round')}."
+        return f"{text} Without labeled test images or audited ones, accuracy is unknown."
+    text = f"With {share}, the student is right on {percent(student)} of {images_measured(last)}."
     gain = difference(student, teacher_accuracy(report, last))
     if gain is None:
         return text
@@ -550,7 +557,7 @@ def charts(report: ReportData) -> dict[str, Any] | None:
     ) -> list[Line]:
         """The line through the rounds where y is known; no line where it never is."""
         seen = [(r, y) for r in rounds if known(y := y_of(r))]
-        band = [wilson(y, num_measured(r, style)) for r, y in seen] if interval else []
+        band = [band_of(r, style, y) for r, y in seen] if interval else []
         return [Line(name=name, style=style, xy=[(r["num_labeled"], y) for r, y in seen], band=band)] if seen else []
 
     refitted = len({teacher_accuracy(report, r) for r in rounds}) > 1
@@ -561,7 +568,7 @@ def charts(report: ReportData) -> dict[str, Any] | None:
         *curve("Student", "student", lambda r: score(r, "mixture"), interval=True),
     ]
     candidates = [
-        (f"Accuracy on {rounds[-1]['num_test']:,} test images", accuracy if is_tested(report) else [], percent),
+        (f"Accuracy on {images_measured(rounds[-1])}", accuracy if is_tested(report) else [], percent),
         ("Coverage radius", curve("Coverage radius", "student", lambda r: r["coverage_radius"]), number),
         ("Calibration error (ECE)", curve("ECE", "student", lambda r: r["ece"]), percent),
         ("Classes with a label", curve("Classes", "student", lambda r: sum(n > 0 for n in r["labels_C"])), whole),
@@ -572,6 +579,12 @@ def charts(report: ReportData) -> dict[str, Any] | None:
         "large": [line_chart(*large, width=width, height=height) for width, height in ((720, 446), (344, 280))],
         "small": [line_chart(*each, width=344, height=186) for each in small[:2]],
     }
+
+
+def band_of(r: RoundFigures, style: str, accuracy: float) -> tuple[float, float]:
+    """The 95 % interval of the student's or the teacher's accuracy in a round."""
+    found = interval_of(r) if style == "student" else None
+    return found or wilson(accuracy, num_measured(r, style))
 
 
 def line_chart(title: str, lines: list[Line], show: Callable[..., str], *, width: int, height: int) -> dict[str, Any]:

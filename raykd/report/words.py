@@ -98,17 +98,39 @@ def head_and_tail(text: str, tail: int) -> tuple[str, str]:
 
 
 def interval(r: RoundFigures, who: str = "mixture") -> str:
-    """92.1 to 96.5%, of a key of ``accuracy``; a dash where there is no test image."""
+    """92.1 to 96.5%, of a key of ``accuracy``; a dash where there is nothing to measure on."""
+    ends = interval_of(r, who)
+    return f"{100 * ends[0]:.1f} to {percent(ends[1])}" if ends else UNKNOWN
+
+
+def interval_of(r: RoundFigures, who: str = "mixture") -> tuple[float, float] | None:
+    """The 95 % interval of a key of ``accuracy``; None of none."""
     share = (r["accuracy"] or {}).get(who)
     if not known(share):
-        return UNKNOWN
-    low, high = wilson(share, num_measured(r, who))
-    return f"{100 * low:.1f} to {percent(high)}"
+        return None
+    if who == "mixture" and on_audit(r) and r["interval"]:
+        return r["interval"]
+    return wilson(share, num_measured(r, who))
 
 
-def num_measured(r: RoundFigures, who: str) -> int:
-    """Test images that a key of ``accuracy`` is of; a table in the teacher's place may have a row for some of them."""
-    return r["teacher"].get("num_images", r["num_test"]) if who == "teacher" else r["num_test"]
+def on_audit(r: RoundFigures) -> bool:
+    """Whether it is measured on audited images, as there are no test images; older campaigns never were."""
+    return r.get("measured_on") == "audit"
+
+
+def num_measured(r: RoundFigures, who: str = "mixture") -> int:
+    """Images that a key of ``accuracy`` is of; a table in the teacher's place may have a row for some of them."""
+    count = r.get("num_measured", r["num_test"])
+    return r["teacher"].get("num_images", count) if who == "teacher" and not on_audit(r) else count
+
+
+def images_measured(r: RoundFigures, count: int | None = None) -> str:
+    """400 test images; 40 audited images."""
+    return counted(num_measured(r) if count is None else count, measured_kind(r))
+
+
+def measured_kind(r: RoundFigures) -> str:
+    return "audited image" if on_audit(r) else "test image"
 
 
 def gain_range(change: Change) -> str:
@@ -140,7 +162,7 @@ def worth_of_last(rounds: Sequence[RoundFigures]) -> str | None:
     text = f"The last {counted(new, 'label')} brought {points(change['gain'])} points"
     text = f"{text} (95% interval {gain_range(change)})"
     count = change["num_test"]
-    images = counted(count, "test image") + ("" if count == rounds[-1]["num_test"] else " of both rounds")
+    images = images_measured(rounds[-1], count) + ("" if count == num_measured(rounds[-1]) else " of both rounds")
     return f"{text}: within noise, as {images} cannot tell it from no change." if is_noise(change) else f"{text}."
 
 

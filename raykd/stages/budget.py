@@ -2,16 +2,58 @@
 
 from __future__ import annotations
 
+import math
+from typing import NamedTuple
+
 import pyarrow.compute as pc
 
 from raykd.errors import UserError
 from raykd.stages.campaign import Campaign
 from raykd.store.outputs import Pool
 
+AUDIT_SHARE = 0.2  # of a budget, where there are no test images
+ASIDE_SHARE = 0.05  # of a pool
+SPARE_ASIDE = 1.5  # times the audits that are planned: rounds are added
+
 
 def budget_of(campaign: Campaign, pool: Pool) -> int:
-    """Picks a round."""
+    """Labels a round."""
     return campaign.config.selection.budget or len(pool.classes)
+
+
+def audits_of(campaign: Campaign, pool: Pool) -> int:
+    """How many of them measure; at least one, where any are to and the budget is not a single label.
+
+    Raises:
+        UserError: None would be left to learn from.
+    """
+    share, budget = campaign.config.labels.audit_share, budget_of(campaign, pool)
+    if share is None:
+        share = 0.0 if pool.counts["test"] else AUDIT_SHARE
+    count = max(round(share * budget), int(share > 0 and budget > 1))
+    if count >= budget:
+        raise UserError(
+            f"labels.audit_share: {share:g} of a budget of {budget} is {count}, and nothing is left to learn from: "
+            "lower it, or raise selection.budget"
+        )
+    return count
+
+
+class ToCome(NamedTuple):
+    """Labels that the rounds to come ask for."""
+
+    rounds: int  # that pick by the strategy
+    learned: int  # from: the strategy's picks, and what a start draws
+    audits: int
+
+
+def to_come(campaign: Campaign, pool: Pool) -> ToCome:
+    config, budget, audits = campaign.config, budget_of(campaign, pool), audits_of(campaign, pool)
+    first, start = campaign.num_done, config.labels.start
+    rounds = sum(number > 0 or start == "none" for number in range(first, config.rounds))
+    drawn = num_drawn(campaign, pool) if start == "one_per_class" and not first else 0
+    auditing = rounds + (start == "one_per_class" and not first)
+    return ToCome(rounds, rounds * (budget - audits) + drawn, auditing * audits)
 
 
 def check_budgets(campaign: Campaign, pool: Pool, num_images: int) -> None:
@@ -23,19 +65,42 @@ def check_budgets(campaign: Campaign, pool: Pool, num_images: int) -> None:
     Raises:
         UserError: It has not; says how many rounds or labels would do.
     """
-    config, budget = campaign.config, budget_of(campaign, pool)
-    first = campaign.num_done
-    num_rounds = sum(number > 0 or config.labels.start == "none" for number in range(first, config.rounds))
-    start = num_drawn(campaign, pool) if config.labels.start == "one_per_class" and not first else 0
+    config, budget, asked = campaign.config, budget_of(campaign, pool), to_come(campaign, pool)
     before = campaign.labels_before
     left = num_images - (before.num_answered if before else 0)
-    if num_rounds * budget + start > left:
-        enough = max(0, left - start) // max(1, num_rounds)
+    if (total := asked.learned + asked.audits) > left:
+        enough = max(0, left - (total - asked.rounds * budget)) // max(1, asked.rounds)
         lower = f"selection.budget (to {enough} or less) or rounds" if enough else "rounds"
         raise UserError(
-            f"rounds {first} to {config.rounds - 1} with a budget of {budget} ask for {num_rounds * budget + start} "
-            f"labels, and the pool has {left} images that can be read and have none; lower {lower}"
+            f"rounds {campaign.num_done} to {config.rounds - 1} with a budget of {budget} ask for {total} labels, and "
+            f"the pool has {left} images that can be read and have none; lower {lower}"
         )
+    if asked.audits:
+        num_to_set_aside(campaign, pool, left)
+
+
+def num_to_set_aside(campaign: Campaign, pool: Pool, num_images: int) -> int:
+    """How many images audits are drawn from.
+
+    Args:
+        num_images: That can be read and have no answer.
+
+    Raises:
+        UserError: ``labels.audit_aside`` is too little for the audits to come, or leaves too few for the strategy.
+    """
+    share, asked = campaign.config.labels.audit_aside, to_come(campaign, pool)
+    most = num_images - asked.learned
+    if share is None:
+        count = max(math.ceil(ASIDE_SHARE * num_images), math.ceil(SPARE_ASIDE * asked.audits))
+        return min(max(count, asked.audits), most)
+    count = math.ceil(share * num_images)
+    if not asked.audits <= count <= most:
+        raise UserError(
+            f"labels.audit_aside: {share:g} sets {count} of {num_images} images aside, and the rounds to come ask for "
+            f"{asked.audits} labels of these and {asked.learned} of others: expected {asked.audits / num_images:.2g} "
+            f"to {most / num_images:.2g}"
+        )
+    return count
 
 
 def num_drawn(campaign: Campaign, pool: Pool) -> int:

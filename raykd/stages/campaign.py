@@ -7,6 +7,7 @@
       status.json              where it stands, for scripts (raykd/store/status.py); python jobs/status.py prints it
       pool/part_000 ...        manifest of every image; a part more whenever the pool has grown
       teacher_model/           the teacher's weights, fetched once
+      audit/                   which images are set aside to measure students by, once any are
       encode/ teacher/         its features and logits, by parts (encode/ under cache_path, when that is given)
       student_model/           the student's pretrained backbone, fetched once
       student_texts/           what its own text tower says of the classes, where its heads begin as that
@@ -32,10 +33,14 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+
 import raykd
 from raykd.config import Config, at_current_folder
 from raykd.errors import UserError, WaitingForLabels, for_the_reader, one_line
 from raykd.labels.ledger import Ledger
+from raykd.report.outlook import bound_in_words, line_of
+from raykd.report.words import plain
 from raykd.stages.progress import Progress
 from raykd.stages.session import Session
 from raykd.stages.work import Work
@@ -107,9 +112,9 @@ class Campaign(Work):
         """What the last round that is done was trained on."""
         return read_labels(self.round_place(self.num_done - 1)) if self.num_done else None
 
-    def ledger(self, renamed: Mapping[str, str] | None = None) -> Ledger:
-        """Every answer ever given, read under today's class names."""
-        return Ledger(self.place / "ledger", renamed or {})
+    def ledger(self, renamed: Mapping[str, str] | None = None, asked: pa.Table | None = None) -> Ledger:
+        """Every answer ever given, read under today's class names; ``asked`` for answers that are appended."""
+        return Ledger(self.place / "ledger", renamed or {}, asked)
 
     @property
     def new_given(self) -> str | None:
@@ -133,12 +138,7 @@ class Campaign(Work):
         self.still_ours()
         if (done := self.num_done) != self.status.values["rounds_done"]:
             last = read_metrics(self.round_place(done - 1)) if done else None
-            figures = last and {
-                "round": last["round"],
-                "accuracy": last["accuracy"] and last["accuracy"]["mixture"],
-                "labels": last["num_labeled"],
-            }
-            self.status.values |= {"rounds_done": done, "figures": figures}
+            self.status.values |= {"rounds_done": done, "figures": last and status_figures(last, self.config.goal)}
         number = None if state == "finished" else done
         self.status.write(state=state, round=number, rounds=len(self.rounds), **more)
 
@@ -154,6 +154,19 @@ class Campaign(Work):
 def is_fingerprint(line: str) -> bool:
     """Whether a difference is one of names that mean nothing to people."""
     return bool(re.search(r"'[0-9a-f]{16}'", line))
+
+
+def status_figures(last: RoundFigures, goal: float | None) -> dict[str, Any]:
+    """What ``status.json`` says of the last round that is done; an older raykd has not measured all of it."""
+    more = {name: last.get(name) for name in ("measured_on", "interval", "at_least", "forecast", "price")}
+    return {
+        "round": last["round"],
+        "accuracy": last["accuracy"] and last["accuracy"]["mixture"],
+        "labels": last["num_labeled"],
+        "labels_spent": last.get("labels_spent"),
+        **more,
+        "words": [plain(line) for line in (bound_in_words(last), line_of(last, goal)) if line],
+    }
 
 
 def answers_folder(campaign: Campaign) -> Place:

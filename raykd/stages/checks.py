@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from raykd.algo.mixture_search import imported_optuna
 from raykd.algo.prompts import templates
 from raykd.algo.selection.strategies import needed
 from raykd.errors import UserError
@@ -33,6 +34,8 @@ def check_everything_cheap(campaign: Campaign) -> None:
         check_teacher(config.teacher)
         for path in own_files(config.teacher):
             check_opens("teacher", path)
+    if config.mixture.search == "optuna":
+        imported_optuna()
     if given := campaign.new_given:
         check_given(Place.of(given))
     if config.labels.answers:

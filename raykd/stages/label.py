@@ -12,12 +12,13 @@ from raykd.algo.heads import probabilities
 from raykd.errors import WaitingForLabels
 from raykd.labels.files import TASKS_FILE, import_folder, labels_from, read_answers, write_tasks
 from raykd.labels.ledger import OUTCOMES, Ledger, count_answers, current_labels
+from raykd.stages.audit import asked_so_far
 from raykd.stages.campaign import Campaign, answers_folder
 from raykd.stages.pictures import thumbnails, top_guesses
 from raykd.store.outputs import CARDS_FILE, LABELS_FILE, Labels, Picks, Pool, Round, Teacher
 from raykd.store.place import Place
 from raykd.store.stage_folder import StageFolder, fingerprint
-from raykd.store.tables import CARDS, LABELS, LEDGER, checked
+from raykd.store.tables import CARDS, LABELS, LEDGER, ROLES, checked
 
 VERSION = 1
 
@@ -40,7 +41,7 @@ def ask(campaign: Campaign, number: int, pool: Pool, teacher: Teacher, picks: Pi
 
 def cards(pool: Pool, teacher: Teacher, picks: Picks, before: Round | None) -> pa.Table:
     ids, uris = picks.ids, pool.uris(picks.ids)
-    columns: dict[str, Any] = {name: picks.table[name] for name in picks.table.schema.names}
+    columns: dict[str, Any] = {name: picks.table[name] for name in ("sample_id", "rank", "distance")}  # not the role
     columns["uri"] = uris
     columns["thumbnail"] = thumbnails(uris)
     columns["teacher"] = top_guesses(teacher.probabilities(ids), teacher.classes)
@@ -74,7 +75,7 @@ def gather(campaign: Campaign, number: int, pool: Pool, picks: Picks) -> None:
         if number == campaign.num_done and (given := campaign.new_given):
             campaign.say(f"round {number} label", f"is done: labels in {Place.of(given)} are for the round after it")
         return
-    ledger = campaign.ledger(pool.renamed)
+    ledger = campaign.ledger(pool.renamed, asked_so_far(campaign, number))
     config = campaign.config.labels
     if given := campaign.new_given:
         take_over(campaign, number, given, pool, ledger)
@@ -103,27 +104,34 @@ def settle(campaign: Campaign, number: int, pool: Pool, picks: Picks) -> Labels:
         given = campaign.config.labels.given
         mine = table.filter(pc.is_in(table["sample_id"], value_set=picks.ids)) if number or not given else table
         counts = {value["values"]: value["counts"] for value in pc.value_counts(mine["outcome"]).to_pylist()}
-        num_labeled = int(pc.sum(pc.equal(table["outcome"], "label")).as_py() or 0)
+        named = table.filter(pc.equal(table["outcome"], "label"))["role"]
+        num_labeled, num_audited = (int(pc.sum(pc.equal(named, role)).as_py() or 0) for role in ROLES)
         out.facts |= {
             "content": fingerprint(table.to_pydict()),
             "outcomes": {name: counts.get(name, 0) for name in OUTCOMES},
             "num_labeled": num_labeled,
+            "num_audited": num_audited,
             "num_answered": table.num_rows,
             "seconds": time.perf_counter() - started,
         }
     labels = Labels(out.complete)
     new = sum(labels.outcomes.values())
-    campaign.say(folder.name, f"{new} new answers, {num_labeled} images labeled in all")
+    audited = f", and {num_audited} to measure by" if num_audited else ""
+    campaign.say(folder.name, f"{new} new answers, {num_labeled} images labeled in all{audited}")
     return labels
 
 
 def take_over(campaign: Campaign, number: int, given: str, pool: Pool, ledger: Ledger) -> None:
     """Labels that were made before the campaign or beside it: a file, a ledger, or those of another campaign."""
     place, before = Place.of(given), ledger.current()
-    done = ledger.append(labels_from(place, pool.classes, *pool.ids_to_label(), pool.renamed))
+    rows = labels_from(place, pool.classes, *pool.ids_to_label(), pool.renamed)
+    done = ledger.append(rows)
+    measured = int(pc.sum(pc.equal(rows["role"], ROLES[1])).as_py() or 0)
     ledger.note_taken(given)
     replaced = num_replaced(before, ledger.current())
     lines = [f"{done.new} labels from {place}" + (f"; {replaced} of them replace other answers" if replaced else "")]
+    if measured:
+        lines.append(f"{measured} of them measured a student there; here they are learned from, as all the others")
     for line in [*lines, *done.superseded[:3]]:
         campaign.say(f"round {number} label", line)
 

@@ -160,4 +160,6 @@ def pick_from_tables(
 def picks_table(picked: Picked) -> pa.Table:
     """Picks as a table of schema ``raykd.store.tables.PICKS``."""
     ranks = np.arange(len(picked.ids), dtype=np.int32)
-    return pa.table([pa.array(picked.ids, pa.string()), ranks, picked.distances], schema=PICKS)
+    draws = picked.draw_probabilities
+    probabilities = np.full(len(ranks), np.nan) if draws is None else draws
+    return pa.table([pa.array(picked.ids, pa.string()), ranks, picked.distances, probabilities], schema=PICKS)

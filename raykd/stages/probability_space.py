@@ -1,7 +1,7 @@
 """The space that a campaign picks in and measures its coverage in: the pool as the last student sees it, sharded.
 
 A pool is read into shards once a round: ``evaluate`` measures on the shards, and ``select`` of the next round goes on
-with the very same.
+with the very same. Images that are set aside to be audited are no part of it: neither picked nor to be covered.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import pyarrow.compute as pc
 from raykd.algo.heads import Mixture
 from raykd.algo.selection.rows import Rows
 from raykd.algo.selection.strategies import needed, needs_labels
+from raykd.stages.audit import aside_now
 from raykd.stages.campaign import Campaign
 from raykd.stages.shard_actors import RayShards, open_shards
 from raykd.stages.shard_rows import PoolSource
@@ -68,7 +69,7 @@ def student_space(campaign: Campaign, pool: Pool, before: Round) -> tuple[PoolSo
     """A round's predictions as a pool to pick from; the labeled rows in it with their classes, where these matter."""
     predictions, labels, config = before.predictions, before.labels, campaign.config.selection
     ids, indices = labels.given(predictions.classes, pool.renamed)
-    given = labels.table.filter(pc.equal(labels.table["outcome"], "label"))["sample_id"]
+    given = labels.labeled_ids
     if not needs_labels(config.strategy, config.balance):
         ids, classes = given, None  # also those of a class that this student does not know yet: they are centers
     else:
@@ -85,6 +86,7 @@ def student_space(campaign: Campaign, pool: Pool, before: Round) -> tuple[PoolSo
         mixture=mixture,
         labeled=tuple(labeled),
         excluded=tuple(excluded),
+        aside=aside_now(campaign),
         precision=config.precision,
         memory_gib=config.memory_gib,
     )
@@ -98,6 +100,7 @@ def teacher_space(campaign: Campaign, teacher: Teacher) -> tuple[PoolSource, dic
         uris=teacher.uris,
         needs=needed(config.strategy, config.cap, config.options, config.balance),
         probs_from=("logits",),
+        aside=aside_now(campaign),
         precision=config.precision,
         memory_gib=config.memory_gib,
     )

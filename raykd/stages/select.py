@@ -6,19 +6,22 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from raykd.algo.audit import places_of_audits
 from raykd.algo.keyed import hash_ids, uniform
 from raykd.algo.selection.kcenter import Picked
 from raykd.algo.selection.strategies import pick
 from raykd.errors import UserError
-from raykd.stages.budget import budget_of
+from raykd.stages.audit import next_audits, set_aside
+from raykd.stages.budget import audits_of, budget_of
 from raykd.stages.campaign import Campaign
 from raykd.stages.pick_tables import picks_table
 from raykd.stages.probability_space import acquisition_mixture, close_space, open_space
 from raykd.store.outputs import PICKS_FILE, Encoded, Picks, Pool, Round, Teacher
 from raykd.store.stage_folder import fingerprint
-from raykd.store.tables import PICKS, checked
+from raykd.store.tables import ASKED, PICKS, ROLES, checked
 
 VERSION = 1
+NO_IDS = pa.chunked_array([pa.array([], pa.string())])
 
 
 def select(
@@ -43,25 +46,47 @@ def select(
         return Picks(done)
     start = "none" if before else config.labels.start
     with folder.writing() as out:
-        if start == "one_per_class":
-            table = some_per_class(campaign, pool, encoded)
-        elif start == "given":
+        num_audits, ids = audits_of(campaign, pool), NO_IDS
+        taken = before.labels.table["sample_id"] if before else NO_IDS
+        if start == "given":
             table = PICKS.empty_table()
-        else:
-            picked = by_strategy(campaign, number, pool, teacher, before)
+        elif start == "one_per_class":
+            table = some_per_class(campaign, pool, encoded)
+            taken = table["sample_id"]
+        if start != "given" and (aside := set_aside(campaign, pool, encoded, taken)):
+            ids = next_audits(pool, encoded, taken, aside, num_audits)
+        if start == "none":
+            picked = by_strategy(campaign, number, pool, teacher, before, budget_of(campaign, pool) - num_audits)
             table = picks_table(picked)
             out.facts["rounds"] = [each._asdict() for each in picked.history]
-        (out.place / PICKS_FILE).write_table(checked(table, PICKS))
-        out.facts |= {"picks": table.num_rows, "content": fingerprint(table["sample_id"].to_pylist())}
+        table = with_audits(table, ids, config.seed, number)
+        (out.place / PICKS_FILE).write_table(checked(table, ASKED))
+        out.facts |= {"picks": table.num_rows, "audits": len(ids)}
+        out.facts["content"] = fingerprint(table["sample_id"].to_pylist())
     picks = Picks(out.complete)
     how = config.selection.strategy if start == "none" else f"start: {start}"
-    campaign.say(folder.name, f"{table.num_rows} picks ({how}) in {picks.done.facts['seconds']:.1f} s")
+    measure = f", {len(ids)} of them to measure the student by" if len(ids) else ""
+    campaign.say(folder.name, f"{table.num_rows} picks ({how}){measure}, in {picks.done.facts['seconds']:.1f} s")
     return picks
 
 
-def by_strategy(campaign: Campaign, number: int, pool: Pool, teacher: Teacher, before: Round | None) -> Picked:
+def with_audits(picks: pa.Table, audits: pa.ChunkedArray, *key: int) -> pa.Table:
+    """tables.PICKS, and images that measure in places between them, by chance: tables.ASKED."""
+    is_audit = places_of_audits(picks.num_rows, len(audits), *key)
+    unknown = pa.array(np.full(len(audits), np.nan))
+    more = pa.table([audits, pa.array(range(len(audits)), pa.int32()), unknown, unknown], schema=PICKS)
+    places = np.empty(len(is_audit), np.int64)  # of each row among the picks and then the audits
+    places[~is_audit], places[is_audit] = np.arange(picks.num_rows), picks.num_rows + np.arange(len(audits))
+    table = pa.concat_tables([picks, more]).take(pa.array(places))
+    table = table.set_column(1, "rank", pa.array(range(len(places)), pa.int32()))
+    return table.append_column("role", pa.array(ROLES, pa.string()).take(pa.array(is_audit.astype(int))))
+
+
+def by_strategy(
+    campaign: Campaign, number: int, pool: Pool, teacher: Teacher, before: Round | None, budget: int
+) -> Picked:
     """Picks of the configured strategy, in the student's space, or in the teacher's when there is no student yet."""
-    config, budget = campaign.config.selection, budget_of(campaign, pool)
+    config = campaign.config.selection
     space = open_space(campaign, pool, teacher, before)
     try:
         left = sum(space.shards.sizes())
@@ -101,4 +126,5 @@ def some_per_class(campaign: Campaign, pool: Pool, encoded: Encoded) -> pa.Table
     places = [places[shot] for shot in range(shots) for places in drawn_C if shot < len(places)]
     ids = order["sample_id"].take(pa.array(places))
     ranks = np.arange(len(ids), dtype=np.int32)
-    return pa.table([ids, ranks, np.full(len(ids), np.nan)], schema=PICKS)
+    unknown = np.full(len(ids), np.nan)
+    return pa.table([ids, ranks, unknown, unknown], schema=PICKS)

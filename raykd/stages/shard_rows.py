@@ -16,7 +16,9 @@ import pyarrow.compute as pc
 import pyarrow.dataset as pads
 import pyarrow.parquet as pq
 
+from raykd.algo.audit import is_aside
 from raykd.algo.heads import Mixture, probabilities
+from raykd.algo.keyed import hash_ids
 from raykd.algo.selection.rows import Rows
 from raykd.errors import UserError
 from raykd.store.place import Place
@@ -39,6 +41,8 @@ class PoolSource:
             columns. False: all rows count, whatever columns there are.
         labeled: Ids of rows to be set aside as labeled (see :meth:`RayShards.labeled`).
         excluded: Ids of rows to be left out, such as those that people could not label.
+        aside: Rows to be left out by a draw, seed and last draw (:func:`raykd.algo.audit.is_aside`), unless they are
+            labeled; None: none.
         precision: "fp16" rounds vectors to half precision, which halves the memory: a probability is then off by at
             most a 2048th of itself, and picks are exact for the rounded vectors.
         memory_gib: A shard whose vectors take more, in GiB, keeps them in a mapped file in the temporary folder of its
@@ -52,6 +56,7 @@ class PoolSource:
     only_pool: bool = True
     labeled: tuple[str, ...] = ()
     excluded: tuple[str, ...] = ()
+    aside: tuple[int, int] | None = None
     precision: Literal["fp32", "fp16"] = "fp32"
     memory_gib: float | None = None
 
@@ -145,6 +150,9 @@ def read_slices(source: PoolSource, pieces: Sequence[FileSlice]) -> tuple[Rows, 
             if first < last:
                 rows = _rows(source, batch.slice(first, last - first), excluded)
                 is_labeled = np.fromiter((name in labeled for name in rows.ids), bool, len(rows))
+                if source.aside:
+                    kept = is_labeled | ~is_aside(hash_ids(rows.ids), *source.aside)
+                    rows, is_labeled = rows.take(kept), is_labeled[kept]
                 pool.add(rows.take(~is_labeled) if labeled else rows)
                 if is_labeled.any():
                     apart.add(rows.take(is_labeled))

@@ -24,6 +24,7 @@ from raykd.stages.weights import fetch_backbone, fetch_texts, read_student_texts
 from raykd.store.outputs import STEPS_FILE, Encoded, Labels, Pool, Teacher, Trained
 from raykd.store.place import Place
 from raykd.store.stage_folder import Done, read_done
+from raykd.store.tables import ROLES
 
 if TYPE_CHECKING:
     from raykd.models.teacher_views import OnlineTeacher, StoredViews
@@ -169,7 +170,7 @@ def samples(
     given, labels_L = labels.given(classes, renamed)
     here = pc.is_in(given, value_set=readable)
     given, labels_L = given.filter(here), labels_L[here.to_numpy()]
-    answers = labels.table
+    answers = labels.table.filter(pc.equal(labels.table["role"], ROLES[0]))  # what is audited stays as the others are
     kept_out = answers["sample_id"].filter(
         pc.is_in(answers["outcome"], value_set=pa.array([*UNUSABLE, "label"], pa.string()))
     )

@@ -31,6 +31,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.dataset as pads
 
+from raykd.algo.audit import Audited
+from raykd.algo.forecast import Forecast, PointPrice
 from raykd.algo.heads import Mixture, probabilities
 from raykd.algo.keyed import hash_ids
 from raykd.algo.metrics import HeldOut, Scores
@@ -43,6 +45,7 @@ from raykd.store.tables import (
     CONFUSION,
     DOUBTFUL,
     MANIFEST,
+    MEASURED,
     MISTAKES,
     QUARANTINE,
     ROLES,
@@ -56,6 +59,7 @@ QUARANTINE_FILE, BROKEN_FILE = "quarantine.parquet", "quarantine.json"  # of a c
 PICKS_FILE, CARDS_FILE, LABELS_FILE = "picks.parquet", "cards.parquet", "labels.parquet"
 LOGITS_FILE = "logits.parquet"  # of a part of a teacher's opinion
 METRICS_FILE, STEPS_FILE = "metrics.json", "steps.jsonl"
+MEASURED_FILE = "measured.parquet"
 CONFUSION_FILE, MISTAKES_FILE, DOUBTFUL_FILE = "confusion.parquet", "mistakes.parquet", "doubtful_labels.parquet"
 
 
@@ -331,11 +335,15 @@ class InFolder:
 
 @dataclass(frozen=True)
 class Picks(InFolder):
-    """What to label, in that order: tables.PICKS."""
+    """What to label, in that order: tables.ASKED."""
 
     @cached_property
     def table(self) -> pa.Table:
-        return (self.place / PICKS_FILE).read_table()
+        table = (self.place / PICKS_FILE).read_table()
+        if "role" not in table.column_names:  # of an older campaign, where all were to train on
+            table = table.append_column("probability", pa.array(np.full(table.num_rows, np.nan)))
+            table = table.append_column("role", pa.array([ROLES[0]] * table.num_rows, pa.string()))
+        return table
 
     @property
     def ids(self) -> pa.ChunkedArray:
@@ -388,6 +396,11 @@ class Labels(InFolder):
         indices = pc.index_in(names, value_set=pa.array(classes, pa.string()))
         kept = pc.is_valid(indices)
         return table["sample_id"].filter(kept), indices.filter(kept).to_numpy().astype(np.int64)
+
+    @property
+    def audited(self) -> pa.Table:
+        """The answers that measure: tables.LABELS."""
+        return self.table.filter(pc.equal(self.table["role"], ROLES[1]))
 
     def without_class(self) -> pa.Table:
         """The rows that people looked at and gave no class: sample_id, outcome."""
@@ -467,9 +480,15 @@ class Deployed(InFolder):
 
     @property
     def num_validation(self) -> int:
-        """Validation images whose labels chose it, or its calibration."""
+        """Validation images whose labels chose it, or its calibration; 0 where others did."""
         number: int = self.done.facts["num_validation"]
         return number
+
+    @property
+    def by_audit(self) -> bool:
+        """Whether audited images chose it, or its calibration: those that may (:func:`raykd.algo.audit.chooses`)."""
+        by_audit: bool = self.done.facts.get("by_audit", False)
+        return by_audit
 
     @property
     def reason(self) -> str:
@@ -556,12 +575,27 @@ class LabelDoubts(TypedDict):
     share: float  # of the labels that are slips, as far as can be told
 
 
+class AuditFigures(Audited):
+    """How good a student is on its pool, by the audited images that measure it (``algo/audit.py``)."""
+
+    num_aside: int  # images set aside, of those that measure
+    num_unanswered: int  # that were asked for, and have no answer yet
+    num_without_class: int  # of which people said that they can give none
+    num_choosing: int  # that chose the mixture, and so do not measure it
+
+
+class PriceFigures(PointPrice):
+    """What labels cost, in whatever they are paid in."""
+
+    spent: float  # on all so far
+
+
 class RoundFigures(TypedDict):
     """What is measured of a round: ``metrics.json``, and a line of ``metrics.jsonl``."""
 
     round: int
     num_labeled: int  # after this round's labels
-    labels_spent: dict[str, int]  # by what they are for: training, and validation where the mixture is chosen by it
+    labels_spent: dict[str, int]  # by what they are for: training, audit, validation (where it chose the mixture)
     num_unlabeled: int
     num_test: int
     outcomes: dict[str, int]  # label, unsure, cannot_label, none_of_the_classes: this round's answers
@@ -574,15 +608,21 @@ class RoundFigures(TypedDict):
     teacher: Scores
     teacher_fit: TeacherFit | None  # None: it has not learned from labels
     teacher_never: list[str]  # classes that are its likeliest for none of the pool's images
-    accuracy: dict[str, float | None] | None  # mixture, ce_head, kd_head, teacher; None: no labeled test images
+    measured_on: str | None  # test, or audit: what the figures from here to recall_C are of; None: of nothing
+    num_measured: int  # images
+    accuracy: dict[str, float | None] | None  # mixture, ce_head, kd_head, teacher; None: nothing to measure on
     interval: tuple[float, float] | None  # 95 %, of the mixture's accuracy
-    change: Change | None  # of it since the round before, on the test images of both; None: there are none, or no round
+    change: Change | None  # of it since the round before, on the images of both; None: there are none, or no round
+    at_least: float | None  # the accuracy is at least this, at all rounds at once with 95 % confidence
+    forecast: Forecast | None  # of the next round
+    price: PriceFigures | None  # None: no price is given
+    audit: AuditFigures | None  # also where accuracy is of test images
     macro_accuracy: float | None
     ece: float | None  # of the probabilities as they are deployed,
     ece_uncalibrated: float | None  # and as the mixture has them
     log_loss: float | None  # the same
     log_loss_uncalibrated: float | None
-    recall_C: list[float | None] | None  # None in it: no test image of that class
+    recall_C: list[float | None] | None  # None in it: no image of that class
     label_doubts: LabelDoubts | None  # None: the teacher is a table from elsewhere, which has not seen the images
 
 
@@ -620,6 +660,11 @@ def read_picks(place: Place) -> Picks | None:
 def read_cards(place: Place) -> pa.Table:
     """tables.CARDS of a round's folder; empty when it has not picked yet."""
     return _read_or_empty(place / "ask" / CARDS_FILE, CARDS)
+
+
+def read_measured(place: Place) -> pa.Table:
+    """tables.MEASURED of a round's folder; empty as :func:`read_confusion` is."""
+    return _read_or_empty(place / "evaluate" / MEASURED_FILE, MEASURED)
 
 
 def read_confusion(place: Place) -> pa.Table:

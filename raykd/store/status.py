@@ -10,7 +10,10 @@
       "stage": null,                 such as "round 1 train": the last that began; null when waiting or finished
       "waiting_for": {"what": "labels", "count": 7, "enough": 7, "of": 30,
                       "where": {"tasks": ".../tasks.csv", "answers": ".../answers"}, "words": "7 of 30 images ..."},
-      "figures": {"round": 0, "accuracy": 0.912, "labels": 50},      of the last round that is done; null before
+      "figures": {                   of the last round that is done; null before
+        "round": 0, "accuracy": 0.912, "measured_on": "test", "interval": [0.88, 0.94], "at_least": 0.873,
+        "labels": 50, "labels_spent": {"training": 50, ...}, "forecast": {...}, "price": null, "words": ["at least ..."]
+      },
       "started": "2026-01-02T03:04:05Z", "time": "...", "host": "node-7", "pid": 4711, "raykd": "0.1.0"
     }
 
@@ -100,6 +103,8 @@ def standing(storage: Place, status: dict[str, Any] | None) -> tuple[int, list[s
     lines = [f"{storage}: {head}"]
     lines += [text for text in (status["message"], (status["waiting_for"] or {}).get("words")) if text]
     if figures := status["figures"]:
-        share = "no test images to measure on," if figures["accuracy"] is None else f"{figures['accuracy']:.1%} of test"
+        of = "the audited images" if figures.get("measured_on") == "audit" else "test"
+        share = "nothing to measure on," if figures["accuracy"] is None else f"{figures['accuracy']:.1%} of {of}"
         lines.append(f"last figures: {share} with {figures['labels']} labels (round {figures['round']})")
+        lines += figures.get("words") or []
     return code, [*lines, f"as of {status['time']}"]

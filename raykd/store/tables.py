@@ -15,8 +15,12 @@ TEACHER    sample_id, split, error, features f16[D] (as encoded: a cold start ma
 OPINION    sample_id, split, error, logits f32[C]: a teacher that is a table from elsewhere
 REFITTED   sample_id, split, error, logits f16[C] (the largest of a row is 0): a teacher that has learned from labels
 SCORES     sample_id, uri, label (null: none), features f16[D], probs f32[C]: what jobs/score.py gives
-PICKS      sample_id, rank (0-based, in the order picked), distance (NaN where it means nothing)
+PICKS      sample_id, rank (0-based, in the order picked), distance (NaN where it means nothing), probability (with
+           which it was drawn at its turn, among all that were left; NaN where nothing was drawn)
+ASKED      sample_id, rank, distance, probability, role (train; audit: to measure by): what a campaign's round asks for
 CARDS      sample_id, rank, distance, uri, thumbnail (JPEG or PNG), teacher, student (the likeliest classes)
+MEASURED   sample_id, split (test, or pool: set aside to be audited), prediction (class name), confidence: what a
+           round's student says of the images that measure students
 CONFUSION  label, prediction (class names), count: of the test images, right ones too; none that is 0
 MISTAKES   sample_id, uri, label, prediction, confidence (its probability), teacher, student (the likeliest classes),
            thumbnail (of the first ones): the test images that a student has wrong, those first that it is sure of
@@ -61,12 +65,14 @@ REFITTED = pa.schema([_ID, _SPLIT, _ERROR, ("logits", _VECTOR_F16)])
 SCORES = pa.schema(
     [_ID, ("uri", pa.string()), ("label", pa.string()), ("features", _VECTOR_F16), ("probs", _VECTOR_F32)]
 )
-PICKS = pa.schema([_ID, ("rank", pa.int32()), ("distance", pa.float64())])
-CARDS = pa.schema(
-    [*PICKS, ("uri", pa.string()), ("thumbnail", pa.binary()), ("teacher", _GUESSES), ("student", _GUESSES)]
-)
+_RANK, _PROBABILITY = (("rank", pa.int32()), ("distance", pa.float64())), ("probability", pa.float64())
+PICKS = pa.schema([_ID, *_RANK, _PROBABILITY])
+ASKED = pa.schema([*PICKS, ("role", pa.string())])
+_OPINIONS = (("teacher", _GUESSES), ("student", _GUESSES))
+CARDS = pa.schema([_ID, *_RANK, ("uri", pa.string()), ("thumbnail", pa.binary()), *_OPINIONS])
+MEASURED = pa.schema([_ID, _SPLIT, ("prediction", pa.string()), ("confidence", pa.float32())])
 CONFUSION = pa.schema([("label", pa.string()), ("prediction", pa.string()), ("count", pa.int64())])
-_SHOWN = (("teacher", _GUESSES), ("student", _GUESSES), ("thumbnail", pa.binary()))
+_SHOWN = (*_OPINIONS, ("thumbnail", pa.binary()))
 _MISTAKE = (("uri", pa.string()), ("label", pa.string()), ("prediction", pa.string()), ("confidence", pa.float32()))
 MISTAKES = pa.schema([_ID, *_MISTAKE, *_SHOWN])
 _DOUBT = (("given", pa.string()), ("suggested", pa.string()), ("slip", pa.float64()), ("margin", pa.float64()))
@@ -83,7 +89,7 @@ LEDGER = pa.schema(
         ("source", pa.string()),
         ("round", pa.int32()),
         ("role", pa.string()),
-        ("probability", pa.float64()),
+        _PROBABILITY,
     ]
 )
 

@@ -1,6 +1,5 @@
 """Audited accuracy holds what its interval promises, whatever was picked; at every look; from uneven draws too."""
 
-import itertools
 import math
 from functools import cache
 
@@ -10,7 +9,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from raykd.algo import audit
-from raykd.algo.audit import at_least, audit_order, audited_accuracy, chooses, control_variate, lure_weights
+from raykd.algo.audit import (
+    at_least,
+    audit_order,
+    audited_accuracy,
+    chooses,
+    control_variate,
+    is_aside,
+    last_draw,
+    places_of_audits,
+)
 from raykd.algo.errors import UserError
 from raykd.algo.keyed import hash_ids
 from raykd.algo.statistics import exact_interval, exact_low, student_t, wilson
@@ -276,27 +284,28 @@ def test_the_looks_share_the_five_percent():
         at_least(40, 50, 10, 10)
 
 
-# ---------------------------------------------------------------- LURE
+# ---------------------------------------------------------------- which images, and where among the picks
 
 
-def test_uneven_draws_stand_for_the_pool_over_every_order_in_which_they_may_fall():
-    """The expectation, draw by draw, of a small pool whose images are drawn in proportion to a score."""
-    scores, values = np.array([0.5, 1.0, 3.0, 0.2, 2.0]), np.array([1.0, 0.0, 1.0, 0.0, 1.0])
-    for count in (1, 2, 4, 5):
-        expected, plain = 0.0, 0.0
-        for picks in itertools.permutations(range(5), count):
-            left, chances = scores.copy(), []
-            for pick in picks:
-                chances.append(left[pick] / left.sum())
-                left[pick] = 0
-            drawn = values[list(picks)]
-            expected += math.prod(chances) * np.mean(lure_weights(np.array(chances), 5) * drawn)
-            plain += math.prod(chances) * drawn.mean()
-        assert expected == pytest.approx(values.mean())
-        assert count == 5 or abs(plain - values.mean()) > 0.02
+@given(st.integers(0, 2**20), st.integers(1, 200), st.data())
+@settings(max_examples=40, deadline=None)
+def test_what_is_set_aside_is_the_beginning_of_the_order_and_one_number_says_it(seed, count, data):
+    hashes = hash_ids(f"{seed}-{i}" for i in range(count))
+    first = data.draw(st.integers(1, count))
+    last = last_draw(hashes, seed, first)
+    assert np.flatnonzero(is_aside(hashes, seed, last)).tolist() == sorted(audit_order(hashes, seed)[:first].tolist())
 
 
-@pytest.mark.parametrize("chances", [[0.5, 0.0], [0.5, np.nan], [0.5, 1.5]])
-def test_picks_without_a_chance_are_refused_with_the_reason(chances):
-    with pytest.raises(UserError, match="deterministic given the round"):
-        lure_weights(np.array(chances), 10)
+def test_what_comes_later_is_set_aside_in_the_same_share():
+    hashes = hash_ids(map(str, range(40_000)))
+    last = last_draw(hashes[:2_000], 3, 200)
+    assert is_aside(hashes[:2_000], 3, last).sum() == 200
+    assert is_aside(hashes[2_000:], 3, last).mean() == pytest.approx(0.1, abs=0.02)  # a tenth of 2,000 is itself a draw
+
+
+def test_audits_stand_anywhere_among_the_picks():
+    found = np.array([places_of_audits(8, 2, seed, 1) for seed in range(2_000)])
+    assert (found.sum(axis=1) == 2).all()
+    assert found.mean(axis=0) == pytest.approx(np.full(10, 0.2), abs=0.04)
+    assert places_of_audits(8, 2, 5, 1).tolist() == found[5].tolist()
+    assert places_of_audits(3, 0, 0).tolist() == [False] * 3

@@ -78,7 +78,7 @@ def test_an_unknown_key_is_refused_by_name_with_the_nearest_known_one(key, neare
 
 
 def test_an_unknown_key_like_nothing_lists_the_known_ones():
-    assert "mixture.zzz: unknown key; known: calibrate, ce_weight, search, temperature" in refusal(mixture__zzz=1)
+    assert "mixture.zzz: unknown key; known: calibrate, ce_weight, objective, points, " in refusal(mixture__zzz=1)
 
 
 def test_every_mistake_is_told_at_once_a_line_each():

@@ -19,7 +19,7 @@ def start(shots, seed=0, counts=COUNTS, order=0):
     rows = pa.table({"sample_id": [f"{name}{n}" for n, name in enumerate(labels)], "label": labels})
     rows = rows.take(np.random.default_rng(order).permutation(len(rows)))
     config = SimpleNamespace(
-        seed=seed, rounds=1, labels=SimpleNamespace(shots=shots, start="one_per_class"),
+        seed=seed, rounds=1, labels=SimpleNamespace(shots=shots, start="one_per_class", audit_share=0),
         selection=SimpleNamespace(budget=None),
     )  # fmt: skip
     said: list[str] = []

@@ -83,8 +83,13 @@ def test_figures_are_those_of_the_last_round_that_is_done(opened, settings):
         for number, accuracy in enumerate([None, {"mixture": 0.75}]):
             with campaign.folder("evaluate", number, version=1).writing() as out:
                 (out.place / "metrics.json").write_json({"round": number, "accuracy": accuracy, "num_labeled": 7})
-            share = accuracy and 0.75
-            assert said(settings)["figures"] == {"round": number, "accuracy": share, "labels": 7}
+            figures = said(settings)["figures"]
+            assert {name: value for name, value in figures.items() if value is not None} == {
+                "round": number,
+                "labels": 7,
+                "words": [],
+                **({"accuracy": 0.75} if accuracy else {}),
+            }
             assert said(settings)["round"] == said(settings)["rounds_done"] == number + 1
 
 
@@ -160,7 +165,7 @@ def put(folder: Path, **values) -> Place:
         (
             {"state": "stopped", "figures": {"round": 0, "accuracy": None, "labels": 50}},
             5,
-            ["no test images to measure on, with 50"],
+            ["nothing to measure on, with 50"],
         ),
     ],
 )

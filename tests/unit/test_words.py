@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from raykd.report import words
+from raykd.report import outlook, words
 from raykd.stages.evaluate import in_words
 
 SOUND = {"num_images": 1000, "never": [], "close": [], "num_like_none": 50, "examples": ["a"]}
@@ -62,7 +62,7 @@ def test_a_line_ends_with_labels_that_look_like_slips_if_there_are_any(figures, 
     doubts = {"num_labels": 200, "num_suspects": num, "by_chance": 1.23, "share": 0.05}
     assert in_words(figures | {"label_doubts": doubts}).endswith(f"; {text} if all were right)")
     untested = figures | {"label_doubts": doubts, "accuracy": None}
-    assert in_words(untested).endswith(f"no test images to measure on; {text} if all were right)")
+    assert in_words(untested).endswith(f"nothing to measure on; {text} if all were right)")
     assert "slip" not in in_words(figures | {"label_doubts": doubts | {"num_suspects": 0}})
     assert "slip" not in in_words(figures)
 
@@ -102,9 +102,81 @@ def test_mistakes_are_named_with_how_often():
 
 def test_without_test_images_it_says_what_it_can(figures):
     figures |= {"accuracy": None, "change": None, "num_test": 0}
-    assert in_words(figures) == (
-        "50 labels and 150 more for validation, coverage radius 0.500; no test images to measure on"
+    assert in_words(figures) == ("50 labels and 150 more for validation, coverage radius 0.500; nothing to measure on")
+
+
+AHEAD = {
+    "labels": 70, "accuracy": 0.82, "low": 0.79, "high": 0.85, "gain": 0.02, "gain_low": 0.004, "gain_high": 0.036,
+    "reason": None,
+}  # fmt: skip
+AUDIT = {
+    "accuracy": 0.8, "low": 0.74, "high": 0.85, "how": "control variate", "num_audited": 120, "num_right": 95,
+    "worth": 161.4, "exact_low": 0.7, "exact_high": 0.87, "num_aside": 600, "num_unanswered": 0, "num_without_class": 0,
+    "num_choosing": 0,
+}  # fmt: skip
+
+
+def on_audit(figures, **changes):
+    audited = {"measured_on": "audit", "num_measured": 120, "num_test": 0, "interval": (0.74, 0.85), "audit": AUDIT}
+    return figures | audited | {"at_least": 0.71, "forecast": AHEAD, "price": None} | changes
+
+
+def test_a_round_without_test_images_is_measured_on_audited_ones_by_their_own_interval(figures):
+    line = in_words(on_audit(figures))
+    assert line.startswith(
+        "80.0% of 120 audited images (95% interval 74.0 to 85.0%), at least 71.0% with 95% confidence, whenever one "
+        "looks, +0.9"
     )
+    assert words.interval(on_audit(figures), "ce_head") != words.interval(figures, "ce_head")  # of 120, not of 400
+
+
+def test_what_to_expect_and_to_pay_is_one_line(figures):
+    price = {"spent": 25.0, "cost": 10.0, "per_point": 5.0, "low": 2.5, "high": None}
+    line = words.plain(outlook.line_of(on_audit(figures, price=price), 0.78))
+    assert line == (
+        "20 more labels are likely to bring +2.0 points (+0.4 to +3.6), to 82.0% (79.0 to 85.0%); 25.00 paid so far; "
+        "the next round costs 10.00, or 5.00 a point (2.50 to no end); the goal of 78.0% is measured, but not sure yet"
+    )
+    none = AHEAD | {"accuracy": None, "gain": None, "gain_high": None, "reason": "too few rounds"}
+    assert outlook.line_of(on_audit(figures, forecast=none), None) == "no forecast for 20 more labels: too few rounds"
+    assert outlook.line_of(figures, 0.9) == ""  # of an older campaign nothing is known
+
+
+@pytest.mark.parametrize(
+    ("goal", "changes", "said"),
+    [
+        (0.7, {}, "Stop: the goal of 70.0% is reached, with 95% confidence"),
+        (0.9, {}, "The goal of 90.0% is not reached. More labels pay: the next round is likely to bring +2.0 points"),
+        (None, {}, "More labels pay: the next round is likely to bring +2.0 points (+0.4 to +3.6)"),
+        (None, {"forecast": AHEAD | {"gain_low": -0.001}}, "More labels may pay: the next round"),
+        (
+            None,
+            {"forecast": AHEAD | {"gain": 0.001, "gain_low": 0.0, "gain_high": 0.004}},
+            "More labels of this kind h",
+        ),
+        (None, {"forecast": AHEAD | {"reason": "too few"}}, "Whether more labels pay cannot be told yet"),
+    ],
+)
+def test_advice_follows_from_the_bound_and_from_the_forecast(figures, goal, changes, said):
+    found = outlook.outlook([on_audit(figures, **changes)], goal)
+    assert found.advice.startswith(said)
+    assert found.grounds[0] == "Accuracy is at least 71.0% with 95% confidence, whenever one looks"
+    assert found.grounds[1] == (
+        "By the audit: 95 right of 120 audited images, worth 161 by how sure the student is of 600 set aside"
+    )
+
+
+def test_nothing_is_advised_where_nothing_is_measured(figures):
+    assert outlook.outlook([], 0.9) is outlook.outlook([figures], 0.9) is None
+
+
+def test_past_forecasts_are_held_against_what_came_of_them(figures):
+    first, then = on_audit(figures), on_audit(figures, num_labeled=70, accuracy={"mixture": 0.86})
+    assert outlook.forecasts_so_far([first, then]) == (
+        "0 of 1 forecast so far had the next round within the interval; off by 4.0 points on average, 4.0 too low"
+    )
+    assert outlook.forecasts_so_far([first, then | {"num_labeled": 69}]) is None  # another number of labels came
+    assert outlook.forecasts_so_far([first]) is None
 
 
 def test_the_worth_of_the_last_labels_is_said_of_the_images_that_it_was_measured_on(figures):
