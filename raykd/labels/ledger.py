@@ -185,7 +185,6 @@ def as_asked(rows: pa.Table, asked: pa.Table) -> pa.Table:
     places = pc.index_in(rows["sample_id"], value_set=asked["sample_id"])
     role = pc.fill_null(pc.take(asked["role"], places), ROLES[0])
     probability = pc.take(asked["probability"], places)
-    probability = pc.if_else(pc.fill_null(pc.is_nan(probability), True), pa.scalar(None, pa.float64()), probability)
     kept = [name for name in rows.column_names if name not in ("role", "probability")]
     return rows.select(kept).append_column("role", role).append_column("probability", probability)
 

@@ -178,6 +178,7 @@ FORMAT_WORDS = {
     "onnx": "an ONNX file (`{weights}`), from pixels to probabilities",
     "torch": "a `torch.export` program (`{weights}`), from pixels to probabilities",
 }
+MEASURED_WORDS = {"test": "labeled test", "audit": "audited pool"}
 INPUT_WORDS = {
     "timm": "`timm.data.create_transform` makes that of this folder's configuration",
     "onnx": "`pixels` uint8 [batch, height, width, 3], 0 to 255: mean and deviation are inside",
@@ -188,11 +189,11 @@ INPUT_WORDS = {
 def campaign_rows(run: dict[str, Any]) -> dict[str, str]:
     """What is known from the campaign."""
     accuracy, interval = run["accuracy"], run["interval"]
-    measured = "not known: the campaign has no labeled test images"
+    measured = "not known: the campaign has no labeled test images and audited none"
     if accuracy is not None:
         within = f", 95 % interval {interval[0]:.1%} to {interval[1]:.1%}" if interval else ""
-        measured = f"{accuracy:.1%}{within}, on {run['num_test']:,} labeled test images of the campaign"
-    spent = ", ".join(f"{count:,} for {role}" for role, count in run["labels_spent"].items())
+        measured = f"{accuracy:.1%}{within}, on {run['num_measured']:,} {MEASURED_WORDS[run['measured_on']]} images of the campaign"
+    spent = ", ".join(f"{count:,} for {use}" for use, count in run["labels_spent"].items() if count)
     return {
         "Accuracy": measured,
         "Calibration error (ECE)": "not known" if run["ece"] is None else f"{run['ece']:.1%}",

@@ -61,9 +61,9 @@ class Measured(NamedTuple):
         return right
 
 
-def what_it_says(pool: Pool, predictions: Predictions, done: Round, aside: Aside | None) -> pa.Table:
+def what_it_says(done: Round, aside: Aside | None) -> pa.Table:
     """tables.MEASURED: of the test images, and of those that are set aside, by sample_id in each."""
-    tables = []
+    predictions, tables = done.predictions, []
     for split in ("test", "pool") if aside else ("test",):
         ids = read_parts(predictions.parts, ["sample_id"], readable_of(split))["sample_id"]
         if split == "pool" and aside:
@@ -83,7 +83,7 @@ def measured_images(campaign: Campaign, pool: Pool, done: Round, say: pa.Table) 
     """
     tested = say.filter(pc.equal(say["split"], "test"))["sample_id"]
     labels = pool.labels_of(tested)
-    known = pc.is_in(labels, value_set=names_now(done.trained.classes, pool))
+    known = pc.is_in(labels, value_set=names_now(done.predictions.classes, pool))
     if pc.any(known).as_py():
         return Measured("test", tested.filter(known), labels.filter(known), say)
     return audited_images(campaign, pool, done, say)
@@ -133,23 +133,25 @@ def sure_of(campaign: Campaign, done: Round, found: Measured, right_N: np.ndarra
     return at_least(int(right_N[known_N].sum()), int(known_N.sum()), look)
 
 
-def change_since(campaign: Campaign, pool: Pool, before: Round, found: Measured) -> Change | None:
+def change_since(pool: Pool, before: Round, said: pa.Table, found: Measured) -> Change | None:
     """What a round gained over the one before it, on the images of this one that both say something of; None of none.
 
     By names, as they are today: the index of a class may have changed since, and two may have become one.
+
+    Args:
+        said: tables.MEASURED of the one before.
     """
-    said = said_in(campaign, pool, before)
-    knew = pc.is_in(found.labels, value_set=names_now(before.trained.classes, pool))
+    knew = pc.is_in(found.labels, value_set=names_now(before.predictions.classes, pool))
     both_N = pc.is_in(found.ids, value_set=said["sample_id"]).to_numpy() & knew.to_numpy()
     if not both_N.any():
         return None
     return paired_change(found.right(said, pool)[both_N], found.right(found.say, pool)[both_N])
 
 
-def said_in(campaign: Campaign, pool: Pool, before: Round) -> pa.Table:
+def said_by(campaign: Campaign, before: Round) -> pa.Table:
     """tables.MEASURED of a round; worked out again where an older raykd has not kept it."""
     said = read_measured(campaign.round_place(before.number))
-    return said if said.num_rows else what_it_says(pool, before.predictions, before, aside_now(campaign))
+    return said if said.num_rows else what_it_says(before, aside_now(campaign))
 
 
 # ---------------------------------------------------------------- what the next labels are likely to bring

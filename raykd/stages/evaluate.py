@@ -40,6 +40,7 @@ from raykd.stages.advice import (
     measured_images,
     next_round,
     price_of,
+    said_by,
     sure_of,
     what_it_says,
 )
@@ -86,7 +87,7 @@ def measure(
         started = time.perf_counter()
         with folder.writing() as out:
             doubts = doubtful_labels(campaign, pool, encoded, teacher, done)
-            say = what_it_says(pool, done.predictions, done, aside_now(campaign))
+            say = what_it_says(done, aside_now(campaign))
             found = measured_images(campaign, pool, done, say)
             ids, names = (found.ids, found.labels) if found else (NO_TEXTS, NO_TEXTS)
             test = labeled(ids, names, done.predictions, pool)
@@ -185,7 +186,7 @@ def how_good(
             "teacher": teacher.scores["accuracy"] if found.on == "test" else teacher_on(teacher, test),
         },
         "interval": sure or wilson(accuracy, num_measured),
-        "change": None if before is None else change_since(campaign, pool, before, found),
+        "change": None if before is None else change_since(pool, before, said_by(campaign, before), found),
         "at_least": sure_of(campaign, done, found, right_N),
         "forecast": ahead,
         "price": price_of(campaign, pool, ahead, spent),

@@ -160,6 +160,6 @@ def pick_from_tables(
 def picks_table(picked: Picked) -> pa.Table:
     """Picks as a table of schema ``raykd.store.tables.PICKS``."""
     ranks = np.arange(len(picked.ids), dtype=np.int32)
-    draws = picked.draw_probabilities
-    probabilities = np.full(len(ranks), np.nan) if draws is None else draws
+    draws = np.full(len(ranks), np.nan) if picked.draw_probabilities is None else picked.draw_probabilities
+    probabilities = pa.array(draws, from_pandas=True)  # NaN is null
     return pa.table([pa.array(picked.ids, pa.string()), ranks, picked.distances, probabilities], schema=PICKS)

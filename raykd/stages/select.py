@@ -73,8 +73,8 @@ def select(
 def with_audits(picks: pa.Table, audits: pa.ChunkedArray, *key: int) -> pa.Table:
     """tables.PICKS, and images that measure in places between them, by chance: tables.ASKED."""
     is_audit = places_of_audits(picks.num_rows, len(audits), *key)
-    unknown = pa.array(np.full(len(audits), np.nan))
-    more = pa.table([audits, pa.array(range(len(audits)), pa.int32()), unknown, unknown], schema=PICKS)
+    ranks, far = pa.array(range(len(audits)), pa.int32()), np.full(len(audits), np.nan)
+    more = pa.table([audits, ranks, far, pa.nulls(len(audits), pa.float64())], schema=PICKS)
     places = np.empty(len(is_audit), np.int64)  # of each row among the picks and then the audits
     places[~is_audit], places[is_audit] = np.arange(picks.num_rows), picks.num_rows + np.arange(len(audits))
     table = pa.concat_tables([picks, more]).take(pa.array(places))
@@ -126,5 +126,4 @@ def some_per_class(campaign: Campaign, pool: Pool, encoded: Encoded) -> pa.Table
     places = [places[shot] for shot in range(shots) for places in drawn_C if shot < len(places)]
     ids = order["sample_id"].take(pa.array(places))
     ranks = np.arange(len(ids), dtype=np.int32)
-    unknown = np.full(len(ids), np.nan)
-    return pa.table([ids, ranks, unknown, unknown], schema=PICKS)
+    return pa.table([ids, ranks, np.full(len(ids), np.nan), pa.nulls(len(ids), pa.float64())], schema=PICKS)

@@ -341,7 +341,7 @@ class Picks(InFolder):
     def table(self) -> pa.Table:
         table = (self.place / PICKS_FILE).read_table()
         if "role" not in table.column_names:  # of an older campaign, where all were to train on
-            table = table.append_column("probability", pa.array(np.full(table.num_rows, np.nan)))
+            table = table.append_column("probability", pa.nulls(table.num_rows, pa.float64()))
             table = table.append_column("role", pa.array([ROLES[0]] * table.num_rows, pa.string()))
         return table
 

@@ -16,7 +16,7 @@ OPINION    sample_id, split, error, logits f32[C]: a teacher that is a table fro
 REFITTED   sample_id, split, error, logits f16[C] (the largest of a row is 0): a teacher that has learned from labels
 SCORES     sample_id, uri, label (null: none), features f16[D], probs f32[C]: what jobs/score.py gives
 PICKS      sample_id, rank (0-based, in the order picked), distance (NaN where it means nothing), probability (with
-           which it was drawn at its turn, among all that were left; NaN where nothing was drawn)
+           which it was drawn at its turn, among all that were left; null where nothing was drawn)
 ASKED      sample_id, rank, distance, probability, role (train; audit: to measure by): what a campaign's round asks for
 CARDS      sample_id, rank, distance, uri, thumbnail (JPEG or PNG), teacher, student (the likeliest classes)
 MEASURED   sample_id, split (test, or pool: set aside to be audited), prediction (class name), confidence: what a

@@ -29,6 +29,7 @@ from raykd.algo.selection.rows import Rows
 from raykd.algo.selection.shard import LocalShards
 from raykd.algo.selection.strategies import STRATEGIES
 from raykd.algo.selection.strategies import pick as pick_in_process
+from raykd.config import STRATEGY_OPTIONS
 from raykd.labels.ledger import Ledger
 from raykd.models.student import Student
 from raykd.store.lock import only_job
@@ -109,7 +110,7 @@ def test_the_campaigns_file_has_the_resolved_config_versions_and_commit(finished
     assert about["config"]["selection"] == {
         "strategy": "pcoreset", "budget": 3, "mixture": "round", "shards": 1, "num_cpus": 0.1, "num_gpus": 0.0,
         "max_duplicates": None, "duplicate_cosine": None, "duplicate_column": "features", "precision": "fp32",
-        "memory_gib": None,
+        "memory_gib": None, "balance": False, **dict.fromkeys(STRATEGY_OPTIONS),
     }  # fmt: skip
     assert about["versions"]["ray"]
     assert about["commit"] is None or len(about["commit"].rstrip("+")) == 40
@@ -121,7 +122,11 @@ def test_a_script_can_ask_how_it_ended(finished):
     assert (status["state"], status["rounds"], status["rounds_done"]) == ("finished", 2, 2)
     assert {status[name] for name in ("round", "stage", "waiting_for", "message")} == {None}
     last = lines_of(finished.place)[-1]
-    assert status["figures"] == {"round": 1, "accuracy": last["accuracy"]["mixture"], "labels": 6}
+    figures = status["figures"]
+    assert (figures["round"], figures["labels"], figures["accuracy"]) == (1, 6, last["accuracy"]["mixture"])
+    for name in ("labels_spent", "measured_on", "interval", "at_least", "forecast", "price"):
+        assert figures[name] == last[name]
+    assert [line.split()[0] for line in figures["words"]] == ["at", "no"]  # at least ...; no forecast: ...
 
 
 def test_metrics_has_a_line_a_round_with_what_was_learned(finished):
@@ -137,7 +142,7 @@ def test_metrics_has_a_line_a_round_with_what_was_learned(finished):
         assert 0 <= line["ece"] <= 1
         assert 0 < line["coverage_radius"] < 1.5
         assert len(line["recall_C"]) == 3
-        assert line["labels_spent"] == {"training": line["num_labeled"], "validation": 10}
+        assert line["labels_spent"] == {"training": line["num_labeled"], "audit": 0, "validation": 10}
         assert set(line["mixture"]) == {"ce_weight", "temperature", "calibration", "reason", "calibrated"}
         assert line["mixture"]["calibrated"].startswith("on 10 validation labels: log-loss ")
         assert line["log_loss"] > 0
@@ -801,7 +806,7 @@ def test_a_student_that_can_no_longer_read_an_image_is_told_and_the_others_are_s
     assert len(predictions.ids) == 47
     done = replace(finished.rounds[0], predictions=predictions)
     test = predictions.split("test", pool)
-    values = evaluate.figures(campaign, pool, finished.teacher, done, None, test, None)
+    values = evaluate.figures(campaign, pool, finished.teacher, done, test, None)
     assert np.isfinite(values["coverage_radius"])
     for split in ("val", "test"):
         _, logits, _ = predictions.split(split, pool)
@@ -831,22 +836,32 @@ def test_the_change_since_a_round_is_paired_by_image_and_by_name_whatever_became
     """The same students, with classes in another order, renamed, merged, one gone, and images that can't be read."""
     from dataclasses import replace
 
-    from raykd.stages.evaluate import change_since, right_on_test
+    from raykd.stages.advice import change_since, measured_images, what_it_says
 
     first, second = finished.rounds
-    ids, right_N = right_on_test(second, finished.pool)
     labels = dict(zip(*(finished.pool.split("test")[name].to_pylist() for name in ("sample_id", "label")), strict=True))
-    assert sorted(ids) == sorted(labels)
-    assert right_N.mean() == pytest.approx(lines_of(finished.place)[1]["accuracy"]["mixture"])
-    same = change_since(second, second, finished.pool)
+
+    def found_in(done, pool=finished.pool):
+        return measured_images(None, pool, done, what_it_says(done, None))
+
+    def right(done, pool=finished.pool):
+        """By id, of a round's own students."""
+        found = found_in(done, pool)
+        return dict(zip(found.ids.to_pylist(), found.right(found.say, pool).tolist(), strict=True))
+
+    def change(before):
+        return change_since(finished.pool, before, what_it_says(before, None), found_in(second))
+
+    now = right(second)
+    assert now.keys() == labels.keys()
+    assert np.mean(list(now.values())) == pytest.approx(lines_of(finished.place)[1]["accuracy"]["mixture"])
+    same = change(second)
     assert (same["gain"], same["won"], same["num_test"]) == (0, 0, 10)
 
     turned = replace(first.predictions, classes=("green", "red", "blue"))  # as if these had been its names
     swapped = replace(first, predictions=turned)
-    change = change_since(swapped, second, finished.pool)
-    ids_before, before_N = right_on_test(swapped, finished.pool)
-    was = dict(zip(ids_before, before_N, strict=True))
-    assert change["won"] == sum(now and not was[name] for name, now in zip(ids, right_N, strict=True))
+    was = right(swapped)
+    assert change(swapped)["won"] == sum(now[name] and not was[name] for name in now)
 
     renamed = replace(finished.pool, renamed={"red": "warm", "green": "warm"})
     guesses = {}
@@ -857,13 +872,9 @@ def test_the_change_since_a_round_is_paired_by_image_and_by_name_whatever_became
                 probabilities(logits, first.deployed.mixture).argmax()
             ]
     merged = {"red": "warm", "green": "warm", "blue": "blue"}
-    ids_before, before_N = right_on_test(first, renamed)
-    assert list(before_N) == [merged[guesses[name]] == merged[labels[name]] for name in ids_before]
+    assert right(first, renamed) == {name: merged[guesses[name]] == merged[labels[name]] for name in labels}
 
     fewer = replace(first, predictions=replace(first.predictions, classes=("blue", "green", "other")))
     known = sum(label != "red" for label in labels.values())
-    assert change_since(fewer, second, finished.pool)["num_test"] == known
-    assert (
-        change_since(replace(first, predictions=replace(turned, classes=("a", "b", "c"))), second, finished.pool)
-        is None
-    )
+    assert change(fewer)["num_test"] == known
+    assert change(replace(first, predictions=replace(turned, classes=("a", "b", "c")))) is None

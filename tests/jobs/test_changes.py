@@ -43,7 +43,7 @@ def history_of(place: Path) -> list[dict]:
         ("student.image_size=48", "student.image_size: was 32, now 48"),
         ("student.heads=ce+kd", "student.heads: was 'dho', now 'ce+kd'"),
         ("teacher.templates=['all {}']", "teacher.templates: was 'simple', now ['all {}']"),
-        ("mixture.search=false", "mixture.search: was True, now False"),
+        ("mixture.search=false", "mixture.search: was 'grid', now False"),
         ("rounds=3", "rounds: was 2, now 3"),
     ],
 )
