@@ -192,7 +192,8 @@ def campaign_rows(run: dict[str, Any]) -> dict[str, str]:
     measured = "not known: the campaign has no labeled test images and audited none"
     if accuracy is not None:
         within = f", 95 % interval {interval[0]:.1%} to {interval[1]:.1%}" if interval else ""
-        measured = f"{accuracy:.1%}{within}, on {run['num_measured']:,} {MEASURED_WORDS[run['measured_on']]} images of the campaign"
+        images = f"{run['num_measured']:,} {MEASURED_WORDS[run['measured_on']]} images"
+        measured = f"{accuracy:.1%}{within}, on {images} of the campaign"
     spent = ", ".join(f"{count:,} for {use}" for use, count in run["labels_spent"].items() if count)
     return {
         "Accuracy": measured,

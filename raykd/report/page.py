@@ -33,6 +33,7 @@ from raykd.report.words import (
     interval,
     interval_of,
     known,
+    labels_apart,
     labels_spent,
     measured_kind,
     mistakes,
@@ -222,6 +223,7 @@ def headline(report: ReportData) -> list[tuple[str, str, str]]:
     last = rounds[-1]
     unanswered = sum(n for r in rounds for outcome, n in r["outcomes"].items() if outcome != "label")
     effort = f"{len(rounds)} of {report['rounds_configured']} rounds, {report['budget']:,} picks each"
+    effort += "".join(f"; {count:,} more for {use}" for use, count in labels_apart(last).items())
     labels = [
         ("Labels", f"{last['num_labeled']:,}", effort + (f"; {unanswered:,} gave no label" if unanswered else "")),
         ("Pool labeled", labeled_share(report), f"of {pool:,} images"),
@@ -233,7 +235,8 @@ def headline(report: ReportData) -> list[tuple[str, str, str]]:
         radius = ("Coverage radius", number(last["coverage_radius"]), f"{first_radius} after the first round")
         return [radius, *labels, ("Classes with a label", f"{covered:,}", f"of {num_classes:,}")]
     gain = difference(student, teacher_accuracy(report, last))
-    errors = ("ECE", before_calibration(last), f"teacher {percent(teacher['ece'])}")
+    theirs = f"teacher {percent(teacher['ece'])}" if known(teacher["ece"]) else None
+    errors = ("ECE", before_calibration(last), theirs)
     against = "" if gain is None else f"{points(gain)} points against the teacher; "
     return [
         ("Student accuracy", percent(student), f"{against}95% interval {interval(last)}"),
@@ -289,11 +292,13 @@ def round_numbers(report: ReportData) -> tuple[list[str], list[list[str | Noted]
     tested = is_tested(report)
     named = {"teacher": "Teacher", "ce_head": "CE head", "kd_head": "KD head"}
     others = {who: name for who, name in named.items() if any(known(score(r, who)) for r in rounds)}
-    headings = ["Round", "Labels"] + [{"label": "New labels"}.get(o, words(o)) for o in outcomes]
+    apart = names_in(labels_apart(r) for r in rounds)
+    headings = ["Round", "Labels", *map(words, apart)] + [{"label": "New labels"}.get(o, words(o)) for o in outcomes]
     headings += (["Student", "Change, points"] if tested else []) + list(others.values())
     rows: list[list[str | Noted]] = []
     for r in rounds:
         row: list[str | Noted] = [str(r["round"]), whole(r["num_labeled"])]
+        row += [whole(labels_apart(r).get(use, 0)) for use in apart]
         row += [whole(r["outcomes"].get(o, 0)) for o in outcomes]
         if tested:
             row += [Noted(percent(score(r, "mixture")), interval(r)), changed(r.get("change"))]
