@@ -711,7 +711,7 @@ class LabelsConfig(Section):
     audit_aside: Annotated[float, Field(gt=0, lt=1)] | None = Field(
         None,
         description="Share of the pool that they are drawn from, which no strategy is offered, set aside with the "
-        "first of them; null: 0.05, or more where the rounds would not have enough",
+        "first of them; null: 0.05, up to 10,000 images, or more where the rounds would not have enough",
         json_schema_extra=until("select"),
     )
     price: float | None = Field(

@@ -162,6 +162,7 @@ def config_text(
         "",
         yaml_line("storage_path", f"runs/{name}", "all that the campaign makes; another folder begins anew"),
         yaml_line("rounds", ROUNDS, "trainings; labels are asked for before each"),
+        "# goal: 0.9  # accuracy that is enough: the report says when it is reached for sure",
     ]
     if isinstance(classes, str):
         lines += [yaml_line("classes", relative(classes, folder), "one a line; what the teacher looks for")]
@@ -176,7 +177,8 @@ def config_text(
         lines += [] if has_val else [yaml_line("val_share", VAL_SHARE, "set aside to tune on")]
     elif not has_test:
         lines += [
-            "# Without labeled test images nothing tells how good the student is. A folder a class would do:",
+            "# Without labeled test images a fifth of each round's labels measures the student (labels.audit_share).",
+            "# With them, a folder a class would do, all labels are learned from:",
             f"# test: {{path: {name}-test, format: class_folders}}",
         ]
     lines += ["", "teacher:  # sees every image once", *teacher_lines(teacher, machine, folder)]
@@ -200,6 +202,7 @@ def config_text(
         lines += [
             yaml_line("  oracle", "people", "they fill in tasks.csv"),
             yaml_line("  start", "none", "the teacher's picks"),
+            "  # price: 0.05  # of one label: what a point of accuracy costs",
         ]
     return "\n".join(lines) + "\n"
 

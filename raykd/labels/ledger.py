@@ -115,6 +115,8 @@ class Ledger:
         paths = [path for _, path in files]
         table = pads.dataset(paths, filesystem=self.place.fs, format="parquet", schema=LEDGER).to_table()
         table = self._named(table)
+        role = pc.fill_null(table["role"], ROLES[0])  # answers of older campaigns have none
+        table = table.set_column(LEDGER.get_field_index("role"), LEDGER.field("role"), role)
         return table.take(np.sort(_firsts(_codes(table, KEY))))
 
     def current(self) -> pa.Table:

@@ -108,8 +108,12 @@ def audited_images(campaign: Campaign, pool: Pool, done: Round, say: pa.Table) -
 def audit_figures(campaign: Campaign, pool: Pool, done: Round, found: Measured) -> AuditFigures:
     """How good the student is on the pool, by its audited images; and how many there are of what kind."""
     aside = found.say.filter(pc.equal(found.say["split"], "pool"))
-    if done.deployed.by_audit:  # these are like the ones that measure
+    learned = pc.is_in(aside["sample_id"], value_set=done.labels.labeled_ids)  # labeled without being asked for
+    aside = aside.filter(pc.invert(learned))
+    num_choosing = 0
+    if done.deployed.by_audit:  # the others are like the ones that measure
         aside = aside.filter(pa.array(~may_choose(campaign, aside["sample_id"])))
+        num_choosing = int(may_choose(campaign, done.labels.audited["sample_id"]).sum())
     sure_A = pc.take(aside["confidence"], pc.index_in(found.ids, value_set=aside["sample_id"])).to_numpy()
     asked = asked_so_far(campaign, done.number)
     num_asked = int(pc.sum(pc.equal(asked["role"], "audit")).as_py() or 0)
@@ -121,7 +125,7 @@ def audit_figures(campaign: Campaign, pool: Pool, done: Round, found: Measured) 
         "num_aside": aside.num_rows,
         "num_unanswered": num_asked - num_answered,
         "num_without_class": int((~found.known_N).sum()),
-        "num_choosing": num_answered - len(found.ids),
+        "num_choosing": num_choosing,
     }
     return figures
 

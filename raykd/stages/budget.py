@@ -12,7 +12,7 @@ from raykd.stages.campaign import Campaign
 from raykd.store.outputs import Pool
 
 AUDIT_SHARE = 0.2  # of a budget, where there are no test images
-ASIDE_SHARE = 0.05  # of a pool
+ASIDE_SHARE, MOST_ASIDE = 0.05, 10_000  # of a pool; images, which are plenty
 SPARE_ASIDE = 1.5  # times the audits that are planned: rounds are added
 
 
@@ -91,7 +91,8 @@ def num_to_set_aside(campaign: Campaign, pool: Pool, num_images: int) -> int:
     share, asked = campaign.config.labels.audit_aside, to_come(campaign, pool)
     most = num_images - asked.learned
     if share is None:
-        count = max(math.ceil(ASIDE_SHARE * num_images), math.ceil(SPARE_ASIDE * asked.audits))
+        count = min(math.ceil(ASIDE_SHARE * num_images), MOST_ASIDE)
+        count = max(count, math.ceil(SPARE_ASIDE * asked.audits))
         return min(max(count, asked.audits), most)
     count = math.ceil(share * num_images)
     if not asked.audits <= count <= most:

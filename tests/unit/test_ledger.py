@@ -4,6 +4,7 @@ import os
 import re
 import tempfile
 
+import numpy as np
 import pyarrow as pa
 import pytest
 from fakes import object_store
@@ -15,7 +16,7 @@ from raykd.errors import UserError
 from raykd.labels.files import import_folder
 from raykd.labels.ledger import OUTCOMES, Ledger, current_labels, resolve_renamed
 from raykd.store.place import Place
-from raykd.store.tables import LABELS, LEDGER
+from raykd.store.tables import ASKED, LABELS, LEDGER
 
 
 def rows(*answers, number=0, source="test"):
@@ -151,6 +152,22 @@ def test_concurrent_imports_of_the_same_rows_double_nothing(book, monkeypatch):
         again.append(one)
         again.append(one)
     assert len(os.listdir(again.place.path)) == 1
+
+
+def test_answers_from_before_there_were_roles_are_to_learn_from(book):
+    table = rows(("a", "cat")).drop_columns(["role", "probability"])
+    (book.place / "000001-0123456789abcdef.parquet").write_table(table)
+    assert book.current()["role"].to_pylist() == ["train"]
+    assert book.append(rows(("a", "cat"), ("b", "dog"))) == (1, 1, ())
+
+
+def test_what_was_asked_for_gives_its_answers_their_role_whatever_file_they_come_in(book):
+    asked = pa.table([["a", "b"], [0, 1], [np.nan] * 2, pa.array([None, 0.25]), ["audit", "train"]], schema=ASKED)
+    told = Ledger(book.place, asked=asked)
+    audited = rows(("c", "cat")).set_column(LEDGER.names.index("role"), "role", pa.array(["audit"]))
+    told.append(pa.concat_tables([rows(("a", "cat"), ("b", "dog")), audited]))
+    found = {row["sample_id"]: (row["role"], row["probability"]) for row in book.read().to_pylist()}
+    assert found == {"a": ("audit", None), "b": ("train", 0.25), "c": ("train", None)}
 
 
 def test_other_files_in_the_folder_are_not_read(book):
