@@ -20,6 +20,7 @@ from raykd.algo.metrics import confidence_bins
 CE_WEIGHTS = tuple(np.round(np.arange(21) * 0.05, 2).tolist())
 TEMPERATURES = (0.5, 0.75, 1.0, 1.25, 1.5, 2.0, 4.0)
 NUMBERS_AT_ONCE = 2**15  # of a block of images and all classes: what stays in a core's own cache
+TRIALS = 100  # of a search that draws, unless another number is given
 Objective = Literal["accuracy", "log_loss", "calibration"]
 """What a mixture is chosen for: to be right, to make the labels likely, to be as sure as it is right (the ECE)."""
 
@@ -70,6 +71,21 @@ def given_points(default: Mixture, points: Sequence[Sequence[float]]) -> np.ndar
         except UserError as error:
             raise UserError(f"mixture {place}: {error}") from None
     return _nearest_first(default, np.array(points, np.float64))
+
+
+def points_to_try(
+    search: str, default: Mixture, points: Sequence[Sequence[float]] | None, count: int, *key: int | str
+) -> np.ndarray | None:
+    """float64 [G, 2] as of :func:`grid`, by kind of search; None: they come one by one (:func:`studied_points`).
+
+    Args:
+        search: "grid" (the papers', or ``points``), "random" (``count`` draws by ``key``) or "optuna".
+    """
+    if search == "optuna":
+        return None
+    if search == "random":
+        return random_points(default, count, *key)
+    return given_points(default, points) if points else grid(default)
 
 
 def studied_points(

@@ -12,15 +12,7 @@ from ray import tune
 
 from raykd.algo.heads import Mixture, probabilities
 from raykd.algo.metrics import log_loss
-from raykd.algo.mixture_search import (
-    better_mixture,
-    given_points,
-    grid,
-    point_scores,
-    random_points,
-    studied_points,
-)
-from raykd.config import MixtureConfig
+from raykd.algo.mixture_search import TRIALS, better_mixture, point_scores, points_to_try, studied_points
 from raykd.models.saved import WEIGHTS, deploy
 from raykd.report.words import TO, counted, plain
 from raykd.stages.advice import to_choose_by
@@ -31,7 +23,6 @@ from raykd.store.outputs import Deployed, Labels, Pool, Predictions, Trained
 VERSION = 1
 MAX_TRIALS = 16
 WORK_A_TRIAL = 5e9  # points x images x classes: a few seconds of one core
-TRIALS = 100  # of a search that draws
 FEWEST_AUDITED = 50  # images that choose, where there is no validation split: the others measure
 
 
@@ -138,7 +129,8 @@ def search(
     config = campaign.config.mixture
     default = Mixture(config.ce_weight, config.temperature)
     key = (campaign.config.seed, number)
-    points_G2 = points_to_try(config, default, key)
+    trials = config.trials or TRIALS
+    points_G2 = points_to_try(str(config.search), default, config.points, trials, *key)
     size = next(iter(logits.values())).size
     blocks = 1 if points_G2 is None else int(np.clip(len(points_G2) * size / WORK_A_TRIAL, 1, MAX_TRIALS))
     shared = {
@@ -146,7 +138,7 @@ def search(
         "labels_N": labels_N,
         "objective": config.objective,
         "points_G2": points_G2,
-        "study": (default, config.trials or TRIALS, *key),
+        "study": (default, trials, *key),
     }
     points_G2, scores_G = scored_on_ray(campaign, number, shared, blocks)
     chosen, real, gain = better_mixture(logits, labels_N, default, points_G2, scores_G, config.objective)
@@ -155,15 +147,6 @@ def search(
     if real:
         return chosen, f"{searched}: {gain} over the default"
     return chosen, f"{searched}: the best gains {gain}, within one standard error, so the default stays"
-
-
-def points_to_try(config: MixtureConfig, default: Mixture, key: tuple[int, int]) -> np.ndarray | None:
-    """float64 [G, 2], nearest to the default first; None: they come one by one, from what was found before."""
-    if config.search == "optuna":
-        return None
-    if config.search == "random":
-        return random_points(default, config.trials or TRIALS, *key)
-    return given_points(default, config.points) if config.points else grid(default)
 
 
 def scored_on_ray(
