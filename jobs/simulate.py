@@ -57,7 +57,7 @@ def run(simulation: Simulation) -> pa.Table:
 def frozen_cells(work: Work, simulation: Simulation) -> list[Cell]:
     """All cells that run on features, seed by seed, checked; their problems are made here, unless they are there."""
     from raykd.errors import UserError
-    from raykd.simulation.cell import check_cell, check_seeds
+    from raykd.simulation.possible import check_cell, check_seeds
     from raykd.simulation.problem import problem_key
     from raykd.simulation.results import cell_place
     from raykd.simulation.runner import Cell, Variant

@@ -35,8 +35,8 @@ def check_campaign_cell(arm: str, sets: Mapping[str, SetConfig], oracle: OracleC
         raise UserError(f"arm {arm!r}: its student is trained on images, and tables have none; {frozen}")
     if odd := next((name for name, images in sets.items() if images != SetConfig()), None):
         raise UserError(
-            f"arm {arm!r}: its student is trained on images, of the whole pool, and set {odd!r} is a part of it; {frozen}, "
-            "or leave the set out"
+            f"arm {arm!r}: its student is trained on images, of the whole pool, and set {odd!r} is a part of it; "
+            f"{frozen}, or leave the set out"
         )
     if oracle.kind != "perfect" or oracle.price_per_class:
         what = f"kind: {oracle.kind}" if oracle.kind != "perfect" else "price_per_class"

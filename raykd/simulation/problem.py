@@ -243,7 +243,7 @@ def read_texts_file(file: Place) -> Texts | None:
 
 
 def problem_tables(pool: Pool, encoded: Encoded, teacher: Teacher) -> tuple[list[pa.Table], list[pa.Table]]:
-    """What a campaign's first stages leave, as tables.PROBLEM by part; and the teacher's features, where they are others.
+    """What a campaign's first stages leave, as tables.PROBLEM by part; and the teacher's features, if they are others.
 
     Images that cannot be read, and those without a label, are left out.
     """
