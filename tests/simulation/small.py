@@ -1,18 +1,18 @@
 """Small simulations, as their tests look at them: made-up features that can be told apart, and the digits' own."""
 
+import tempfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
-from raykd.algo.few_shot.support import Texts
 from raykd.presets import demo
 from raykd.simulation.definition import OracleConfig
 from raykd.simulation.oracles import Oracle, answering
-from raykd.simulation.problem import Problem, read_problem, write_problem
+from raykd.simulation.problem import Problem, given_tables, read_problem, write_problem
 from raykd.store.place import Place
-from raykd.store.tables import PROBLEM, vectors
+from raykd.store.tables import vectors
 
 CLASSES = ["ant", "bee", "cat"]
 STUDENT = {"backbone": "frozen", "steps": 12, "learning_rate": 0.01, "batch_labeled": 8, "batch_unlabeled": 16}
@@ -74,20 +74,9 @@ def oracle_of(problem: Problem, config: OracleConfig, seed: int = 0) -> Oracle:
     return answering(config, problem).oracle(problem, seed)
 
 
-def rewritten(problem: Problem, folder: Path) -> Problem:
-    """The same, through files."""
-    place = Place.of(folder)
-    columns = [
-        pa.array(list(problem.ids), pa.string()),
-        pa.array(["pool", "val", "test"], pa.string()).take(pa.array(problem.splits_N)),
-        pa.array(problem.classes, pa.string()).take(pa.array(problem.labels_N)),
-        vectors(problem.features_ND),
-        vectors(problem.logits_NC),
-    ]
-    table = pa.table(columns, names=PROBLEM.names)
-    texts = problem.texts
-    assert texts is None or isinstance(texts, Texts)
-    write_problem(
-        place, [table.slice(part.start, part.stop - part.start) for part in problem.parts], problem.classes, texts
-    )
-    return read_problem(place)
+def small_problem(tables: Path | str) -> Problem:
+    """The problem of :func:`write_small`'s tables."""
+    table, classes, texts = given_tables(Place.of(tables))
+    with tempfile.TemporaryDirectory() as folder:
+        write_problem(Place.of(folder), [table], classes, texts)
+        return read_problem(Place.of(folder))
