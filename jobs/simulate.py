@@ -34,12 +34,12 @@ ACTIVE_ROUND = Path(__file__).with_name("active_round.py")
 
 def run(simulation: Simulation) -> pa.Table:
     """A whole simulation, from wherever it stands; the rows of all cells."""
-    from raykd.simulation.results import all_results, summary, write_results
+    from raykd.simulation.results import all_results, results_in_words, write_results
     from raykd.stages.simulate import open_simulation, run_side_by_side
 
+    whole = campaign_arms(simulation)
     with open_simulation(simulation) as work:
         cells = frozen_cells(work, simulation)
-        whole = campaign_arms(simulation)
         missing = [cell for cell in cells if not cell.out.exists()]
         if there := len(cells) - len(missing):
             work.say("simulate", f"{there} of {len(cells)} cells are there already")
@@ -49,7 +49,7 @@ def run(simulation: Simulation) -> pa.Table:
             run_campaigns(work, simulation, arm)
         table = all_results(work.place, simulation)
         write_results(work.place, table)
-    print(summary(table, simulation))
+    print(results_in_words(table, simulation))
     print(f"\nall rounds: {work.place}/results.csv")
     return table
 
@@ -137,7 +137,7 @@ def campaign_arms(simulation: Simulation) -> list[Arm]:
 
 def run_campaigns(work: Work, simulation: Simulation, arm: Arm) -> None:
     """All cells of an arm that are whole campaigns, one after the other."""
-    from raykd.simulation.campaigns import campaign_rows, run_campaign
+    from raykd.simulation.campaigns import rows_of_campaign, run_campaign
     from raykd.simulation.definition import slug
     from raykd.simulation.results import cell_place, result_rows
     from raykd.stages.simulate import as_campaign
@@ -150,7 +150,7 @@ def run_campaigns(work: Work, simulation: Simulation, arm: Arm) -> None:
             place = work.place / "campaigns" / slug(name) / slug(arm.name) / f"seed_{seed:03d}"
             config = as_campaign(arm.config.model_copy(update={"seed": seed}), place, work.place / "cache")
             run_campaign(ACTIVE_ROUND, config.model_dump(mode="json"), lambda line: work.say("simulate", line))
-            rows = campaign_rows(place, arm.num_rounds, simulation.config.oracle.price)
+            rows = rows_of_campaign(place, arm.num_rounds, simulation.config.oracle.price)
             out.write_table(result_rows(name, arm.name, seed, rows))
 
 

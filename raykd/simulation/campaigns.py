@@ -21,8 +21,6 @@ from raykd.simulation.definition import OracleConfig, SetConfig
 from raykd.store.outputs import RoundFigures, read_metrics, round_place
 from raykd.store.place import Place
 
-LAST_LINES = 5  # of what a campaign that fails has printed
-
 
 def check_campaign_cell(arm: str, sets: Mapping[str, SetConfig], oracle: OracleConfig, tables: str | None) -> None:
     """Whether an arm whose student sees images can be run: a campaign knows the pool as it is, and right answers.
@@ -52,23 +50,24 @@ def run_campaign(job: Path, values: Mapping[str, Any], say: Callable[[str], None
         say: Called with a line that says that it begins.
 
     Raises:
-        UserError: It has failed; with the last lines that it printed.
+        UserError: It has failed; why stands in its own lines, which come out on standard error.
     """
     place = Place.of(values["storage_path"])
     say(f"a campaign in {place}")
     with tempfile.TemporaryDirectory(prefix="raykd-cell-") as folder:
         file = Path(folder) / "campaign.yaml"
         file.write_text(yaml.safe_dump(dict(values)), "utf-8")
-        done = subprocess.run(
-            [sys.executable, str(job), str(file)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-            env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}, check=False,
-        )  # fmt: skip
+        environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+        command = [sys.executable, str(job), str(file)]
+        done = subprocess.run(command, stdout=subprocess.DEVNULL, env=environment, check=False)
     if done.returncode:
-        last = "\n".join(done.stdout.splitlines()[-LAST_LINES:])
-        raise UserError(f"the campaign in {place} ended with code {done.returncode}:\n{last}")
+        raise UserError(
+            f"the campaign in {place} ended with code {done.returncode}, for the reason above: mend that, and run the "
+            "same command again"
+        )
 
 
-def campaign_rows(place: Place, num_rounds: int, price: float) -> list[dict[str, float]]:
+def rows_of_campaign(place: Place, num_rounds: int, price: float) -> list[dict[str, float]]:
     """What a finished campaign says of its rounds, by the names of tables.RESULTS.
 
     Raises:

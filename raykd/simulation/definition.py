@@ -190,7 +190,7 @@ class Simulation:
     def identity(self) -> dict[str, Any]:
         """All that its results hang on, as plain data."""
         return {
-            "campaign": identity_of(self.base),
+            "campaign": campaign_identity(self.base),
             "tables": self.config.tables,
             "sets": {name: each.model_dump(mode="json") for name, each in self.sets.items()},
             "oracle": self.config.oracle.model_dump(mode="json"),
@@ -204,7 +204,7 @@ def slug(name: str) -> str:
     return re.sub(r"[^\w.=+-]+", "_", name).strip("._") or "_"
 
 
-def identity_of(config: Config) -> dict[str, Any]:
+def campaign_identity(config: Config) -> dict[str, Any]:
     """All values of a config that figures hang on."""
     return {"rounds": config.rounds, **config.identity()}
 

@@ -31,7 +31,7 @@ def digits() -> dict[str, Any]:
             "PCoreSet, GDA": {"selection.strategy": "pcoreset", "teacher.rule": "gda"},
         },
         "seeds": 8,
-        "greedy_oracle": {"candidates": 12, "arm": "random"},
+        "greedy_oracle": {"candidates": 8, "arm": "random"},
     }
 
 

@@ -68,7 +68,7 @@ def write_results(results: Place, table: pa.Table) -> None:
 # ---------------------------------------------------------------- the definition that they belong to
 
 
-def check_same(results: Place, simulation: Simulation) -> None:
+def check_same_simulation(results: Place, simulation: Simulation) -> None:
     """Whether a folder is new, or holds results of this very simulation; arms and seeds may have become more.
 
     Raises:
@@ -105,7 +105,7 @@ def note_simulation(results: Place, simulation: Simulation) -> None:
 # ---------------------------------------------------------------- a table for people
 
 
-def summary(table: pa.Table, simulation: Simulation) -> str:
+def results_in_words(table: pa.Table, simulation: Simulation) -> str:
     """Of each arm the mean over seeds of the last round's accuracy, and of the area under its curve (AUBC)."""
     lines = [
         f"{'set':<16} {'arm':<32} {'seeds':>5} {'labels':>7} {'accuracy':>9} {'AUBC':>7} {'teacher':>8} {'a round':>8}"

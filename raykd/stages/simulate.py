@@ -15,7 +15,7 @@ from raykd.config import Config
 from raykd.errors import UserError
 from raykd.models.threads import num_cores
 from raykd.simulation.definition import Simulation
-from raykd.simulation.results import check_same, note_simulation
+from raykd.simulation.results import check_same_simulation, note_simulation
 from raykd.simulation.runner import Cell, CellRunner
 from raykd.stages.progress import Progress
 from raykd.stages.session import Session
@@ -34,7 +34,7 @@ def open_simulation(simulation: Simulation) -> Iterator[Work]:
         UserError: Another job is at work there, or the folder holds results of another simulation.
     """
     config, place = simulation.base, Place.of(simulation.config.results_path)
-    check_same(place, simulation)
+    check_same_simulation(place, simulation)
     progress = Progress(config.progress)
     with Session(config.local_cpus, config.stall_s, progress) as session, only_job(place) as still_ours:
         note_simulation(place, simulation)

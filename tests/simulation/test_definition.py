@@ -11,7 +11,7 @@ from raykd.simulation.definition import GREEDY, load_simulation, load_simulation
 from raykd.simulation.examples import SIMULATIONS, load_example
 from raykd.simulation.possible import check_cell, check_seeds
 from raykd.simulation.problem import problem_key
-from raykd.simulation.results import check_same, note_simulation
+from raykd.simulation.results import check_same_simulation, note_simulation
 from raykd.store.place import Place
 
 
@@ -149,9 +149,9 @@ def test_an_arm_that_needs_texts_is_refused_where_there_are_none(dotted, said, v
 
 def test_a_folder_takes_more_arms_and_seeds_and_nothing_else(values, tmp_path):
     place, simulation = Place.of(tmp_path / "results"), load_simulation(values)
-    check_same(place, simulation)
+    check_same_simulation(place, simulation)
     note_simulation(place, simulation)
-    check_same(place, load_simulation(values | {"seeds": 5, "arms": values["arms"] | {"more": {}}}))
+    check_same_simulation(place, load_simulation(values | {"seeds": 5, "arms": values["arms"] | {"more": {}}}))
     for change, said in (
         ({"seeds": 1}, "seeds: was 2, now 1"),
         ({"arms": {"random": {}}}, "arms.PCoreSet"),
@@ -162,15 +162,15 @@ def test_a_folder_takes_more_arms_and_seeds_and_nothing_else(values, tmp_path):
         ({"campaign": values["campaign"] | {"student": STUDENT | {"steps": 13}}}, "campaign.student.steps"),
     ):
         with pytest.raises(UserError, match=f"results of another simulation: .*{said}"):
-            check_same(place, load_simulation(values | change))
-    check_same(place, load_simulation(changed(values, progress="lines")))
+            check_same_simulation(place, load_simulation(values | change))
+    check_same_simulation(place, load_simulation(changed(values, progress="lines")))
 
 
 def test_a_folder_that_holds_something_else_is_refused(values, tmp_path):
     (tmp_path / "results").mkdir()
     (tmp_path / "results" / "thesis.tex").touch()
     with pytest.raises(UserError, match="is not empty and holds no simulation"):
-        check_same(Place.of(tmp_path / "results"), load_simulation(values))
+        check_same_simulation(Place.of(tmp_path / "results"), load_simulation(values))
 
 
 def test_arms_that_see_the_same_images_through_the_same_network_share_a_problem(tmp_path):

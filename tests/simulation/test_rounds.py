@@ -192,3 +192,31 @@ def test_its_candidates_are_as_many_as_asked_for_and_all_different(problem, fold
     cold = config_of(folder, {"labels": {"start": "none"}})
     assert len(batches(problem, cold, 0, 5, None)) > 1
     assert len(run_greedy(problem, cold, oracle, 2, 3)) == 2
+
+
+# ---------------------------------------------------------------- who runs which cell
+
+
+@pytest.mark.parametrize(("num_seeds", "num_actors"), [(1, 3), (4, 3), (8, 2)])
+def test_every_cell_is_handed_out_once_and_a_seed_stays_with_its_actor_while_there_are_others(
+    num_seeds, num_actors, folder
+):
+    from raykd.stages.simulate import handing_out
+
+    images = Variant(Place.of(folder), "small", SetConfig(), 0, OracleConfig())
+    config = config_of(folder)
+    cells = [
+        Cell(images, arm, config.model_copy(update={"seed": seed}), 3, None, Place.of(f"{seed}/{arm}"))
+        for seed in range(num_seeds)
+        for arm in "abcd"
+    ]
+    next_cell, turn, given = handing_out(cells), np.random.default_rng(0), []
+    while True:
+        number = int(turn.integers(num_actors))
+        if (cell := next_cell(number)) is None:
+            break
+        given.append((number, cell))
+    assert sorted(cell.out.uri for _, cell in given) == sorted(cell.out.uri for cell in cells)
+    firsts = {(number, cell.config.seed) for number, cell in given}
+    assert len(firsts) <= num_seeds + (num_actors - 1) * 2
+    assert all(next_cell(number) is None for number in range(num_actors))
