@@ -1044,19 +1044,25 @@ def fields_at(path: Sequence[str], root: type[Section]) -> list[str]:
 # ---------------------------------------------------------------- every field, for people
 
 
-def describe(section: type[Section] = Config, prefix: str = "") -> Iterator[str]:
-    """Two lines a field: dotted name, default and until when it may change; meaning."""
+def describe(
+    section: type[Section] = Config, prefix: str = "", when: Callable[[type[Section], FieldInfo], str] | None = None
+) -> Iterator[str]:
+    """Two lines a field: dotted name, default and until when it may change (``when`` says it); meaning."""
+    when = when or until_when
     for name, spec in section.model_fields.items():
         inner = section_of(spec.annotation)
         if inner and spec.default is None:  # test and val
-            yield f"\n{prefix}{name}  [null]  {until_when(section, spec)}\n    {spec.description}; fields as in pool"
+            more = "; fields as in pool" if inner is Source else ""
+            yield f"\n{prefix}{name}  [null]  {when(section, spec)}\n    {spec.description}{more}"
+            if inner is not Source:
+                yield from describe(inner, f"{prefix}{name}.", when)
         elif inner:
             yield f"\n{prefix}{name}:  {(inner.__doc__ or '').splitlines()[0]}"
-            yield from describe(inner, f"{prefix}{name}.")
+            yield from describe(inner, f"{prefix}{name}.", when)
         else:
             default = "required" if spec.is_required() else yaml.safe_dump(spec.default, default_flow_style=True)
             first = default.split("\n")[0]  # safe_dump ends a plain value with "..."
-            yield f"{prefix}{name}  [{first}]  {until_when(section, spec)}\n    {spec.description}"
+            yield f"{prefix}{name}  [{first}]  {when(section, spec)}\n    {spec.description}"
 
 
 def until_when(section: type[Section], spec: FieldInfo) -> str:

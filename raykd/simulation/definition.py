@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
+from pydantic.fields import FieldInfo
 
 from raykd.config import (
     Config,
@@ -350,5 +351,14 @@ def absolute(values: Mapping[str, Any], folder: str) -> dict[str, Any]:
     return found
 
 
+def when_it_may_change(_: type[Section], spec: FieldInfo) -> str:
+    """In words, until when a field may have another value; ``results.py`` holds to it."""
+    fields = SimulationConfig.model_fields
+    if spec is fields["results_path"]:
+        return "free"
+    grows = any(spec is fields[name] for name in ("arms", "grid", "seeds", "greedy_oracle"))
+    return "may grow" if grows else "fixed once there are results"
+
+
 if __name__ == "__main__":
-    print("\n".join(describe(SimulationConfig)))
+    print("\n".join(describe(SimulationConfig, when=when_it_may_change)))

@@ -34,7 +34,6 @@ from raykd.store.tables import (
     checked,
     first_duplicates,
     matrix,
-    positions,
     vectors,
 )
 
@@ -323,8 +322,3 @@ def given_split(file: Place, split: str, classes: Sequence[str]) -> pa.Table:
     if (width := columns["logits"].type.list_size) != len(classes):
         raise UserError(f"{file} has logits of {width} classes; classes.json has {len(classes)}")
     return pa.table(columns).select(PROBLEM.names)
-
-
-def rows_of_ids(problem: Problem, ids: Sequence[str]) -> np.ndarray:
-    """Where images stand, int64 [n]. Raises UserError where one is not there."""
-    return positions(list(ids), pa.array(list(problem.ids), pa.string()), "the problem")

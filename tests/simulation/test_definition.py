@@ -6,8 +6,16 @@ import pytest
 import yaml
 from small import STUDENT, frozen_digits, small_problem, small_values, write_small
 
+from raykd.config import describe
 from raykd.errors import UserError
-from raykd.simulation.definition import GREEDY, load_simulation, load_simulation_file, slug
+from raykd.simulation.definition import (
+    GREEDY,
+    SimulationConfig,
+    load_simulation,
+    load_simulation_file,
+    slug,
+    when_it_may_change,
+)
 from raykd.simulation.examples import SIMULATIONS, load_example
 from raykd.simulation.possible import check_cell, check_seeds
 from raykd.simulation.problem import problem_key
@@ -201,3 +209,12 @@ def test_the_simulations_that_come_with_raykd_are_possible(name, tmp_path):
     assert SIMULATIONS[name].__doc__
     with pytest.raises(UserError, match="did you mean"):
         load_example(name[:-1])
+
+
+def test_what_may_still_change_is_told_of_every_field():
+    told = dict(line.rsplit("  ", 1) for line in describe(SimulationConfig, when=when_it_may_change) if "\n    " in line
+                for line in [line.strip("\n").split("\n")[0]])  # fmt: skip
+    names = {line.partition("  ")[0]: when for line, when in told.items()}
+    assert names["seeds"] == names["arms"] == "may grow"
+    assert names["results_path"] == "free"
+    assert names["oracle.rate"] == names["sets.missing"] == "fixed once there are results"
