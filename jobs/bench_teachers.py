@@ -1,6 +1,7 @@
 """How good each teacher rule is, by labels; what it does for a student; what a refit costs; which labels it doubts.
 
     python jobs/bench_teachers.py [rules] [students] [scale] [slips] [--data FOLDER] [--seeds 8] [--rules gda ...]
+    python jobs/bench_teachers.py tables --data FOLDER --out TABLES
 
 rules: accuracy, log-loss and calibration on test images against labels a class, balanced and as PCoreSet picks them (in
 the zero-shot probabilities, after one label of each class), on stored features: the demo's digits with its CLIP and
@@ -15,6 +16,8 @@ to disk by parts as a campaign does. --rows for fewer.
 
 slips: the sets of rules, a part of the labels changed to another class at random: which are suspected, and how they are
 ranked; by margin and by confident learning's line, too.
+
+tables: Tiny-ImageNet's features, as rules has them, in a folder of tables that jobs/simulate.py takes (``tables:``).
 
 Means over seeds with 95 % intervals (t). A table each, then one JSON line.
 """
@@ -153,6 +156,36 @@ def as_pcoreset(data: Data, shots: int, seed: int) -> np.ndarray:
     budget = min(len(rest), (shots - 1) * len(data.texts.directions_CD))
     picks = running_minimum([f"{row:09d}" for row in rest], probs_NC[rest], probs_NC[start], budget)
     return np.concatenate([start, np.array([int(name) for name, _ in picks], np.int64)])
+
+
+def write_tables(data: Data, out: Path, val_shots: int = 2) -> None:
+    """The images as a simulation takes them; of each class so many of the pool, drawn, are for validation instead."""
+    import pyarrow as pa
+
+    from raykd.algo.few_shot.honest import text_scorer
+    from raykd.store.place import Place
+    from raykd.store.tables import vectors
+
+    place, scorer, num_classes = Place.of(out), text_scorer(data.texts), len(data.texts.directions_CD)
+    for_val = balanced(data, val_shots, 0)
+    for_pool = np.setdiff1d(np.arange(len(data.labels_N)), for_val)
+    classes = [f"class {number:03d}" for number in range(num_classes)]
+    for split, features_ND, labels_N in (
+        ("pool", data.pool_ND[for_pool], data.labels_N[for_pool]),
+        ("val", data.pool_ND[for_val], data.labels_N[for_val]),
+        ("test", data.test_ND, data.test_labels_N),
+    ):
+        stored_ND = features_ND.astype(np.float16)
+        columns = {
+            "sample_id": [f"{split}/{row:05d}" for row in range(len(labels_N))],
+            "label": [classes[label] for label in labels_N],
+            "features": vectors(stored_ND),
+            "logits": vectors(scorer.logits(stored_ND)),
+        }
+        (place / f"{split}.parquet").write_table(pa.table(columns))
+        print(f"{place / split}.parquet: {len(labels_N):,} images")
+    (place / "classes.json").write_json(classes)
+    np.savez(out / "texts.npz", directions_CD=data.texts.directions_CD, scale=data.texts.scale)
 
 
 # ---------------------------------------------------------------- rules
@@ -382,13 +415,19 @@ def measure_scale(folder: Path, rules: Sequence[str], rows: int) -> dict[str, An
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    themes = ["rules", "students", "scale", "slips"]
-    parser.add_argument("themes", nargs="*", metavar=" ".join(themes), default=themes)
+    themes = ["rules", "students", "scale", "slips", "tables"]
+    parser.add_argument("themes", nargs="*", metavar=" ".join(themes), default=themes[:-1])
     parser.add_argument("--data", type=Path, help="folder with tiny_imagenet_val_mobilenetv2.npz")
     parser.add_argument("--seeds", type=int, default=8)
     parser.add_argument("--rules", nargs="+", help="only these")
     parser.add_argument("--rows", type=int, default=1_280_000, help="of scale")
+    parser.add_argument("--out", type=Path, help="of tables: the folder to write")
     given = parser.parse_args()
+    if "tables" in given.themes:
+        if not given.data or not given.out:
+            parser.error("tables needs --data FOLDER and --out FOLDER")
+        write_tables(tiny_imagenet(given.data), given.out)
+        return
     results: dict[str, Any] = {}
     with tempfile.TemporaryDirectory(prefix="raykd-bench-") as name:
         folder = Path(name)

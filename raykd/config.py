@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import date
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, get_args
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, TypeVar, get_args
 
 import yaml
 from pydantic import (
@@ -139,6 +139,8 @@ class Section(BaseModel):
             raise UserError("true and false (yes, no, on, off) have no meaning here; a name like that needs quotes")
         return value
 
+
+AnySection = TypeVar("AnySection", bound=Section)
 
 LOOKED_AT = {  # by each format that looks at columns
     "parquet": ("id_column", "image_column", "uri_column", "label_column", "split_column"),
@@ -944,26 +946,39 @@ def load(values: Mapping[str, Any], overrides: Sequence[str] = (), folder: str =
         UserError: One line for each thing that is wrong; an unknown key with the nearest known one.
     """
     given = copy.deepcopy(dict(values))
-    changed = [_override(given, override) for override in overrides]
+    changed = [put(given, override) for override in overrides]
 
     def place(mark: IsPath, text: str, field: str) -> str:
         by_hand = any(f"{field}.".startswith(f"{key}.") for key in changed)
         return mark.checked(text, field, "" if by_hand else folder)
 
+    return checked_section(Config, with_paths(given, place))
+
+
+def checked_section(section: type[AnySection], values: Mapping[str, Any]) -> AnySection:
+    """A section of a config from plain values.
+
+    Raises:
+        UserError: One line for each thing that is wrong.
+    """
     try:
-        return Config.model_validate(with_paths(given, place))
+        return section.model_validate(values)
     except ValidationError as error:
-        raise UserError("\n".join(_explain(problem) for problem in error.errors())) from None
+        raise UserError("\n".join(_explain(problem, section) for problem in error.errors())) from None
 
 
-def _override(given: dict[str, Any], override: str) -> str:
-    """Put ``key.sub=value`` into nested values; the key."""
+def put(given: dict[str, Any], override: str, root: type[Section] | None = None) -> str:
+    """Put ``key.sub=value`` into nested values of a section (None: a :class:`Config`); the key.
+
+    Raises:
+        UserError: It is none, or is below a field that has none of its own.
+    """
     key, mark, text = override.partition("=")
     *parents, last = key.split(".")
     if not mark or not all([*parents, last]):
         raise UserError(f"--set {override!r}: expected key.sub=value, such as selection.budget=100")
     target: dict[str, Any] = given
-    section: type[Section] | None = Config
+    section: type[Section] | None = root or Config
     for number, parent in enumerate(parents):
         if section is not None and (spec := section.model_fields.get(parent)):
             section = section_of(spec.annotation)
@@ -1005,6 +1020,16 @@ def load_file(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> Co
     Raises:
         UserError: The file is missing, not YAML, not a mapping, or anything in it is wrong.
     """
+    values, folder = read_config_file(path)
+    return load(values, overrides, folder)
+
+
+def read_config_file(path: str | os.PathLike[str]) -> tuple[dict[str, Any], str]:
+    """The values of a YAML file, and its folder, where relative paths in it begin.
+
+    Raises:
+        UserError: The file is missing, not YAML, or not a mapping.
+    """
     name = os.path.expanduser(os.fspath(path))
     try:
         text = Path(name).read_text("utf-8")
@@ -1022,19 +1047,19 @@ def load_file(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> Co
     if not isinstance(values, dict):
         what = "is empty" if values is None else f"holds no keys, but a {type(values).__name__}"
         raise UserError(f"{name} {what}; expected keys and values, such as storage_path: runs/birds")
-    return load(values, overrides, os.path.dirname(os.path.abspath(name)))
+    return values, os.path.dirname(os.path.abspath(name))
 
 
 NO_KEY = re.compile(r"str|bool|.*[\[-].*")  # how pydantic names the options of a union: tuple[...], constrained-int
 
 
-def _explain(problem: Any) -> str:
+def _explain(problem: Any, root: type[Section]) -> str:
     path = [str(part) for part in problem["loc"] if not NO_KEY.fullmatch(str(part))]
     where, kind, given = ".".join(path) or "config", problem["type"], problem["input"]
     if kind == "extra_forbidden":
-        return f"{where}: unknown key; {did_you_mean(path[-1], fields_at(path[:-1]))}"
+        return f"{where}: unknown key; {did_you_mean(path[-1], fields_at(path[:-1], root))}"
     if kind == "model_type":
-        section = fields_at(path)
+        section = fields_at(path, root)
         return f"{where}: expected keys and values, such as {', '.join(section[:2])} (given: {given!r})"
     if kind == "invalid_key":
         above = ".".join(path[:-1]) or "config"
@@ -1045,30 +1070,37 @@ def _explain(problem: Any) -> str:
     return f"{where}: {message}{shown}{quotes}"
 
 
-def fields_at(path: Sequence[str]) -> list[str]:
-    """The names of the fields in the section at a path of keys."""
-    model: Any = Config
+def fields_at(path: Sequence[str], root: type[Section]) -> list[str]:
+    """The names of the fields in the section at a path of keys; keys of a mapping of sections are passed over."""
+    model: Any = root
     for part in path:
-        model = section_of(model.model_fields[part].annotation)
+        if part in model.model_fields:
+            model = section_of(model.model_fields[part].annotation)
     return list(model.model_fields)
 
 
 # ---------------------------------------------------------------- every field, for people
 
 
-def describe(section: type[Section] = Config, prefix: str = "") -> Iterator[str]:
-    """Two lines a field: dotted name, default and until when it may change; meaning."""
+def describe(
+    section: type[Section] = Config, prefix: str = "", when: Callable[[type[Section], FieldInfo], str] | None = None
+) -> Iterator[str]:
+    """Two lines a field: dotted name, default and until when it may change (``when`` says it); meaning."""
+    when = when or until_when
     for name, spec in section.model_fields.items():
         inner = section_of(spec.annotation)
         if inner and spec.default is None:  # test and val
-            yield f"\n{prefix}{name}  [null]  {until_when(section, spec)}\n    {spec.description}; fields as in pool"
+            more = "; fields as in pool" if inner is Source else ""
+            yield f"\n{prefix}{name}  [null]  {when(section, spec)}\n    {spec.description}{more}"
+            if inner is not Source:
+                yield from describe(inner, f"{prefix}{name}.", when)
         elif inner:
             yield f"\n{prefix}{name}:  {(inner.__doc__ or '').splitlines()[0]}"
-            yield from describe(inner, f"{prefix}{name}.")
+            yield from describe(inner, f"{prefix}{name}.", when)
         else:
             default = "required" if spec.is_required() else yaml.safe_dump(spec.default, default_flow_style=True)
             first = default.split("\n")[0]  # safe_dump ends a plain value with "..."
-            yield f"{prefix}{name}  [{first}]  {until_when(section, spec)}\n    {spec.description}"
+            yield f"{prefix}{name}  [{first}]  {when(section, spec)}\n    {spec.description}"
 
 
 def until_when(section: type[Section], spec: FieldInfo) -> str:
@@ -1080,6 +1112,7 @@ def until_when(section: type[Section], spec: FieldInfo) -> str:
 
 
 def section_of(annotation: Any) -> type[Section] | None:
+    """The section that a field holds, or a mapping of such by name; None: it holds none."""
     options = getattr(annotation, "__args__", (annotation,))
     return next((option for option in options if isinstance(option, type) and issubclass(option, Section)), None)
 

@@ -52,12 +52,25 @@ def new_frozen_student(
         network: Folder of the network that the features are of (:func:`save_network`).
         features_ND: float [N, D], to train on.
     """
-    torch.manual_seed(seed)
     about = (network / ABOUT).read_json()
-    backbone = Frozen(features_ND.shape[1], config.hidden, unit=about["frozen"]["unit"])
-    backbone.centre(features_ND)
-    model = StudentNet(backbone, backbone.width, len(classes), config.heads)
+    model = frozen_heads(config, len(classes), seed, features_ND, about["frozen"]["unit"])
     return Student(model, about["backbone"], list(classes), read_preprocess(network), frozen=about["frozen"])
+
+
+def frozen_heads(
+    config: StudentConfig, num_classes: int, seed: int, features_ND: np.ndarray, unit: bool = False
+) -> StudentNet:
+    """Random heads for features, which they are centred on; without all that a student needs to take images.
+
+    Args:
+        config, seed, features_ND: As of :func:`new_frozen_student`.
+        num_classes: C.
+        unit: Whether the network that stands under them gives features of length 1.
+    """
+    torch.manual_seed(seed)
+    backbone = Frozen(features_ND.shape[1], config.hidden, unit=unit)
+    backbone.centre(features_ND)
+    return StudentNet(backbone, backbone.width, num_classes, config.heads)
 
 
 def save_network(config: StudentConfig, folder: Place) -> None:

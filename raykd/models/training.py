@@ -29,7 +29,7 @@ from raykd.errors import UserError
 from raykd.models.sync_batchnorm import synchronise
 from raykd.models.teacher_views import LoadedTeacher
 from raykd.models.threads import limited_threads
-from raykd.models.training_data import AskedBatch, Batch, TrainingData
+from raykd.models.training_data import AskedBatch, Batch, TrainingData, TrainingFeatures
 from raykd.store.place import Place
 from raykd.store.tables import matrix
 
@@ -353,7 +353,8 @@ def train_student(
         return {**parts, "step": step + 1, "lines": lines}
 
     shares = _Shares(settings, len(targets.labels_L), len(data), needs_teacher, worker)
-    loaded = data.batches(shares.asked(range(first, steps)), settings.loader_processes, on_gpu=device.type == "cuda")
+    asked_for = shares.asked(range(first, steps), augmented=not isinstance(data, TrainingFeatures))
+    loaded = data.batches(asked_for, settings.loader_processes, on_gpu=device.type == "cuda")
     line_every, checkpoint_every = (max(1, math.ceil(steps / parts)) for parts in (LINES, settings.checkpoints))
     record = _Record(settings.batch_labeled + (settings.batch_unlabeled if needs_teacher else 0))
     clock = _Clock(settings.checkpoint_s, worker)
@@ -448,11 +449,13 @@ class _Shares:
             num_labeled, num_unlabeled, settings.batch_labeled, settings.batch_unlabeled, settings.key
         )
 
-    def asked(self, steps: range) -> Iterator[AskedBatch]:
-        """What to ask for, step by step."""
+    def asked(self, steps: range, augmented: bool = True) -> Iterator[AskedBatch]:
+        """What to ask for, step by step; where nothing is augmented all seeds are 0, as their draw costs a tenth."""
         rank, world = self.worker.rank, self.worker.world
+        none = np.zeros(self.settings.batch_labeled + self.settings.batch_unlabeled, np.int64)
         for step in steps:
-            seeds_l, seeds_u = np.split(self.plan.augmentation_seeds(step), [self.settings.batch_labeled])
+            seeds = self.plan.augmentation_seeds(step) if augmented else none
+            seeds_l, seeds_u = np.split(seeds, [self.settings.batch_labeled])
             whole = [self.plan.labeled(step), self.plan.unlabeled(step) + self.first_unlabeled, seeds_l, seeds_u]
             firsts = 2 * [rank, (rank - self.settings.batch_labeled) % world]
             labeled, unlabeled, seeds_l, seeds_u = (part[at::world] for part, at in zip(whole, firsts, strict=True))

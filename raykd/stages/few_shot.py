@@ -83,11 +83,10 @@ def clean_features(
 def fit_labels(config: TeacherConfig, texts: Done, labeled: LabeledFeatures, num_threads: int) -> Fitted:
     """The rule of a config, fitted. Cost: seconds; see the rules in ``algo/few_shot``."""
     from raykd.algo.few_shot.rules import fit_rule
-    from raykd.algo.few_shot.trained import ACTIVEKD_CLAP, PUBLISHED_CLAP
+    from raykd.algo.few_shot.trained import CLAP_SETTINGS
 
     with limited_threads(num_threads):
-        clap_settings = PUBLISHED_CLAP if config.clap == "published" else ACTIVEKD_CLAP
-        return fit_rule(config.rule, support_of(texts, labeled), clap_settings)
+        return fit_rule(config.rule, support_of(texts, labeled), CLAP_SETTINGS[config.clap])
 
 
 def judge_labels(texts: Done, labeled: LabeledFeatures, num_threads: int) -> Slips:

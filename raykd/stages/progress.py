@@ -149,7 +149,7 @@ class Progress:
             if self.mode == "bar":
                 print("\r\x1b[K", end="", file=self.stream)
         seconds = time.perf_counter() - started
-        self.say(name, f"{total:,} {unit} in {seconds:.1f} s ({total / max(seconds, 1e-9):,.0f}/s)")
+        self.say(name, f"{total:,} {unit} in {seconds:.1f} s ({pace(total / max(seconds, 1e-9))})")
 
     def _counter(self) -> Any:
         """The actor that counts, one for all stages of a Ray: its process takes half a second to start."""
@@ -180,4 +180,9 @@ def status(name: str, done: int, total: int, unit: str, seconds: float) -> str:
     """One line: done/total, share, rate, time left."""
     rate = done / max(seconds, 1e-9)
     left = f"{(total - done) / rate:.0f} s left" if done else "starting"
-    return f"{name:<{NAME_WIDTH}} {done:,}/{total:,} {unit} {done / max(total, 1):4.0%}  {rate:,.0f}/s  {left}"
+    return f"{name:<{NAME_WIDTH}} {done:,}/{total:,} {unit} {done / max(total, 1):4.0%}  {pace(rate)}  {left}"
+
+
+def pace(rate: float) -> str:
+    """So many a second, in words; of what takes more than a second, a minute."""
+    return f"{rate:,.0f}/s" if rate >= 1 or not rate else f"{60 * rate:.2g}/min"

@@ -7,8 +7,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from raykd.algo.audit import places_of_audits
-from raykd.algo.keyed import hash_ids, uniform
 from raykd.algo.selection.kcenter import Picked
+from raykd.algo.selection.start import some_of_each_class
 from raykd.algo.selection.strategies import pick
 from raykd.errors import UserError
 from raykd.stages.audit import next_audits, set_aside
@@ -103,14 +103,9 @@ def by_strategy(
 
 
 def some_per_class(campaign: Campaign, pool: Pool, encoded: Encoded) -> pa.Table:
-    """``labels.shots`` images of each class, drawn by seed: the papers' start, which only a simulated oracle can give.
-
-    First one of each class, then a second one of each: what fewer shots draw is the beginning of what more do.
-    """
+    """``labels.shots`` images of each class, drawn by seed: the start that only a simulated oracle can give."""
     shots, rows = campaign.config.labels.shots, encoded.readable(pool.split("pool"))
-    draws_N = uniform(hash_ids(rows["sample_id"].to_pylist()), campaign.config.seed, "start")
-    order = rows.take(np.argsort(draws_N, kind="stable"))
-    classes_N = pc.fill_null(pc.index_in(order["label"], value_set=pa.array(pool.classes, pa.string())), -1).to_numpy()
+    classes_N = pc.fill_null(pc.index_in(rows["label"], value_set=pa.array(pool.classes, pa.string())), -1).to_numpy()
     counts_C = np.bincount(classes_N[classes_N >= 0], minlength=len(pool.classes))
     if not counts_C.all():
         missing = pool.classes[int(counts_C.argmin())]
@@ -122,8 +117,8 @@ def some_per_class(campaign: Campaign, pool: Pool, encoded: Encoded) -> pa.Table
             f"of {few.size} of {len(pool.classes)} classes fewer than {shots} images can be read, such as "
             f"{pool.classes[least]!r} with {counts_C[least]}: all of theirs are taken",
         )
-    drawn_C = [np.flatnonzero(classes_N == number)[:shots] for number in range(len(pool.classes))]
-    places = [places[shot] for shot in range(shots) for places in drawn_C if shot < len(places)]
-    ids = order["sample_id"].take(pa.array(places))
+    ids = rows["sample_id"]
+    places = some_of_each_class(ids.to_pylist(), classes_N, len(pool.classes), shots, campaign.config.seed)
+    ids = ids.take(pa.array(places))
     ranks = np.arange(len(ids), dtype=np.int32)
     return pa.table([ids, ranks, np.full(len(ids), np.nan), pa.nulls(len(ids), pa.float64())], schema=PICKS)

@@ -19,10 +19,8 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from raykd.algo.batches import BatchPlan, num_steps
 from raykd.algo.dho import TEACHER_COLUMNS
 from raykd.algo.heads import HEADS
-from raykd.algo.keyed import generator
 from raykd.config import StudentConfig
 from raykd.errors import StorageError, UserError
 from raykd.models.frozen import new_frozen_student
@@ -39,6 +37,7 @@ from raykd.models.training import (
     train_student,
 )
 from raykd.models.training_data import TrainingData, TrainingFeatures, TrainingImages
+from raykd.models.training_plan import seed_of_weights, settings_of, steps_of
 from raykd.stages.progress import Ticker
 from raykd.store.outputs import STEPS_FILE
 from raykd.store.place import Place
@@ -84,42 +83,15 @@ class Job:
 
     @property
     def num_steps(self) -> int:
-        config, num_labeled = self.config, len(self.labels_L)
-        num_unlabeled = len(self.ids) - num_labeled or num_labeled
-        plan = BatchPlan(num_labeled, num_unlabeled, config.batch_labeled, config.batch_unlabeled, self.key)
-        return num_steps(plan, config.steps, config.passes_labeled, config.passes_unlabeled)
+        return steps_of(self.config, len(self.labels_L), len(self.ids), self.key)
 
     @property
     def settings(self) -> TrainingSettings:
-        config = self.config
-        return TrainingSettings(
-            steps=self.num_steps,
-            key=self.key,
-            batch_labeled=config.batch_labeled,
-            batch_unlabeled=config.batch_unlabeled,
-            forward="stacked"
-            if self.features is not None
-            else config.forward,  # what is behind features sees them one by one
-            loss_ce_weight=config.loss_ce_weight,
-            distill_temperature=config.distill_temperature,
-            learning_rate=config.learning_rate,
-            weight_decay=config.weight_decay,
-            warmup=config.warmup,
-            warmup_steps=config.warmup_steps,
-            schedule=config.schedule,
-            checkpoints=config.checkpoints,
-            checkpoint_s=config.checkpoint_s,
-            accumulate=config.accumulate,
-            precision=config.precision,
-            channels_last=config.channels_last,
-            compile=config.compile,
-            sync_batchnorm=config.sync_batchnorm,
-            loader_processes=config.loader_processes,
-        )
+        return settings_of(self.config, self.num_steps, self.key)
 
     def student(self, features_ND: np.ndarray | None = None) -> Student:
         """A fresh student, drawn by the key; a frozen one for these features. Seeds torch."""
-        seed = int(generator(*self.key, "init").integers(2**63))
+        seed = seed_of_weights(self.key)
         if features_ND is None:
             return new_student(self.config, self.classes, seed, self.start, self.texts_CD)
         assert self.start is not None

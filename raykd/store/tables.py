@@ -31,6 +31,11 @@ LABELS     sample_id, label (class name), outcome, role: the answers of a round
 PREDICTED  sample_id, split, error, features f16[D], and the student's columns of logits f32[C]
 LEDGER     sample_id, outcome, label (class name or null), annotator, time, source, round, role (train, audit),
            probability (with which the image was drawn, where it was drawn at random)
+PROBLEM    sample_id, split, label (class name), features f16[D] (what a frozen student is given), logits f32[C] (the
+           teacher's, before any label): what a simulation stands on
+RESULTS    set, arm, seed, round, labels (answers bought so far, those that name no class too), spent (their price),
+           accuracy, ce_head, kd_head, teacher, macro_accuracy, log_loss, ece (on test), ce_weight, temperature,
+           coverage_radius, seconds (of the round): of a round of a simulation's cell; NaN where there is none
 ========== ==================================================================================================
 
 What jobs/predict.py gives hangs on what it is asked for: :func:`classified`.
@@ -90,6 +95,22 @@ LEDGER = pa.schema(
         ("round", pa.int32()),
         ("role", pa.string()),
         _PROBABILITY,
+    ]
+)
+PROBLEM = pa.schema([_ID, _SPLIT, ("label", pa.string()), ("features", _VECTOR_F16), ("logits", _VECTOR_F32)])
+_MEASURED = (
+    *("accuracy", "ce_head", "kd_head", "teacher", "macro_accuracy", "log_loss", "ece"),
+    *("ce_weight", "temperature", "coverage_radius", "seconds"),
+)
+RESULTS = pa.schema(
+    [
+        ("set", pa.string()),
+        ("arm", pa.string()),
+        ("seed", pa.int32()),
+        ("round", pa.int32()),
+        ("labels", pa.int64()),
+        ("spent", pa.float64()),
+        *((name, pa.float64()) for name in _MEASURED),
     ]
 )
 

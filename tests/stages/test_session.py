@@ -308,6 +308,7 @@ def test_status_shows_done_share_rate_and_time_left():
     line = status("teacher", 250, 1000, "images", 5.0)
     assert " ".join(line.split()) == "teacher 250/1,000 images 25% 50/s 15 s left"
     assert status("teacher", 0, 1000, "images", 5.0).endswith("starting")
+    assert "12/min  20 s left" in status("cells", 2, 6, "cells", 10.0)
 
 
 def test_lines_are_few_and_the_last_one_sums_up(ray_cluster):

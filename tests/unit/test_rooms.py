@@ -19,6 +19,7 @@ VERBS = {
     "mix",
     "evaluate",
     "report",
+    "simulate",
 }
 
 

@@ -70,6 +70,7 @@ class ClapSettings:
 
 PUBLISHED_CLAP = ClapSettings()
 ACTIVEKD_CLAP = ClapSettings(learning_rate=0.01, batch_size=64, schedule="linear", replacement=True, clean_anchors=True)
+CLAP_SETTINGS = {"published": PUBLISHED_CLAP, "activekd": ACTIVEKD_CLAP}  # as a config calls them
 
 
 def clap(support: Support, settings: ClapSettings = PUBLISHED_CLAP) -> Iterator[Learned]:
