@@ -15,7 +15,9 @@ def digits() -> dict[str, Any]:
 
     ``python jobs/simulate.py --preset digits``
 
-    Hardware: any; no download.
+    Hardware: any; no download. Cost: some 400 trainings of 300 steps, two thirds of them the upper bound's, a second of
+    one core each; 17 minutes on 2 cores with a load of 8 to 15 (not measured on quiet ones). Score with 50 labels, mean
+    of the seeds: random 92.2, PCoreSet 94.8, BADGE 94.3, PCoreSet with GDA 95.4, upper bound 95.9 %.
     """
     campaign = demo()
     del campaign["storage_path"]

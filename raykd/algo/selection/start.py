@@ -24,7 +24,7 @@ def some_of_each_class(ids: Sequence[str], labels_N: np.ndarray, num_classes: in
 
     Example:
         >>> some_of_each_class(["a", "b", "c", "d"], np.array([1, 0, 1, -1]), 2, shots=2, seed=0).tolist()
-        [1, 2, 0]
+        [1, 0, 2]
     """
     order_N = np.argsort(uniform(hash_ids(ids), seed, "start"), kind="stable")
     drawn_C = [order_N[labels_N[order_N] == number][:shots] for number in range(num_classes)]
