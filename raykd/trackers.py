@@ -67,18 +67,18 @@ class TrackedRound:
         if interval := named.pop("interval", None):
             named["interval"] = dict(zip(("low", "high"), interval, strict=True))
         found = {key.replace(".", "/"): value for key, value in flatten(named).items()}
-        return {key: float(value) for key, value in found.items() if is_number(value) and key not in REPEATED}
+        return {key: float(value) for key, value in found.items() if can_be_drawn(value) and key not in REPEATED}
 
     @cached_property
     def curves(self) -> dict[int, dict[str, float]]:
         """By training step what ``steps.jsonl`` has: ``loss``, ``learning_rate``, ...; about 100 steps."""
         return {
-            line["step"]: {key: float(value) for key, value in line.items() if key != "step" and is_number(value)}
+            line["step"]: {key: float(value) for key, value in line.items() if key != "step" and can_be_drawn(value)}
             for line in read_steps(round_place(self.place, self.number))
         }
 
 
-def is_number(value: Any) -> bool:
+def can_be_drawn(value: Any) -> bool:
     """Whether a tracker can draw it."""
     return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
