@@ -55,6 +55,7 @@ STRATEGY_OPTIONS = {  # which strategies look at an option
     "candidates": ("probcover", "uherding"),
 }
 
+TRACKERS = ("tensorboard", "mlflow", "wandb")
 FROZEN, TEACHER = "frozen", "teacher"  # student.backbone of heads alone; student.features of the teacher's own
 
 COMPLETE = {  # what is complete when a stage is
@@ -99,6 +100,13 @@ def _known_strategy(name: str) -> str:
     if name not in known:
         raise UserError(f"unknown strategy {name!r}; {did_you_mean(name, known)}")
     return name
+
+
+def _known_trackers(given: str | list[str]) -> str | list[str]:
+    for word in [given] if isinstance(given, str) else given:
+        if word not in (known := ("none", *TRACKERS)):
+            raise UserError(f"unknown tracker {word!r}; {did_you_mean(word, known)}")
+    return given
 
 
 def _number_as_text(value: Any) -> Any:
@@ -793,6 +801,11 @@ class Config(Section):
     progress: Literal["auto", "bar", "lines", "none"] = Field(
         "auto", description="auto: bar on a terminal", json_schema_extra=FREE
     )
+    tracking: Annotated[str | list[str], AfterValidator(_known_trackers)] = Field(
+        "none",
+        description="Where each round's figures go besides metrics.jsonl: none, tensorboard, mlflow, wandb, or a list",
+        json_schema_extra=FREE,
+    )
 
     @model_validator(mode="after")
     def _sets_are_given_once(self) -> Config:
@@ -829,6 +842,12 @@ class Config(Section):
             check_renamed(self.labels.renamed, list(classes_of(self.classes)))
         return self
 
+    @property
+    def trackers(self) -> list[str]:
+        """The words of ``tracking``, each once."""
+        words = [self.tracking] if isinstance(self.tracking, str) else self.tracking
+        return [word for word in dict.fromkeys(words) if word != "none"]
+
     def part(self, stage: str) -> dict[str, Any]:
         """The values that a stage depends on, as plain data; sections as they stand, without their other fields."""
         assert stage in COMPLETE, stage
@@ -854,6 +873,16 @@ def _chosen(section: Section, wanted: Callable[[Any], bool]) -> dict[str, Any]:
         elif wanted(depends_on(type(section), spec)):
             chosen[name] = values[name]
     return chosen
+
+
+def flat_values(section: Section) -> dict[str, Any]:
+    """Every field by its dotted name, as plain data; sections are gone into, other mappings are values."""
+    values, found = section.model_dump(mode="json"), dict[str, Any]()
+    for name, value in values.items():
+        inner = getattr(section, name)
+        below = flat_values(inner) if isinstance(inner, Section) else {"": value}
+        found |= {f"{name}.{key}" if key else name: each for key, each in below.items()}
+    return found
 
 
 def depends_on(section: type[Section], spec: FieldInfo) -> JsonDict:

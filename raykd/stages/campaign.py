@@ -17,6 +17,7 @@
         tasks.csv              what to label
       ray_train/ ray_tune/     of trainings and searches under way
       metrics.jsonl report.html quarantine.parquet                  views, written anew
+      tracking/                what trackers keep here (raykd/tracking.py)
       .lock or .lease.json     while a job is at work here (raykd/store/lock.py)
 """
 
@@ -49,6 +50,7 @@ from raykd.store.outputs import Labels, RoundFigures, count_done, read_labels, r
 from raykd.store.place import Place
 from raykd.store.stage_folder import Done, StageFolder, differences, read_done
 from raykd.store.status import CAMPAIGN_FILE, StatusFile
+from raykd.tracking import Tracking, check_tracking, make_tracker, tracked_run
 
 PACKAGES = ("ray", "torch", "open_clip_torch", "timm", "numpy", "pyarrow", "faiss-gpu", "faiss-cpu")
 
@@ -60,10 +62,12 @@ class Campaign(Work):
     Args:
         config: The configuration, as it is now; ``place`` is its ``storage_path``.
         status: Of the job that holds the folder.
+        tracking: Its trackers, which are told of each round.
     """
 
     config: Config
     status: StatusFile | None = None
+    tracking: Tracking | None = None
     open_shards: ExitStack = field(default_factory=ExitStack, repr=False)
     space: Any = None  # the pool's shards, while they are open (probability_space.py)
     _num_done: int = field(default=0, init=False, repr=False)
@@ -192,8 +196,10 @@ def open_campaign(config: Config) -> Iterator[Campaign]:
         settings = {**config.identity(), "rounds": before[-1]["settings"]["rounds"]}  # rounds may be fewer
         if changed := differences(at_current_folder(before[-1]["settings"]), settings):
             progress.say("campaign", f"all rounds are done, raise rounds for a change to count: {'; '.join(changed)}")
-        shown = {"storage_path": config.storage_path, "progress": config.progress, "rounds": config.rounds}
+        names = ("storage_path", "progress", "rounds", "tracking")
+        shown = {name: getattr(config, name) for name in names}
         config = Config.model_validate(before[-1]["config"] | shown)
+    check_tracking(config.trackers, place)  # here: those of a finished campaign may be new
     with ExitStack() as stack:
         session = stack.enter_context(Session(config.local_cpus, config.stall_s, progress))
         shards = stack.enter_context(ExitStack())
@@ -211,6 +217,7 @@ def open_campaign(config: Config) -> Iterator[Campaign]:
             campaign.say(
                 "campaign", f"goes on in {place}: {campaign.num_done} of {len(campaign.rounds)} rounds are done"
             )
+        campaign.tracking = open_tracking(campaign)
         campaign.status = StatusFile(place)
         campaign.write_status("running")
         try:
@@ -227,6 +234,16 @@ def open_campaign(config: Config) -> Iterator[Campaign]:
                     campaign.write_status("stopped")
             raise
         campaign.write_status("finished", stage=None)
+
+
+def open_tracking(campaign: Campaign) -> Tracking | None:
+    """What is told of each round besides ``metrics.jsonl``; None when nothing is."""
+    config, place = campaign.config, campaign.place
+    if not config.trackers:
+        return None
+    entry = read_history(place)[-1]
+    run = tracked_run(place.name, config, entry["raykd"], entry["commit"])
+    return Tracking(place, {word: make_tracker(word, place) for word in config.trackers}, run, campaign.say)
 
 
 # ---------------------------------------------------------------- the history of its configs

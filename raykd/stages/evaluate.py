@@ -241,8 +241,10 @@ def in_words(values: RoundFigures) -> str:
 
 
 def write_lines(campaign: Campaign) -> None:
-    """Bring metrics.jsonl up to date with the rounds that are evaluated."""
-    place = campaign.place / "metrics.jsonl"
-    text = "".join(json.dumps(values) + "\n" for values in campaign.figures()).encode()
+    """Bring metrics.jsonl, and the trackers, up to date with the rounds that are evaluated."""
+    place, figures = campaign.place / "metrics.jsonl", campaign.figures()
+    text = "".join(json.dumps(values) + "\n" for values in figures).encode()
     if not place.exists() or place.read_bytes() != text:
         place.write_bytes(text)
+    if campaign.tracking is not None:
+        campaign.tracking.update(figures)

@@ -5,6 +5,7 @@ The one channel for lines of a job: what modules log under ``raykd`` comes out h
 
 from __future__ import annotations
 
+import itertools
 import logging
 import os
 import sys
@@ -13,8 +14,9 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from itertools import count
 from typing import Any, TextIO
+
+from raykd.stages.counters import IMAGES, count
 
 LINE_EVERY_S = 30.0
 BAR_EVERY_S = 0.5
@@ -89,7 +91,7 @@ class Progress:
     mode: str = "auto"
     stream: TextIO = field(default_factory=own_stderr)
     _counts: tuple[str, Any] | None = field(default=None, init=False, repr=False, compare=False)
-    _numbers: Iterator[int] = field(default_factory=count, init=False, repr=False, compare=False)
+    _numbers: Iterator[int] = field(default_factory=itertools.count, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if self.mode == "auto":
@@ -122,8 +124,17 @@ class Progress:
 
         ``here``: that is this process alone; else workers may, and a Ray must be running. Of no units nothing is shown.
         """
+        counted = 0
+
+        def count_images(done: int) -> None:
+            nonlocal counted
+            if unit == "images":
+                count(IMAGES, name, done - counted)
+                counted = done
+
         if self.mode == "none" or not total:
             yield Ticker(None)
+            count_images(total)
             return
         import ray
 
@@ -137,6 +148,7 @@ class Progress:
                 with suppress(ray.exceptions.RayError, ray.exceptions.GetTimeoutError):
                     done = min(total, _count_of(ticker))
                     first = first if done else time.perf_counter()
+                    count_images(max(done, counted))
                     self._show(status(name, done, total, unit, time.perf_counter() - first))
 
         thread = threading.Thread(target=watch, daemon=True)
@@ -148,6 +160,7 @@ class Progress:
             thread.join()
             if self.mode == "bar":
                 print("\r\x1b[K", end="", file=self.stream)
+        count_images(total)
         seconds = time.perf_counter() - started
         self.say(name, f"{total:,} {unit} in {seconds:.1f} s ({pace(total / max(seconds, 1e-9))})")
 

@@ -16,6 +16,7 @@ from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
 from raykd.errors import UserError, one_line
+from raykd.stages.counters import ray_is_up
 
 if TYPE_CHECKING:
     from raykd.stages.progress import Progress
@@ -60,7 +61,7 @@ class Session:
     @property
     def is_up(self) -> bool:
         """Whether a Ray is up in this process, ours or not."""
-        return "ray" in sys.modules and sys.modules["ray"].is_initialized()
+        return ray_is_up()
 
     @property
     def num_cpus(self) -> int:

@@ -20,6 +20,7 @@ once, with the marker, and tables that many look at are read once, too.
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -643,6 +644,12 @@ def read_metrics(place: Place) -> RoundFigures | None:
     file = place / "evaluate" / METRICS_FILE
     metrics: RoundFigures | None = file.read_json() if file.exists() else None
     return metrics
+
+
+def read_steps(place: Place) -> list[dict[str, Any]]:
+    """The lines of ``steps.jsonl`` of a round's folder; empty when it is not trained yet."""
+    file = place / "train" / STEPS_FILE
+    return [json.loads(line) for line in file.read_bytes().splitlines()] if file.exists() else []
 
 
 def read_labels(place: Place) -> Labels | None:
