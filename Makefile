@@ -30,9 +30,9 @@ demo: $(SETUP)
 test: $(SETUP)
 	$(PY) -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
-# all that needs one process only
+# all that needs no Ray and less than half a minute; two processes as well
 quick: $(SETUP)
-	$(PY) -m pytest -m "not ray"
+	$(PY) -m pytest -m "not ray and not slow" --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 check: $(SETUP)
 	$(PY) -m ruff check .

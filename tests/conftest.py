@@ -1,7 +1,7 @@
 """One small local Ray for the whole session, a tiny pool and teacher made on the spot, and which tests need what.
 
 A test is marked ``ray`` by what it uses, not by hand: ``ray_cluster``, or a folder whose tests are whole stages and
-jobs. Every other test fails when it starts Ray, so ``-m "not ray"`` (``make quick``) is one process.
+jobs. Every other test fails when it starts Ray, so ``-m "not ray"`` (as in ``make quick``) starts none.
 """
 
 import os

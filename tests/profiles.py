@@ -16,6 +16,6 @@ PROFILE = os.environ.get("HYPOTHESIS_PROFILE") or ("ci" if os.environ.get("CI") 
 settings.load_profile(PROFILE)
 
 
-def examples(count: int, **more) -> settings:
-    """``settings`` with so many examples under ``ci``, and no more than the profile's under ``dev``."""
-    return settings(max_examples=min(count, DEV_EXAMPLES) if PROFILE == "dev" else count, deadline=None, **more)
+def examples(count: int, dev: int = DEV_EXAMPLES, **more) -> settings:
+    """``settings`` with so many examples under ``ci``, and at most ``dev`` under ``dev``: fewer where each is slow."""
+    return settings(max_examples=min(count, dev) if PROFILE == "dev" else count, deadline=None, **more)
