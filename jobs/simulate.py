@@ -8,7 +8,7 @@ A simulation is the config of a campaign, and what differs between arms; python 
 every field. Arms whose student is frozen (heads on stored features) run side by side in actors, as many as there are
 CPUs; others are whole campaigns, one after the other. The results folder holds a file a cell (an arm with a seed),
 which is whole or absent: run it again to go on, with more seeds or arms, too. It ends with a table; results.parquet and
-results.csv have every round.
+results.csv have every round, comparison.html says what the seeds show (jobs/compare.py: of several simulations).
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ ACTIVE_ROUND = Path(__file__).with_name("active_round.py")
 
 def run(simulation: Simulation) -> pa.Table:
     """A whole simulation, from wherever it stands; the rows of all cells."""
+    from raykd.report.comparison_page import write_comparison
     from raykd.simulation.results import all_results, results_in_words, write_results
     from raykd.stages.simulate import open_simulation, run_side_by_side
 
@@ -49,8 +50,9 @@ def run(simulation: Simulation) -> pa.Table:
             run_campaigns(work, simulation, arm)
         table = all_results(work.place, simulation)
         write_results(work.place, table)
+        write_comparison([work.place], work.place)
     print(results_in_words(table, simulation))
-    print(f"\nall rounds: {work.place}/results.csv")
+    print(f"\nall rounds: {work.place / 'results.csv'}\narms compared: {work.place / 'comparison.html'}")
     return table
 
 

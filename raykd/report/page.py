@@ -5,30 +5,25 @@ draws them. Every string goes through jinja2's autoescape, SVG included; nothing
 """
 
 import base64
-import itertools
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from importlib.resources import files
 from typing import Any, Literal, NamedTuple, TypedDict
-
-import jinja2
 
 from raykd.algo.metrics import Scores
 from raykd.algo.statistics import Change, wilson
+from raykd.report.charts import Line, line_chart
 from raykd.report.outlook import outlook
+from raykd.report.templates import template_named
 from raykd.report.words import (
     TO,
     UNKNOWN,
     before_calibration,
     class_doubts,
     counted,
-    duration,
     finite,
     fit_of,
     gain_range,
     has_learned,
-    head_and_tail,
     images_measured,
     interval,
     interval_of,
@@ -150,12 +145,7 @@ def render(report: ReportData) -> str:
     Returns:
         The page, to be written as UTF-8. About 2 kB a pick plus 4/3 of its thumbnail, 0.5 kB a class.
     """
-    environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    environment.filters |= {"percent": percent, "number": number, "points": points, "duration": duration}
-    environment.filters |= {"ends": head_and_tail}
-    template = environment.from_string(files("raykd.report").joinpath("page.html.j2").read_text("utf-8"))
+    template = template_named("page.html.j2")
     rounds = report["rounds"]
     page = template.render(
         report,
@@ -538,17 +528,7 @@ def data_uri(image: bytes | None) -> str | None:
     return f"data:image/{kind};base64,{base64.b64encode(image).decode()}"
 
 
-# Charts: data to pixels. The template draws what ``line_chart`` returns.
-
-
-@dataclass(frozen=True, kw_only=True)
-class Line:
-    """A named curve, not empty. ``style`` is a CSS class of the template."""
-
-    name: str
-    style: str
-    xy: list[tuple[float, float]]
-    band: list[tuple[float, float]]  # low, high at each point of xy; or empty
+# Charts
 
 
 def charts(report: ReportData) -> dict[str, Any] | None:
@@ -590,87 +570,6 @@ def band_of(r: RoundFigures, style: str, accuracy: float) -> tuple[float, float]
     """The 95 % interval of the student's or the teacher's accuracy in a round."""
     found = interval_of(r) if style == "student" else None
     return found or wilson(accuracy, num_measured(r, style))
-
-
-def line_chart(title: str, lines: list[Line], show: Callable[..., str], *, width: int, height: int) -> dict[str, Any]:
-    """Pixel geometry of a line chart over the number of labels, with the lines' names at their right ends."""
-    xs = [x for line in lines for x, _ in line.xy]
-    ys = [y for line in lines for ys in ([y for _, y in line.xy], *line.band) for y in ys]
-    ys += [0] if len(lines) == 1 else []
-    roomy = width > 500
-    left, top, bottom = 46, 12, height - 44
-    right = width - (50 if len(lines) == 1 else 112 if roomy else 64)
-    y_ticks = ticks(min(ys), max(ys), 8 if height > 250 else 4, integers=show is whole)
-    x_low, x_high = (min(xs) if min(xs) < max(xs) else min(xs) - 1), max(xs)
-
-    def at_x(x: float) -> float:
-        return round(left + (x - x_low) / (x_high - x_low) * (right - left), 1)
-
-    def at_y(y: float) -> float:
-        return round(bottom - (y - y_ticks[0]) / (y_ticks[-1] - y_ticks[0]) * (bottom - top), 1)
-
-    x_ticks = sorted(set(xs))
-    if any(at_x(b) - at_x(a) < 8 * len(f"{b:,}") + 8 for a, b in itertools.pairwise(x_ticks)):  # too close to be read
-        x_ticks = [t for t in ticks(min(xs), max(xs), 7 if roomy else 4, integers=True) if min(xs) <= t <= max(xs)]
-
-    drawn: list[dict[str, Any]] = []
-    for line in lines:
-        spots = [(at_x(x), at_y(y)) for x, y in line.xy]
-        notes = [f"{line.name}: {show(y)} at {x:,} labels" for x, y in line.xy]
-        flat = line.style == "teacher" and len({y for _, y in line.xy}) == 1  # one value: a line across the chart
-        path = [(left, spots[0][1]), (right, spots[0][1])] if flat else spots
-        edges = [(x, at_y(low), at_y(high)) for (x, _), (low, high) in zip(spots, line.band, strict=False)]
-        if len(edges) == 1:  # one round: a narrow bar instead of a band
-            edges = [(x + shift, low, high) for x, low, high in edges for shift in (-5, 5)]
-        band = [(x, high) for x, _, high in edges] + [(x, low) for x, low, _ in reversed(edges)]
-        value = show(line.xy[-1][1])
-        label = value if len(lines) == 1 else f"{line.name} {value}" if roomy else line.name
-        drawn.append({"style": line.style, "path": polyline(path), "band": polyline(band), "label": label})
-        drawn[-1] |= {"spots": [] if flat else list(zip(spots, notes, strict=True)), "end_y": path[-1][1]}
-    for one, y in zip(drawn, spread([one["end_y"] for one in drawn], gap=16, low=top, high=bottom), strict=True):
-        one["label_y"] = y
-    ends = "; ".join(f"{line.name} from {show(line.xy[0][1])} to {show(line.xy[-1][1])}" for line in lines)
-    return {
-        "title": title,
-        "text": f"From {min(xs):,} to {max(xs):,} labels: {ends}.",
-        "box": {"width": width, "height": height, "left": left, "right": right, "top": top, "bottom": bottom},
-        "x_ticks": [(at_x(x), f"{x:,.0f}") for x in x_ticks],
-        "y_ticks": [(at_y(y), show(y, tick_digits(y_ticks, show))) for y in y_ticks],
-        "lines": drawn,
-    }
-
-
-def ticks(low: float, high: float, most: int, *, integers: bool = False) -> list[float]:
-    """Round numbers, evenly spaced, from at or below ``low`` to at or above ``high``; at least two, about ``most``."""
-    span = (high - low) or 1.0
-    power = 10.0 ** math.floor(math.log10(span / most))
-    step = next(power * factor for factor in (1, 2, 5, 10, 20) if span / (power * factor) <= most - 1 or factor == 20)
-    step = max(step, 1) if integers else step
-    first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
-    return [round(i * step, 10) for i in range(first, max(last, first + 1) + 1)]
-
-
-def tick_digits(values: Sequence[float], show: Callable[..., str]) -> int:
-    """Decimals that tell neighboring ticks apart."""
-    step = (values[1] - values[0]) * (100 if show is percent else 1)
-    return max(0, math.ceil(-math.log10(step) - 1e-9))
-
-
-def spread(ys: Sequence[float], *, gap: float, low: float, high: float) -> list[float]:
-    """The ys moved as little as needed to be ``gap`` apart, in their order, inside low..high where they fit."""
-    order = sorted(range(len(ys)), key=lambda i: ys[i])
-    placed: list[float] = []
-    for i in order:
-        placed.append(max(ys[i], low, placed[-1] + gap if placed else low))
-    limit = high
-    for rank in reversed(range(len(placed))):
-        placed[rank] = min(placed[rank], limit)
-        limit = placed[rank] - gap
-    return [y for _, y in sorted(zip(order, placed, strict=True))]
-
-
-def polyline(xy: Sequence[tuple[float, float]]) -> str:
-    return " ".join(f"{x},{y}" for x, y in xy)
 
 
 # Numbers

@@ -1,5 +1,6 @@
 """What is said of arms over seeds: by closed forms, published tables, brute force, and as often as it promises."""
 
+import itertools
 import math
 
 import numpy as np
@@ -7,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from raykd.algo.comparison import aubc, bands, holm, labels_to_reach, verdict
+from raykd.algo.comparison import aubc, bands, joint_sign_flips, labels_to_reach, verdict
 from raykd.algo.errors import UserError
 from raykd.algo.rankings import defeats, mean_ranks, penalty_matrix, studentized_range
 from raykd.algo.statistics import sign_flip
@@ -40,10 +41,47 @@ def test_a_seed_that_is_missing_is_refused():
         verdict(np.array([0.1, np.nan] * 4))
 
 
-def test_holm_raises_p_values_in_their_order():
-    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
-    assert holm([0.9, 0.8]) == [1.0, 1.0]
-    assert holm([]) == []
+@given(st.lists(st.floats(-1, 1), min_size=2, max_size=9))
+def test_joint_flips_of_one_comparison_are_its_own_sign_flips(differences):
+    differences = np.round(np.array(differences), 3)
+    assert joint_sign_flips(differences[None])[0] == pytest.approx(sign_flip(differences))
+
+
+def test_joint_flips_step_down_by_brute_force():
+    """Every choice of signs, every t statistic, and of each comparison the largest among those no clearer than it."""
+    differences = np.random.default_rng(4).normal([[0.9], [0.5], [0.0], [-0.6]], 0.7, (4, 7))
+
+    def t_of(rows):
+        return np.abs(rows.mean(axis=1)) / rows.std(axis=1, ddof=1)
+
+    seen = t_of(differences)
+    order = np.argsort(-seen)
+    flipped = np.array([t_of(differences * signs) for signs in itertools.product([1, -1], repeat=7)])
+    expected, least = np.empty(4), 0.0
+    for rank, arm in enumerate(order):
+        least = max(least, np.mean(flipped[:, order[rank:]].max(axis=1) >= seen[arm] - 1e-9))
+        expected[arm] = least
+    assert joint_sign_flips(differences) == pytest.approx(expected)
+    assert (joint_sign_flips(differences) >= [sign_flip(row) - 1e-12 for row in differences]).all()
+
+
+def test_eight_seeds_show_a_clear_difference_however_many_arms_there_are():
+    rng = np.random.default_rng(0)
+    differences = np.concatenate([rng.normal(0.05, 0.01, (1, 8)), rng.normal(0, 0.01, (40, 8))])
+    assert joint_sign_flips(differences)[0] == pytest.approx(2 / 2**8)
+
+
+def test_of_arms_that_are_all_the_same_one_is_called_different_in_five_percent_of_simulations():
+    rng = np.random.default_rng(1)
+    base = rng.normal(size=(400, 1, 8))
+    differences = rng.normal(size=(400, 12, 8)) - base  # all against the same arm, so they hang together
+    wrong = np.mean([joint_sign_flips(each).min() <= 0.05 for each in differences])
+    assert wrong <= 0.08
+
+
+def test_a_seed_that_an_arm_lacks_counts_in_the_others():
+    differences = np.array([[0.1, 0.2, 0.1, 0.2, 0.1, 0.3, np.nan, np.nan], [np.nan] * 8])
+    assert joint_sign_flips(differences).tolist() == [pytest.approx(2 / 2**6), 1.0]
 
 
 # ---------------------------------------------------------------- curves

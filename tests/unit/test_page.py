@@ -11,7 +11,7 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 
-from raykd.report import page
+from raykd.report import charts, page, words
 
 VOID = {"meta", "img", "br", "input", "link"}
 PNG = b"\x89PNG\r\n\x1a\n" + b"0" * 20
@@ -297,8 +297,8 @@ def test_every_round_is_a_point_of_every_curve(report):
 
 
 def test_points_lie_where_their_values_say(report):
-    lines = [page.Line(name="Student", style="student", xy=[(10, 0.2), (20, 0.4), (40, 0.8)], band=[])]
-    chart = page.line_chart("Accuracy", lines, page.percent, width=720, height=400)
+    lines = [charts.Line(name="Student", style="student", xy=[(10, 0.2), (20, 0.4), (40, 0.8)], band=[])]
+    chart = charts.line_chart("Accuracy", lines, page.percent, width=720, height=400)
     (x0, y0), (x1, y1), (x2, y2) = (spot for spot, _ in chart["lines"][0]["spots"])
     assert (x1 - x0) / (x2 - x0) == pytest.approx(1 / 3, abs=0.01)
     assert (y0 - y1) / (y0 - y2) == pytest.approx(1 / 3, abs=0.01)
@@ -336,7 +336,7 @@ def test_a_teacher_that_changes_has_its_band_and_one_that_does_not_has_none(repo
 
 @pytest.mark.parametrize(("low", "high"), [(0, 1), (0.613, 0.902), (10, 50), (0, 0), (0.04, 0.041), (137, 128_000)])
 def test_ticks_are_even_and_enclose_the_data(low, high):
-    marks = page.ticks(low, high, 6)
+    marks = charts.ticks(low, high, 6)
     assert 2 <= len(marks) <= 8
     assert marks[0] <= low
     assert marks[-1] >= high
@@ -345,7 +345,7 @@ def test_ticks_are_even_and_enclose_the_data(low, high):
 
 
 def test_line_names_do_not_overlap():
-    placed = page.spread([50, 51, 52, 10], gap=16, low=0, high=70)
+    placed = charts.spread([50, 51, 52, 10], gap=16, low=0, high=70)
     ordered = sorted(placed)
     assert all(b - a >= 16 for a, b in itertools.pairwise(ordered))
     assert max(placed) <= 70
@@ -587,7 +587,7 @@ def test_rendering_leaves_the_report_as_it_was_and_repeats_exactly(report):
 
 
 def test_numbers_read_well():
-    assert [page.duration(s) for s in (0.04, 59.6, 185, 7800, None)] == [
+    assert [words.duration(s) for s in (0.04, 59.6, 185, 7800, None)] == [
         "0.0 s",
         "1 min 00 s",
         "3 min 05 s",
@@ -620,13 +620,13 @@ def test_a_waiting_campaign_says_above_everything_else_where_what_and_with_which
     text = Page(page.render(waiting(report))).text
     assert text.index("Waiting for 10 labels") < text.index("What to do now") < text.index("Student accuracy")
     todo = text[text.index("What to do now") : text.index("Student accuracy")]
-    for words in (
+    for said in (
         "Open /runs/cats/round_003/tasks.csv : a row an image, the most useful first. 20 of 30 have an answer.",
         "column label a class: cat dog owl ; or unsure , cannot label , none of the classes .",
         "with sample_id and label into /runs/cats/answers .",
         "Run the same command again, in /home/anna : .venv/bin/python jobs/active_round.py 'my cats.yaml'",
     ):
-        assert words in todo
+        assert said in todo
     assert "would do" not in todo
 
 
@@ -803,7 +803,7 @@ NORTH, E_ACUTE = "\N{CJK UNIFIED IDEOGRAPH-5317}", "e\N{COMBINING ACUTE ACCENT}"
     ],
 )
 def test_a_long_name_keeps_its_end_where_names_differ(report, name, head, tail):
-    assert page.head_and_tail(name, 14) == (head, tail)
+    assert words.head_and_tail(name, 14) == (head, tail)
     report["picks"] = [make_pick(0, 0, sample_id=name)]
     assert f'title="{name}"><span>{head}</span><span>{tail}</span></span>' in page.render(report)
 
