@@ -239,6 +239,23 @@ def point_scores(
     )
 
 
+def searched(
+    logits: Mapping[str, np.ndarray], labels_N: np.ndarray, default: Mixture, search: str, objective: Objective,
+    points: Sequence[Sequence[float]] | None, count: int, *key: int | str,
+) -> Mixture:  # fmt: skip
+    """The whole search in this process, as a campaign's round does it on Ray Tune.
+
+    Args:
+        search, points, count, key: As of :func:`points_to_try`.
+    """
+    points_G2 = points_to_try(search, default, points, count, *key)
+    if points_G2 is None:
+        points_G2, scores_G = studied_points(logits, labels_N, objective, default, count, *key)
+    else:
+        scores_G = point_scores(logits, labels_N, points_G2, objective)
+    return better_mixture(logits, labels_N, default, points_G2, scores_G, objective)[0]
+
+
 # ---------------------------------------------------------------- when one is better
 
 

@@ -32,7 +32,7 @@ def outlook(rounds: Sequence[RoundFigures], goal: float | None) -> Outlook | Non
     return Outlook(advice(last, goal), said)
 
 
-def line_of(r: RoundFigures, goal: float | None) -> str:
+def words_of(r: RoundFigures, goal: float | None) -> str:
     """The same as a line of the log: what to expect and to pay, and what follows for the goal."""
     return "; ".join(filter(None, (ahead(r), prices(r), goal_reached(r, goal))))
 

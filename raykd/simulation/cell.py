@@ -26,7 +26,7 @@ from raykd.algo.few_shot.stat_a import ITERATIONS, pool_moments, start, update
 from raykd.algo.few_shot.support import Support
 from raykd.algo.few_shot.trained import CLAP_SETTINGS
 from raykd.algo.heads import HEADS, Mixture, probabilities
-from raykd.algo.mixture_search import TRIALS, better_mixture, point_scores, points_to_try, studied_points
+from raykd.algo.mixture_search import TRIALS, searched
 from raykd.algo.selection.kcenter import coverage_radius
 from raykd.algo.selection.rows import Rows
 from raykd.algo.selection.shard import LocalShards
@@ -287,13 +287,8 @@ def chosen_mixture(problem: Problem, config: Config, number: int, logits: Mappin
         return mixture
     of_val = {name: each[problem.val] for name, each in logits.items()}
     if how.search and len(logits) > 1:
-        trials, key = how.trials or TRIALS, (config.seed, number)
-        points_G2 = points_to_try(str(how.search), mixture, how.points, trials, *key)
-        if points_G2 is None:
-            points_G2, scores_G = studied_points(of_val, labels_V, how.objective, mixture, trials, *key)
-        else:
-            scores_G = point_scores(of_val, labels_V, points_G2, how.objective)
-        mixture, _, _ = better_mixture(of_val, labels_V, mixture, points_G2, scores_G, how.objective)
+        asked = (str(how.search), how.objective, how.points, how.trials or TRIALS, config.seed, number)
+        mixture = searched(of_val, labels_V, mixture, *asked)
     if how.calibrate:
         with limited_threads(1):
             mixture = replace(mixture, calibration=fit_calibration(of_val, mixture, labels_V))

@@ -40,7 +40,7 @@ import raykd
 from raykd.config import Config, at_current_folder
 from raykd.errors import UserError, WaitingForLabels, for_the_reader, one_line
 from raykd.labels.ledger import Ledger
-from raykd.report.outlook import bound_in_words, line_of
+from raykd.report.outlook import bound_in_words, words_of
 from raykd.report.words import plain
 from raykd.stages.progress import Progress
 from raykd.stages.session import Session
@@ -169,7 +169,7 @@ def status_figures(last: RoundFigures, goal: float | None) -> dict[str, Any]:
         "labels": last["num_labeled"],
         "labels_spent": last.get("labels_spent"),
         **more,
-        "words": [plain(line) for line in (bound_in_words(last), line_of(last, goal)) if line],
+        "words": [plain(line) for line in (bound_in_words(last), words_of(last, goal)) if line],
     }
 
 

@@ -15,7 +15,7 @@ from raykd.algo import metrics
 from raykd.algo.heads import probabilities
 from raykd.algo.selection.kcenter import coverage_radius
 from raykd.algo.statistics import is_noise, wilson
-from raykd.report.outlook import bound_in_words, line_of
+from raykd.report.outlook import bound_in_words, words_of
 from raykd.report.words import (
     before_calibration,
     fit_of,
@@ -102,7 +102,7 @@ def measure(
             values["seconds"]["evaluate"] = time.perf_counter() - started
             (out.place / METRICS_FILE).write_json(values)
         campaign.say(folder.name, in_words(values))
-        if line := line_of(values, campaign.config.goal):
+        if line := words_of(values, campaign.config.goal):
             campaign.say(folder.name, plain(line))
     write_lines(campaign)  # again after a kill between the stage and its line
 

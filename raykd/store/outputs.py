@@ -23,7 +23,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, NamedTuple, TypedDict
 
@@ -115,6 +115,13 @@ class Pool:
         others = self.manifest.filter(pc.not_equal(self.manifest["split"], "pool"))
         splits = dict(zip(others["sample_id"].to_pylist(), others["split"].to_pylist(), strict=True))
         return self.split("pool")["sample_id"], splits
+
+    def only(self, ids: pa.ChunkedArray) -> Pool:
+        """The same pool as if these images were all that there are."""
+        found = replace(self)
+        listed = [table.filter(pc.is_in(table["sample_id"], value_set=ids)) for table in self.listed]
+        found.__dict__["listed"] = [table for table in listed if table.num_rows]
+        return found
 
     def uris(self, ids: pa.ChunkedArray) -> pa.ChunkedArray:
         return pc.take(self.manifest["uri"], positions(ids, self.manifest["sample_id"], "the manifest"))

@@ -132,14 +132,14 @@ def test_a_round_without_test_images_is_measured_on_audited_ones_by_their_own_in
 
 def test_what_to_expect_and_to_pay_is_one_line(figures):
     price = {"spent": 25.0, "cost": 10.0, "per_point": 5.0, "low": 2.5, "high": None}
-    line = words.plain(outlook.line_of(on_audit(figures, price=price), 0.78))
+    line = words.plain(outlook.words_of(on_audit(figures, price=price), 0.78))
     assert line == (
         "20 more labels are likely to bring +2.0 points (+0.4 to +3.6), to 82.0% (79.0 to 85.0%); 25.00 paid so far; "
         "the next round costs 10.00, or 5.00 a point (2.50 to no end); the goal of 78.0% is measured, but not sure yet"
     )
     none = AHEAD | {"accuracy": None, "gain": None, "gain_high": None, "reason": "too few rounds"}
-    assert outlook.line_of(on_audit(figures, forecast=none), None) == "no forecast for 20 more labels: too few rounds"
-    assert outlook.line_of(figures, 0.9) == ""  # of an older campaign nothing is known
+    assert outlook.words_of(on_audit(figures, forecast=none), None) == "no forecast for 20 more labels: too few rounds"
+    assert outlook.words_of(figures, 0.9) == ""  # of an older campaign nothing is known
 
 
 @pytest.mark.parametrize(
