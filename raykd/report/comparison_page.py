@@ -10,7 +10,7 @@ import numpy as np
 
 import raykd
 from raykd.report.charts import Line, line_chart
-from raykd.report.comparison import BASE, Compared, Curves, Ranking, penalties, rankings
+from raykd.report.comparison import Compared, Curves, Ranking, penalties, rankings
 from raykd.report.comparison_files import read_comparison
 from raykd.report.comparison_panels import Panel, named_arms, named_labels, panels_of
 from raykd.report.comparison_words import (
@@ -19,6 +19,7 @@ from raykd.report.comparison_words import (
     arm_headings,
     arm_rows,
     as_markdown,
+    base_words,
     family_words,
     leaders,
     made_row,
@@ -90,6 +91,7 @@ def set_view(found: Compared, number: int, labels: Sequence[str]) -> dict[str, A
         "name": found.name,
         "seeds": num_seeds(found),
         "leaders": leaders(found),
+        "base": base_words(found),
         "span": span_words(found),
         "missing": found.missing,
         "panels": [panel_view(panel, of, (min(ys), max(ys)), labels) for panel, of in zip(panels, lines, strict=True)],
@@ -112,7 +114,7 @@ def panel_lines(panel: Panel, labels: Sequence[str]) -> list[Line]:
         lines.append(Line(name="teacher", style="teacher", xy=panel.teacher, band=[]))
     lines += [curve_of(panel, bound, "bound") for bound in panel.bounds]
     for arm, rank in named:
-        band = arm is panel.best or arm.strategy == BASE
+        band = arm in (panel.best, panel.base)
         lines.append(curve_of(panel, arm, "base" if rank is None else f"color{rank}", band=band))
     return lines
 
@@ -160,7 +162,13 @@ def penalty_view(panel: Panel) -> dict[str, Any] | None:
         for name, shares in zip(names, ordered_AA, strict=True)
     ]
     beaten = [percent(float(found.defeats_A[i]), 0) for i in order]
-    return {"title": panel.title, "names": names, "rows": rows, "defeats": beaten}
+    return {
+        "title": panel.title,
+        "what": "strategies" if panel.is_family else "arms",
+        "names": names,
+        "rows": rows,
+        "defeats": beaten,
+    }
 
 
 def rank_view(rank: Ranking) -> dict[str, Any]:

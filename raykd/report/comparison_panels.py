@@ -13,7 +13,7 @@ from raykd.report.comparison import BASE, Compared, Curves
 from raykd.report.comparison_words import family_words
 from raykd.report.words import known
 
-NAMED = 4  # curves of a panel that have a name, beside random; others are gray
+NAMED = 4  # curves of a panel that have a name, beside what they are held against; others are gray
 
 
 @dataclass(frozen=True, eq=False)
@@ -24,12 +24,14 @@ class Panel:
         title: What they have in common.
         arms: At least one.
         bounds: Their upper bounds.
+        base: What the others are held against, if it is among them.
         is_family: Whether they differ in their strategy alone, which is then what each is called.
     """
 
     title: str
     arms: Sequence[Curves]
     bounds: Sequence[Curves]
+    base: Curves | None
     is_family: bool
 
     def label(self, arm: Curves) -> str:
@@ -64,37 +66,42 @@ class Panel:
 def panels_of(found: Compared) -> list[Panel]:
     """A panel for each family, or one for all arms where each family has only one."""
     bounds = [arm for arm in found.arms if arm.is_bound]
+    first = found.strategies[0]
     if found.is_apart:
-        return [Panel(family_words(found.strategies), found.strategies, bounds, False)]
-    return [
-        Panel(family_words(arms), arms, [bound for bound in bounds if bound.family == family], True)
-        for family, arms in found.families.items()
-    ]
+        against = next((arm for arm in found.strategies if arm.strategy == BASE), first)
+        return [Panel(family_words(found.strategies), found.strategies, bounds, against, False)]
+    panels = []
+    for family, arms in found.families.items():
+        base_strategy = BASE if found.has_random else first.strategy
+        base = next((arm for arm in arms if arm.strategy == base_strategy), None)
+        panels.append(Panel(family_words(arms), arms, [each for each in bounds if each.family == family], base, True))
+    return panels
 
 
 class Named(NamedTuple):
     """How a curve is drawn."""
 
     arm: Curves
-    rank: int | None  # of its color; None: random's
+    rank: int | None  # of its color; None: it is what others are held against
 
 
 def named_labels(panels: Sequence[Panel]) -> list[str]:
     """What has a name and a color, the same in all panels: what is ahead of its panel's mean area the most, on average.
 
-    Random has its own.
+    What they are held against has its own.
     """
     ahead: dict[str, list[float]] = {}
     for panel in panels:
         middle = float(np.mean([arm.area for arm in panel.arms]))
         for arm in panel.arms:
-            if arm.strategy != BASE:
+            if arm is not panel.base:
                 ahead.setdefault(panel.label(arm), []).append(arm.area - middle)
     return sorted(ahead, key=lambda label: -float(np.mean(ahead[label])))[:NAMED]
 
 
 def named_arms(panel: Panel, labels: Sequence[str]) -> list[Named]:
     """The arms of a panel that have a name, the best last, so that it is drawn above the others."""
-    found = [Named(arm, None) for arm in panel.arms if arm.strategy == BASE]
-    found += [Named(arm, labels.index(label)) for arm in panel.arms if (label := panel.label(arm)) in labels]
+    found = [] if panel.base is None else [Named(panel.base, None)]
+    others = [arm for arm in panel.arms if arm is not panel.base]
+    found += [Named(arm, labels.index(label)) for arm in others if (label := panel.label(arm)) in labels]
     return sorted(found, key=lambda each: each.arm.area)

@@ -6,11 +6,12 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from raykd.algo.comparison import FEWEST, labels_to_reach
+from raykd.algo.comparison import FEWEST, Verdict, labels_to_reach
 from raykd.algo.statistics import student_t
 from raykd.report.comparison import BASE, STRATEGY, UNDECIDED, Compared, Curves, Difference, Ranking, rankings
 from raykd.report.words import UNKNOWN, counted, duration, percent
 
+UNSHOWN: Verdict = "no difference shown"
 MADE_HEADINGS = ("Set", "Arms", "Seeds", "Rounds", "Labels", "Simulated by raykd")
 
 
@@ -39,12 +40,11 @@ def leaders(found: Compared) -> str:
         return f"{text} There is no arm {none}, so nothing is held against it."
     if (most := max(each.num_seeds for each in against)) < FEWEST:
         return f"{text} {most} seeds can show no difference at 5 %, whatever it is: {FEWEST} can."
-    counts = {said: sum(each.said == said for each in against) for said in ("better", "worse")}
-    rest = len(against) - sum(counts.values())
-    return (
-        f"{text} {counts['better']} of {len(against)} arms are shown to be better, "
-        f"{counts['worse']} worse; of {rest} no difference is shown, which does not say that there is none."
-    )
+    better, worse, open_ = (sum(each.said == word for each in against) for word in ("better", "worse", UNSHOWN))
+    text += f" {better} of {counted(len(against), 'arm')} are shown to be better, {worse} worse"
+    text += f"; of {open_} no difference is shown, which does not say that there is none" if open_ else ""
+    few = len(against) - better - worse - open_
+    return f"{text}{f'; {few} have too few seeds to tell' if few else ''}."
 
 
 def led_by(found: Compared, arm: Curves) -> str:

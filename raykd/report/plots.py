@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from raykd.report.comparison import BASE, Compared
+from raykd.report.comparison import Compared
 from raykd.report.comparison_panels import Panel, named_arms, named_labels, panels_of
 
 if TYPE_CHECKING:
@@ -64,7 +64,7 @@ def draw(ax: Axes, panel: Panel, labels: Sequence[str]) -> None:
         color = BLACK if rank is None else COLORS[rank]
         bands = arm.bands
         ax.plot(arm.labels_R, bands.mean_R, color=color, label=unformatted(panel.label(arm)), linewidth=1.6)
-        if (arm is panel.best or arm.strategy == BASE) and np.isfinite(bands.all_low_R).all():
+        if arm in (panel.best, panel.base) and np.isfinite(bands.all_low_R).all():
             ax.fill_between(arm.labels_R, bands.all_low_R, bands.all_high_R, color=color, alpha=0.12, linewidth=0)
     ax.set_xlabel("labels")
     handles, words = ax.get_legend_handles_labels()

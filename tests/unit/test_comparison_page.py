@@ -174,6 +174,7 @@ def test_without_random_all_are_held_against_the_first_arm(tmp_path):
         ("badge, ce", "badge", "worse"),
     }
     assert "points over badge: pcoreset" in leaders(found)
+    assert leaders(found).endswith(" 1 of 2 arms are shown to be better, 1 worse.")
     assert "Against badge, points" in Page(render_comparison([found], ["here"])).text
 
 
@@ -181,6 +182,7 @@ def test_arms_of_which_no_two_differ_in_their_strategy_alone_are_drawn_together(
     arms = {heads: {"student.heads": heads} for heads in ("dho", "ce")}
     (panel,) = panels_of(only(results(tmp_path, arms=arms)))
     assert [panel.label(arm) for arm in panel.arms] == ["dho", "ce"]
+    assert {panel.label(arm): rank for arm, rank in named_arms(panel, named_labels([panel]))} == {"dho": None, "ce": 0}
 
 
 def test_a_strategy_has_one_color_on_the_whole_page_and_all_panels_of_a_set_one_scale(tmp_path):
