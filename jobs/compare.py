@@ -10,9 +10,12 @@ have are ranked. --claims prints what the arms say of the papers' claims, as Mar
 from __future__ import annotations
 
 import argparse
+import importlib.util
 from collections.abc import Sequence
 
 from raykd import cli
+
+INSTALL = "pip install 'raykd[plot]'"
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -35,7 +38,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             return
         for found in sets:
             print(f"{found.name}, {num_seeds(found)} seeds: {leaders(found)}")
-        print(f"\npage: {out / 'comparison.html'}")
+        plot = importlib.util.find_spec("matplotlib") is not None
+        print(f"\npage: {out / 'comparison.html'}" + ("" if plot else f"; no plot without matplotlib: {INSTALL}"))
 
 
 if __name__ == "__main__":

@@ -10,6 +10,8 @@ from typing import Any
 
 from raykd.report.words import percent, whole
 
+LETTER = 6.5  # pixels that a letter of a label takes, on average
+
 
 @dataclass(frozen=True, kw_only=True)
 class Line:
@@ -21,15 +23,42 @@ class Line:
     band: list[tuple[float, float]]  # low, high at each point of xy; or empty
     quiet: bool = False
 
+    @property
+    def ys(self) -> list[float]:
+        """All that its axis has to show."""
+        return [y for _, y in self.xy] + [end for ends in self.band for end in ends]
 
-def line_chart(title: str, lines: list[Line], show: Callable[..., str], *, width: int, height: int) -> dict[str, Any]:
-    """Pixel geometry of a line chart over the number of labels, with the lines' names at their right ends."""
+
+def line_chart(
+    title: str,
+    lines: list[Line],
+    show: Callable[..., str],
+    *,
+    width: int,
+    height: int,
+    y_range: tuple[float, float] | None = None,
+) -> dict[str, Any]:
+    """Pixel geometry of a line chart over the number of labels, with the lines' names at their right ends.
+
+    Args:
+        lines: At least one; those on top last.
+        show: A value in words.
+        width, height: Pixels.
+        y_range: What the axis shows at least, where that is more than the lines need; None: just these.
+    """
     xs = [x for line in lines for x, _ in line.xy]
-    ys = [y for line in lines for ys in ([y for _, y in line.xy], *line.band) for y in ys]
-    ys += [0] if len(lines) == 1 else []
+    ys = [y for line in lines for y in line.ys]
+    ys += y_range or ([0] if len(lines) == 1 else [])
     roomy = width > 500
     left, top, bottom = 46, 12, height - 44
-    right = width - (50 if len(lines) == 1 else 112 if roomy else 64)
+    values = [show(line.xy[-1][1]) for line in lines]
+    labels = [
+        "" if line.quiet else value if len(lines) == 1 else f"{line.name} {value}" if roomy else line.name
+        for line, value in zip(lines, values, strict=True)
+    ]
+    room = max(50 if len(lines) == 1 else 112 if roomy else 64, min(LETTER * max(map(len, labels)) + 16, width / 3))
+    labels = [cut_to(label, int((room - 16) / LETTER)) for label in labels]
+    right = width - room
     y_ticks = ticks(min(ys), max(ys), 8 if height > 250 else 4, integers=show is whole)
     x_low, x_high = (min(xs) if min(xs) < max(xs) else min(xs) - 1), max(xs)
 
@@ -44,7 +73,7 @@ def line_chart(title: str, lines: list[Line], show: Callable[..., str], *, width
         x_ticks = [t for t in ticks(min(xs), max(xs), 7 if roomy else 4, integers=True) if min(xs) <= t <= max(xs)]
 
     drawn: list[dict[str, Any]] = []
-    for line in lines:
+    for line, label in zip(lines, labels, strict=True):
         spots = [(at_x(x), at_y(y)) for x, y in line.xy]
         notes = [f"{line.name}: {show(y)} at {x:,} labels" for x, y in line.xy]
         flat = line.style == "teacher" and len({y for _, y in line.xy}) == 1  # one value: a line across the chart
@@ -53,11 +82,9 @@ def line_chart(title: str, lines: list[Line], show: Callable[..., str], *, width
         if len(edges) == 1:  # one round: a narrow bar instead of a band
             edges = [(x + shift, low, high) for x, low, high in edges for shift in (-5, 5)]
         band = [(x, high) for x, _, high in edges] + [(x, low) for x, low, _ in reversed(edges)]
-        value = show(line.xy[-1][1])
-        label = value if len(lines) == 1 else f"{line.name} {value}" if roomy else line.name
         drawn.append({"style": line.style, "path": polyline(path), "band": polyline(band), "label": label})
         drawn[-1] |= {"spots": [] if flat or line.quiet else list(zip(spots, notes, strict=True))}
-        drawn[-1] |= {"end_y": path[-1][1], "label": "" if line.quiet else label, "label_y": path[-1][1]}
+        drawn[-1] |= {"end_y": path[-1][1], "label_y": path[-1][1]}
     named = [one for one in drawn if one["label"]]
     for one, y in zip(named, spread([one["end_y"] for one in named], gap=16, low=top, high=bottom), strict=True):
         one["label_y"] = y
@@ -70,6 +97,11 @@ def line_chart(title: str, lines: list[Line], show: Callable[..., str], *, width
         "y_ticks": [(at_y(y), show(y, tick_digits(y_ticks, show))) for y in y_ticks],
         "lines": drawn,
     }
+
+
+def cut_to(text: str, most: int) -> str:
+    """At most so many letters."""
+    return text if len(text) <= most else text[: most - 1] + "\N{HORIZONTAL ELLIPSIS}"
 
 
 def ticks(low: float, high: float, most: int, *, integers: bool = False) -> list[float]:

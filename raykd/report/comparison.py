@@ -1,32 +1,35 @@
 """Simulated arms against each other, as a page shows it: what the seeds show, and what they cannot show.
 
-From ``results.parquet`` (tables.RESULTS) and ``arms.json`` of one or several results folders to ``comparison.html``,
-``comparison.md`` and ``comparison.png``. Every word of better and worse is that of ``algo/comparison.py``.
+``comparison_files.py`` reads the sets of results folders. Every word of better and worse is that of
+``algo/comparison.py``.
 
-An arm's *strategy* is its ``selection.strategy``; its *family* all else that it sets. Within a family strategies are
-held against ``random``; arms that differ in one field alone say what that field does.
+An arm's *strategy* is its ``selection.strategy``; its *family* all else in which arms differ. Within a family
+strategies are held against ``random``; where no arm is random, all are held against the first one. Arms that differ in
+one field alone say what that field does. Areas are over the numbers of labels that all arms of a set have in common
+(its *span*), straight between rounds.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
-import pyarrow.compute as pc
 
 from raykd.algo.comparison import Bands, Verdict, aubc, bands, joint_sign_flips, verdict
 from raykd.algo.rankings import Ranks, defeats, mean_ranks, penalty_matrix
 from raykd.algo.statistics import student_t
-from raykd.errors import UserError
-from raykd.store.place import Place
-from raykd.store.tables import RESULTS
 
 STRATEGY, BASE = "selection.strategy", "random"
 GREEDY = "greedy_oracle."  # what the settings of an upper bound begin with
 UNDECIDED: Verdict = "too few seeds to tell"
+
+
+def is_bound(settings: Mapping[str, Any]) -> bool:
+    """Whether an arm is an upper bound, which knows what no strategy can."""
+    return any(key.startswith(GREEDY) for key in settings)
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,19 +38,21 @@ class Curves:
 
     Args:
         name: Of the arm.
-        settings: What it sets, dotted fields.
+        settings: By dotted field, its value of all in which arms differ, as far as it is known.
         labels_R: Labels of each round.
         accuracies: By seed, float64 [R].
-        teacher: Accuracy of the teacher in the last round, mean over seeds.
+        teacher_R: Accuracy of the teacher, mean over seeds, float64 [R].
         seconds: Of a round, mean.
+        span: First and last number of labels that its area is taken between; the same number: of one round.
     """
 
     name: str
     settings: Mapping[str, Any]
     labels_R: np.ndarray
     accuracies: Mapping[int, np.ndarray]
-    teacher: float
+    teacher_R: np.ndarray
     seconds: float
+    span: tuple[float, float]
 
     @property
     def strategy(self) -> str:
@@ -55,14 +60,13 @@ class Curves:
 
     @property
     def family(self) -> tuple[tuple[str, str], ...]:
-        """All that it sets but the strategy, as it can be compared; an upper bound's is that of the arms it bounds."""
+        """Its settings but the strategy, as they can be compared; an upper bound's is that of the arms it bounds."""
         own = (each for each in self.settings.items() if each[0] != STRATEGY and not each[0].startswith(GREEDY))
         return tuple(sorted((key, str(value)) for key, value in own))
 
     @property
     def is_bound(self) -> bool:
-        """Whether it knows what no strategy can."""
-        return any(key.startswith(GREEDY) for key in self.settings)
+        return is_bound(self.settings)
 
     @cached_property
     def curves_SR(self) -> np.ndarray:
@@ -70,14 +74,19 @@ class Curves:
 
     @cached_property
     def areas(self) -> dict[int, float]:
-        """The AUBC of each seed; empty of a single round."""
-        if len(self.labels_R) < 2:
+        """The AUBC of each seed over the span, of one round its accuracy; empty of an upper bound that is shorter."""
+        low, high = self.span
+        if self.labels_R[0] > low or self.labels_R[-1] < high:
             return {}
-        return {seed: float(aubc(self.labels_R, curve)) for seed, curve in self.accuracies.items()}
+        inside = self.labels_R[(self.labels_R > low) & (self.labels_R < high)]
+        labels = np.unique([low, *inside, high])
+        cut = {seed: np.interp(labels, self.labels_R, curve) for seed, curve in self.accuracies.items()}
+        return {seed: float(aubc(labels, curve) if low < high else curve[0]) for seed, curve in cut.items()}
 
     @property
     def area(self) -> float:
-        return float(np.mean(list(self.areas.values()))) if self.areas else float(self.curves_SR.mean())
+        """Mean over seeds; NaN where there is none."""
+        return float(np.mean(list(self.areas.values()))) if self.areas else np.nan
 
     @cached_property
     def bands(self) -> Bands:
@@ -85,7 +94,7 @@ class Curves:
 
 
 class Difference(NamedTuple):
-    """Of AUBC between two arms, over the seeds of both, on the rounds of both."""
+    """Of AUBC between two arms, over the seeds of both."""
 
     ours: str
     theirs: str
@@ -103,6 +112,21 @@ class Compared:
     name: str
     arms: tuple[Curves, ...]
     missing: tuple[str, ...] = ()  # arms, with the seeds that they lack
+    made_by: str | None = None  # the version of raykd that simulated; None: nobody says
+
+    @property
+    def span(self) -> tuple[float, float]:
+        return self.arms[0].span
+
+    @property
+    def is_curve(self) -> bool:
+        """Whether there is an area: of a single round, there are accuracies."""
+        return self.span[0] < self.span[1]
+
+    @property
+    def is_cut(self) -> bool:
+        """Whether a strategy has labels outside the span."""
+        return any((arm.labels_R[0], arm.labels_R[-1]) != self.span for arm in self.strategies)
 
     @cached_property
     def strategies(self) -> list[Curves]:
@@ -116,16 +140,30 @@ class Compared:
             found.setdefault(arm.family, []).append(arm)
         return found
 
+    @property
+    def is_apart(self) -> bool:
+        """Whether every arm is a family of its own; then all are shown together."""
+        return all(len(arms) == 1 for arms in self.families.values())
+
+    @cached_property
+    def has_random(self) -> bool:
+        return any(arm.strategy == BASE for arm in self.strategies)
+
     def base_of(self, arm: Curves) -> Curves | None:
-        """What an arm is held against: random with all else alike; None: it is that, or there is none."""
+        """What an arm is held against: random with all else alike, or the first arm where no arm is random.
+
+        None: it is that itself, or there is none with all else alike.
+        """
+        if not self.has_random:
+            return None if arm.is_bound or arm is self.strategies[0] else self.strategies[0]
         found = next((each for each in self.families.get(arm.family, ()) if each.strategy == BASE), None)
         return None if found is arm else found
 
     @cached_property
     def against_base(self) -> dict[str, Difference]:
-        """Each strategy against random, by arm; p-values of a family together."""
+        """Each strategy against what it is held against, by arm; p-values of those with the same one together."""
         found: dict[str, Difference] = {}
-        for arms in self.families.values():
+        for arms in self.families.values() if self.has_random else [self.strategies]:
             pairs = [(arm, base) for arm in arms if (base := self.base_of(arm))]
             found |= {each.ours: each for each in compared(pairs)}
         return found
@@ -193,80 +231,8 @@ def jointly(differences: Sequence[Mapping[int, float]]) -> list[float]:
 
 
 def area_differences(ours: Curves, theirs: Curves) -> dict[int, float]:
-    """Of AUBC by seed, on the numbers of labels that both were measured at; of a single round its accuracy."""
-    seeds = sorted(ours.accuracies.keys() & theirs.accuracies.keys())
-    common, at_ours, at_theirs = np.intersect1d(ours.labels_R, theirs.labels_R, return_indices=True)
-    if not len(common):
-        return {}
-    both = [(ours.accuracies[seed][at_ours], theirs.accuracies[seed][at_theirs]) for seed in seeds]
-    differences = np.array([a - b for a, b in both]).reshape(len(seeds), len(common))
-    areas_S = aubc(common, differences) if len(common) > 1 else differences[:, 0]
-    return dict(zip(seeds, areas_S.tolist(), strict=True))
-
-
-# ---------------------------------------------------------------- reading
-
-
-def read_comparison(folders: Sequence[Place]) -> list[Compared]:
-    """The sets of one or several results folders, in their order.
-
-    Raises:
-        UserError: A folder has no results, a table of other columns, or an arm that is another one elsewhere.
-    """
-    found: list[Compared] = []
-    settings: dict[str, Any] = {}
-    for folder in folders:
-        rows, arms = read_folder(folder)
-        for name, values in arms.items():
-            if settings.setdefault(name, values) != values:
-                raise UserError(
-                    f"arm {name!r} is {values} in {folder} and {settings[name]} in another folder; compare them apart"
-                )
-        for set_name in rows["set"].unique().to_pylist():
-            if any(each.name == set_name for each in found):
-                raise UserError(f"set {set_name!r} is in {folder} and in another folder; compare them apart")
-            found.append(compared_set(set_name, rows.filter(pc.equal(rows["set"], set_name)), arms))
-    return found
-
-
-def read_folder(folder: Place) -> tuple[Any, dict[str, Any]]:
-    """tables.RESULTS and what each arm sets. Raises UserError."""
-    table, arms = folder / "results.parquet", folder / "arms.json"
-    if not table.exists() or not arms.exists():
-        raise UserError(f"{folder} has no results.parquet and arms.json; give the results_path of jobs/simulate.py")
-    rows = table.read_table()
-    if rows.column_names != RESULTS.names:
-        raise UserError(f"{table} has the columns {rows.column_names}; expected {RESULTS.names}: simulate anew")
-    if not rows.num_rows:
-        raise UserError(f"{table} has no row yet: run jobs/simulate.py until a cell is done")
-    return rows, arms.read_json()
-
-
-def compared_set(name: str, rows: Any, arms: Mapping[str, Any]) -> Compared:
-    """One set's rows as curves; an arm's rounds are those that all of its seeds have."""
-    seeds = set(rows["seed"].to_pylist())
-    curves, missing = [], []
-    for arm in rows["arm"].unique().to_pylist():
-        mine = rows.filter(pc.equal(rows["arm"], arm)).sort_by([("seed", "ascending"), ("round", "ascending")])
-        by_seed: dict[int, dict[int, float]] = {}
-        for seed, labels, accuracy in zip(
-            *(mine[each].to_pylist() for each in ("seed", "labels", "accuracy")), strict=True
-        ):
-            by_seed.setdefault(seed, {})[labels] = accuracy
-        common = sorted(set.intersection(*(set(each) for each in by_seed.values())))
-        if not common:
-            raise UserError(f"arm {arm!r} of set {name!r} has no number of labels that all its seeds were measured at")
-        last = mine.filter(pc.equal(mine["round"], pc.max(mine["round"])))
-        curves.append(
-            Curves(
-                arm, arms.get(arm, {}), np.array(common),
-                {seed: np.array([each[labels] for labels in common]) for seed, each in by_seed.items()},
-                float(np.mean(last["teacher"].to_numpy())), float(np.mean(mine["seconds"].to_numpy())),
-            )
-        )  # fmt: skip
-        if lacking := sorted(seeds - by_seed.keys()):
-            missing.append(f"{arm} (seeds {', '.join(map(str, lacking))})")
-    return Compared(name, tuple(curves), tuple(missing))
+    """Of AUBC, by seed that both have."""
+    return {seed: ours.areas[seed] - theirs.areas[seed] for seed in sorted(ours.areas.keys() & theirs.areas.keys())}
 
 
 # ---------------------------------------------------------------- rankings
@@ -296,23 +262,23 @@ def penalties(arms: Sequence[Curves]) -> Penalties | None:
     return Penalties([arm.name for arm in arms], matrix_AA, defeats(matrix_AA))
 
 
-@dataclass(frozen=True)
-class Ranking:
+class Ranking(NamedTuple):
     """Arms over data sets."""
 
-    names: list[str]
+    arms: list[Curves]  # of the first set
     ranks: Ranks
-    sets: list[str] = field(default_factory=list)
 
 
-def ranking(sets: Sequence[Compared]) -> Ranking | None:
-    """Of the arms that all sets have; None of fewer than three sets or two arms."""
-    names = [arm.name for arm in sets[0].strategies]
-    for each in sets[1:]:
-        there = {arm.name for arm in each.strategies}
-        names = [name for name in names if name in there]
-    if len(sets) < 3 or len(names) < 2:
-        return None
-    by_name = [{arm.name: arm.area for arm in each.strategies} for each in sets]
-    scores_DA = np.array([[areas[name] for name in names] for areas in by_name])
-    return Ranking(names, mean_ranks(scores_DA, "comparison"), [each.name for each in sets])
+def rankings(sets: Sequence[Compared]) -> list[Ranking]:
+    """Of each family the arms that all sets have; nothing of fewer than three sets, or two such arms."""
+    if len(sets) < 3:
+        return []
+    areas = [{arm.name: arm.area for arm in each.strategies} for each in sets]
+    families = [sets[0].strategies] if sets[0].is_apart else list(sets[0].families.values())
+    found = []
+    for family in families:
+        arms = [arm for arm in family if all(arm.name in of for of in areas)]
+        if len(arms) > 1:
+            scores_DA = np.array([[of[arm.name] for arm in arms] for of in areas])
+            found.append(Ranking(arms, mean_ranks(scores_DA, "comparison")))
+    return found

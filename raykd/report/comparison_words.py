@@ -6,9 +6,22 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from raykd.algo.comparison import FEWEST, labels_to_reach
+from raykd.algo.comparison import FEWEST, Verdict, labels_to_reach
 from raykd.algo.statistics import student_t
-from raykd.report.comparison import BASE, STRATEGY, UNDECIDED, Compared, Curves, Difference, Ranking, ranking
+from raykd.report.comparison import BASE, STRATEGY, UNDECIDED, Compared, Curves, Difference, Ranking, rankings
+from raykd.report.words import UNKNOWN, counted, duration, percent
+
+UNSHOWN: Verdict = "no difference shown"
+MADE_HEADINGS = ("Set", "Arms", "Seeds", "Rounds", "Labels", "Simulated by raykd")
+
+
+def made_row(found: Compared) -> list[str]:
+    """What a set's figures are of: see :data:`MADE_HEADINGS`."""
+    rounds = {len(arm.labels_R) for arm in found.strategies}
+    ends = [(arm.labels_R[0], arm.labels_R[-1]) for arm in found.strategies]
+    labels = f"{min(low for low, _ in ends):,} to {max(high for _, high in ends):,}"
+    counts = " to ".join(str(count) for count in sorted({min(rounds), max(rounds)}))
+    return [found.name, str(len(found.strategies)), str(num_seeds(found)), counts, labels, found.made_by or UNKNOWN]
 
 
 def num_seeds(found: Compared) -> int:
@@ -16,21 +29,42 @@ def num_seeds(found: Compared) -> int:
 
 
 def leaders(found: Compared) -> str:
-    """The verdict of a set in a few sentences: who leads, and what is shown against random."""
+    """The verdict of a set in a few sentences: who leads by how much, and what is shown against random."""
     best = sorted(found.strategies, key=lambda arm: -arm.area)[:3]
-    listed = ", ".join(f"{arm.name} ({arm.area:.1%})" for arm in best)
-    text = f"Highest area under the curve: {listed}."
+    text = "Highest area under the curve" if found.is_curve else "Highest accuracy"
+    text += f", and points over {base_words(found)}" if found.against_base else ""
+    text += f": {'; '.join(led_by(found, arm) for arm in best)}."
     against = list(found.against_base.values())
     if not against:
-        return f"{text} There is no arm with {STRATEGY}: {BASE} and all else alike, so nothing is held against it."
+        none = f"with {STRATEGY}: {BASE} and all else alike" if len(found.strategies) > 1 else "beside it"
+        return f"{text} There is no arm {none}, so nothing is held against it."
     if (most := max(each.num_seeds for each in against)) < FEWEST:
         return f"{text} {most} seeds can show no difference at 5 %, whatever it is: {FEWEST} can."
-    counts = {said: sum(each.said == said for each in against) for said in ("better", "worse")}
-    rest = len(against) - sum(counts.values())
-    return (
-        f"{text} Against random with all else alike {counts['better']} of {len(against)} arms are shown to be better, "
-        f"{counts['worse']} worse; of {rest} no difference is shown, which does not say that there is none."
-    )
+    better, worse, open_ = (sum(each.said == word for each in against) for word in ("better", "worse", UNSHOWN))
+    text += f" {better} of {counted(len(against), 'arm')} are shown to be better, {worse} worse"
+    text += f"; of {open_} no difference is shown, which does not say that there is none" if open_ else ""
+    few = len(against) - better - worse - open_
+    return f"{text}{f'; {few} have too few seeds to tell' if few else ''}."
+
+
+def led_by(found: Compared, arm: Curves) -> str:
+    """An arm's area, and by how much it is ahead."""
+    against = found.against_base.get(arm.name)
+    return f"{arm.name} {percent(arm.area)}" + (f" ({points_of(against.mean, against.half)})" if against else "")
+
+
+def base_words(found: Compared) -> str:
+    """What arms are held against."""
+    return f"{BASE} with all else alike" if found.has_random else found.strategies[0].name
+
+
+def span_words(found: Compared) -> str | None:
+    """That arms were not measured at the same numbers of labels; None where they were."""
+    if not found.is_cut:
+        return None
+    low, high = found.span
+    between = f"between {low:,.0f} and {high:,.0f} labels, which all of them have" if low < high else f"at {low:,.0f}"
+    return f"Not all arms have the same numbers of labels: they are compared {between}."
 
 
 def labels_saved(found: Compared, arm: Curves) -> str:
@@ -46,46 +80,62 @@ def labels_saved(found: Compared, arm: Curves) -> str:
     return f"{reach['labels']:,.0f}{ends}"
 
 
-def family_words(family: Sequence[tuple[str, str]]) -> str:
-    return ", ".join(f"{key.rpartition('.')[2]} {value}" for key, value in family) or "as in the campaign"
-
-
 def points_of(mean: float, half: float) -> str:
     """A difference of areas in percentage points with its interval."""
     return f"{100 * mean:+.1f}" + ("" if np.isnan(half) else f" ± {100 * half:.1f}")
 
 
+def p_words(p_value: float) -> str:
+    return f"{p_value:.3f}" if p_value >= 0.001 else "< 0.001"
+
+
+def family_words(arms: Sequence[Curves]) -> str:
+    """What the arms of a family have in common."""
+    if len({arm.family for arm in arms}) > 1 or not arms[0].family:
+        return "all arms"
+    return ", ".join(f"{key.rpartition('.')[2]} {value}" for key, value in arms[0].family)
+
+
 def arm_rows(found: Compared) -> list[list[str]]:
-    """The table of arms, the highest area first: see :data:`ARM_HEADINGS`."""
+    """The table of arms, the highest area first: see :func:`arm_headings`."""
     rows = []
-    for arm in sorted(found.arms, key=lambda each: -each.area):
+    for arm in sorted(found.arms, key=lambda each: (not each.areas, -each.area)):
         areas, against = list(arm.areas.values()), found.against_base.get(arm.name)
         half = student_t(len(areas) - 1) * np.std(areas, ddof=1) / len(areas) ** 0.5 if len(areas) > 1 else np.nan
+        lacking = "" if len(arm.accuracies) == num_seeds(found) else f", {counted(len(arm.accuracies), 'seed')}"
         rows.append(
             [
                 arm.name + (" (upper bound)" if arm.is_bound else ""),
-                f"{arm.area:.1%}" + ("" if np.isnan(half) else f" ± {100 * half:.1f}"),
-                f"{arm.curves_SR[:, -1].mean():.1%}",
+                percent(arm.area) + ("" if np.isnan(half) else f" ± {100 * half:.1f}") + lacking,
+                percent(float(arm.curves_SR[:, -1].mean())),
                 "" if against is None else points_of(against.mean, against.half),
-                "" if against is None else f"{against.p_value:.3f}",
+                "" if against is None else p_words(against.p_value),
                 "" if against is None else against.said,
                 labels_saved(found, arm),
-                f"{arm.seconds:.2f} s",
+                duration_of_round(arm.seconds),
             ]
         )
     return rows
 
 
-ARM_HEADINGS = (
-    *("Arm", "AUBC", "Last round", "Against random, points", "p", "Shown"),
-    *("Labels to be as good as random at the end", "A round"),
-)
+def duration_of_round(seconds: float) -> str:
+    return f"{seconds:.2f} s" if seconds < 10 else duration(seconds)
+
+
+def arm_headings(found: Compared) -> list[str]:
+    """Of the table of arms; of a single round there is no area, and accuracies stand in its place."""
+    base = BASE if found.has_random else found.strategies[0].name
+    area = "AUBC" if found.is_curve else "Accuracy (one round has no area)"
+    return [
+        *("Arm", area, "Last round", f"Against {base}, points", "p", "Shown"),
+        *(f"Labels to be as good as {base} at the end", "A round"),
+    ]
 
 
 def setting_rows(found: Compared, name: str) -> list[list[str]]:
     """What one field does, pair by pair: see :data:`SETTING_HEADINGS`."""
     return [
-        [each.ours, each.theirs, points_of(each.mean, each.half), f"{each.p_value:.3f}", each.said]
+        [each.ours, each.theirs, points_of(each.mean, each.half), p_words(each.p_value), each.said]
         for each in found.by_setting[name]
     ]
 
@@ -109,25 +159,28 @@ def as_markdown(sets: Sequence[Compared]) -> str:
     """All tables as Markdown."""
     lines: list[str] = []
     for found in sets:
-        lines += [f"## {found.name}", "", f"{num_seeds(found)} seeds. {leaders(found)}", ""]
-        lines += markdown_table(ARM_HEADINGS, arm_rows(found))
+        lines += [f"## {found.name}", "", f"{counted(num_seeds(found), 'seed')}. {leaders(found)}", ""]
+        notes = [span_words(found), f"Not there yet: {'; '.join(found.missing)}." if found.missing else None]
+        lines += [line for note in notes if note for line in (note, "")]
+        lines += markdown_table(arm_headings(found), arm_rows(found))
         for name, differences in found.by_setting.items():
             lines += ["", f"**{name}**: {setting_summary(differences)}.", ""]
             lines += markdown_table(SETTING_HEADINGS, setting_rows(found, name))
         lines.append("")
-    if rank := ranking(sets):
+    for rank in rankings(sets):
         order = np.argsort(rank.ranks.mean_A, kind="stable")
-        lines += [f"## Mean ranks over {len(rank.sets)} sets", "", rank_words(rank), ""]
-        lines += markdown_table(("Arm", "Mean rank"), [[rank.names[i], f"{rank.ranks.mean_A[i]:.2f}"] for i in order])
+        lines += [f"## Mean ranks over {len(sets)} sets: {family_words(rank.arms)}", "", rank_words(rank), ""]
+        rows = [[rank.arms[i].name, f"{rank.ranks.mean_A[i]:.2f}"] for i in order]
+        lines += [*markdown_table(("Arm", "Mean rank"), rows), ""]
     return "\n".join(lines) + "\n"
 
 
 def rank_words(rank: Ranking) -> str:
     """What the ranks show."""
-    ranks = rank.ranks
+    ranks, friedman = rank.ranks, f"Friedman p {p_words(rank.ranks.p_value)}"
     if ranks.p_value > 0.05:
-        return f"Friedman p {ranks.p_value:.3f}: over these sets no arm is told apart from another."
-    return f"Friedman p {ranks.p_value:.3f}; mean ranks nearer than {ranks.critical:.2f} are not told apart (Nemenyi)."
+        return f"{friedman}: over these sets no arm is told apart from another."
+    return f"{friedman}; mean ranks nearer than {ranks.critical:.2f} are not told apart (Nemenyi)."
 
 
 def markdown_table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
