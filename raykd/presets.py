@@ -190,7 +190,7 @@ def dho_small() -> dict[str, Any]:
     error. The schedule is their code's, up and down in straight lines, where the paper says cosine.
     """
     values = caltech101()
-    values |= {"storage_path": "runs/dho_small", "rounds": 1, "mixture": {"search": True}}
+    values |= {"storage_path": "runs/dho_small", "rounds": 1, "mixture": {"search": "grid"}}
     values["labels"] |= {"shots": 16}
     return values
 

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.fs as pafs
 from ray import tune
 
 from raykd.algo.heads import Mixture, probabilities
@@ -33,9 +34,9 @@ from raykd.stages.progress import Progress
 from raykd.stages.session import Session
 from raykd.stages.teacher import refit, teach
 from raykd.stages.train import train
-from raykd.store.outputs import CLASSES_FILE, Encoded, Labels, Pool, Teacher, read_labels
+from raykd.store.outputs import CLASSES_FILE, Encoded, Labels, Pool, Teacher, read_labels, round_place
 from raykd.store.place import Place
-from raykd.store.stage_folder import fingerprint
+from raykd.store.stage_folder import fingerprint, read_done
 from raykd.sweeps import Needs, Range, Sweep, config_of, point_name
 
 SMALLER_IS_BETTER = ("log_loss", "calibration")
@@ -117,8 +118,7 @@ def run_point(prepared: Prepared, sweep: Sweep, out: Place, point: Mapping[str, 
     started = time.perf_counter()
     config = config_of(prepared.config, point)
     config = config.model_copy(update={"seed": config.seed + repeat, "progress": "none"})
-    about = config.model_dump(mode="json", exclude={"mixture": True})
-    place = out / "trained" / fingerprint([about["student"], about["teacher"], config.seed])
+    place = training_place(out, prepared, config, point)
     quiet = Progress("none", io.StringIO())
     with Session(config.local_cpus, config.stall_s, quiet) as session:
         campaign = Campaign(config=config, place=place, progress=quiet, session=session)
@@ -146,6 +146,24 @@ def run_point(prepared: Prepared, sweep: Sweep, out: Place, point: Mapping[str, 
         "losses": (-np.log(np.maximum(probs_NC[np.arange(len(labels_N)), labels_N], 1e-30))).tolist(),
         "seconds": time.perf_counter() - started,
     }
+
+
+def training_key(config: Config) -> str:
+    """Names a training: points that agree in it share one."""
+    about = config.model_dump(mode="json", include={"student", "teacher", "seed"})
+    return fingerprint(about)
+
+
+def training_place(out: Place, prepared: Prepared, config: Config, point: Mapping[str, Any]) -> Place:
+    """Where a point's training lies: one that is complete, if there is any like it, else the point's own.
+
+    Two points beside each other that begin the very same do it twice, and not into one folder.
+    """
+    key, place = training_key(config), out / "trained"
+    selector = pafs.FileSelector(place.path, allow_not_found=True)
+    names = sorted(info.base_name for info in place.fs.get_file_info(selector) if info.base_name.startswith(key))
+    complete = (name for name in names if read_done(round_place(place / name, prepared.number) / "train"))
+    return place / next(complete, f"{key}-{point_name(point)}")
 
 
 def mixture_of_point(
@@ -202,16 +220,25 @@ def run_trials(campaign: Campaign, prepared: Prepared, sweep: Sweep, out: Place,
     arguments = {"prepared": prepared, "sweep": sweep, "out": out, "repeats_told": asha}
     trainable = tune.with_resources(tune.with_parameters(trial, **arguments), resources)
     mode = "min" if sweep.objective in SMALLER_IS_BETTER else "max"
-    options: dict[str, Any] = {"metric": "objective", "mode": mode, "max_concurrent_trials": at_once}
+    options: dict[str, Any] = {"metric": "objective", "mode": mode}
+    options |= {"max_concurrent_trials": at_once, "reuse_actors": True}  # a process a trial takes its seconds to import
     halve = sweep.repeats if asha and sweep.repeats > 1 else None
     there = {point_name(row["point"]) for row in read_trials(out)}
     points = [point for point in sweep.points() if point_name(point) not in there]
     if points:
         campaign.say("sweep", f"{len(points)} points, {at_once} at a time ({needs.cpus:g} CPUs each: {needs.words})")
-        fit(trainable, {"point": tune.grid_search(points)}, options, out, halve)
+        for wave in waves(prepared.config, points):
+            fit(trainable, {"point": tune.grid_search(wave)}, options, out, halve)
     if sweep.sampler == "optuna" and (left := sweep.trials + 1 - len(read_trials(out))) > 0:
         campaign.say("sweep", f"{left} points by Optuna, {at_once} at a time")
         fit(trainable, None, options | {"search_alg": study(sweep, out, mode), "num_samples": left}, out, halve)
+
+
+def waves(config: Config, points: list[dict[str, Any]]) -> list[list[dict[str, Any]]]:
+    """A point of each training first, then those that find theirs done."""
+    firsts = {training_key(config_of(config, point)): point for point in reversed(points)}
+    later = [point for point in points if point not in firsts.values()]
+    return [wave for wave in ([point for point in points if point in firsts.values()], later) if wave]
 
 
 def one_worker(config: Config) -> bool:

@@ -134,7 +134,7 @@ def test_dhos_own_settings_are_one_training_on_some_labels_of_each_class(name):
 def test_dho_small_is_the_small_datasets_training_with_a_searched_mixture():
     given, active = load_preset("dho_small"), load_preset("caltech101")
     assert (given.student, given.teacher, given.pool) == (active.student, active.teacher, active.pool)
-    assert (given.mixture.search, given.mixture.ce_weight, given.mixture.temperature) == (True, 0.5, 1.0)
+    assert (given.mixture.search, given.mixture.ce_weight, given.mixture.temperature) == ("grid", 0.5, 1.0)
 
 
 def test_dho_imagenet_is_imagenets_training_on_the_whole_pool():
