@@ -79,6 +79,22 @@ def check_budgets(campaign: Campaign, pool: Pool, num_images: int) -> None:
         num_to_set_aside(campaign, pool, left)
 
 
+def check_choosable(campaign: Campaign, pool: Pool) -> None:
+    """Whether there is anything to choose a mixture by, where the config says how. Raises UserError."""
+    how = campaign.config.mixture
+    asked = {
+        "objective": how.objective != "accuracy",
+        "search": how.search in ("random", "optuna"),
+        "points": how.points is not None,
+    }
+    names = [name for name, is_asked in asked.items() if is_asked and how.search]
+    if names and not pool.counts["val"] and not audits_of(campaign, pool):
+        raise UserError(
+            f"mixture.{names[0]} says how to choose a mixture, and there are no labels to choose by: give val or "
+            "val_share, or labels.audit_share (test images are not for choosing); or leave it out"
+        )
+
+
 def num_to_set_aside(campaign: Campaign, pool: Pool, num_images: int) -> int:
     """How many images audits are drawn from.
 

@@ -28,7 +28,7 @@ from raykd.images.stored import ImageReader
 from raykd.images.transforms import Thumbnail
 from raykd.labels.files import labels_from
 from raykd.labels.ledger import resolve_renamed
-from raykd.stages.budget import check_budgets
+from raykd.stages.budget import check_budgets, check_choosable
 from raykd.stages.campaign import Campaign
 from raykd.store.outputs import CLASSES_FILE, MANIFEST_FILE, Pool, manifest_content, with_renamed
 from raykd.store.place import Place
@@ -57,6 +57,7 @@ def list_pool(campaign: Campaign) -> Pool:
     pool = Pool(tuple(parts), tuple(classes), renamed, {name: texts for name, texts in classes.items() if texts})
     check_label_names(pool.manifest, classes)
     check_budgets(campaign, pool, pool.counts["pool"])
+    check_choosable(campaign, pool)
     check_oracle(campaign, pool.manifest, pool.classes)
     if campaign.num_done < config.rounds and (given := campaign.new_given):  # or it is refused when all is encoded
         labels_from(Place.of(given), pool.classes, *pool.ids_to_label(), pool.renamed)

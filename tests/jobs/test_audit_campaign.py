@@ -219,6 +219,8 @@ def test_labels_that_measured_elsewhere_are_learned_from_here_and_that_is_said(d
         ),
         (["labels.audit_aside=0.95"], "labels.audit_aside: 0.95 sets 46 of 48 images aside"),
         (["labels.audit_share=1"], "labels.audit_share"),
+        (["labels.audit_share=0", "mixture.objective=log_loss"], "mixture.objective says how to choose a mixture, and"),
+        (["labels.audit_share=0", "mixture.search=random"], "give val or val_share, or labels.audit_share"),
     ],
 )
 def test_a_share_that_cannot_be_is_refused_before_anything_is_encoded(untested, run_job, tmp_path, changes, problem):
