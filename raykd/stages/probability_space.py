@@ -6,6 +6,7 @@ with the very same. Images that are set aside to be audited are no part of it: n
 
 from __future__ import annotations
 
+import pyarrow as pa
 import pyarrow.compute as pc
 
 from raykd.algo.heads import Mixture
@@ -77,7 +78,8 @@ def student_space(campaign: Campaign, pool: Pool, before: Round) -> tuple[PoolSo
     here = pc.is_in(ids, value_set=predictions.ids)  # an image that can no longer be read is no center
     labeled = ids.filter(here).to_pylist()
     unknown = given.filter(pc.invert(pc.is_in(given, value_set=ids)))  # labeled, but no class of this student's
-    excluded = [*labels.without_class()["sample_id"].to_pylist(), *unknown.to_pylist()]
+    out = [labels.without_class()["sample_id"], unknown, labels.audited["sample_id"]]  # also audited by another seed
+    excluded = pa.chunked_array([chunk for ids in out for chunk in ids.chunks], pa.string()).to_pylist()
     mixture = acquisition_mixture(campaign, before)
     source = PoolSource(
         uris=predictions.uris,

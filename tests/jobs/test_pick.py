@@ -108,8 +108,9 @@ def test_it_writes_picks_in_order(run, given, strategy, labeled):
     assert f"{strategy}: 10 of 50 rows, {6 if labeled else 0} labeled" in out
     assert str(given.folder / "picks.parquet") in out
     table = given.picks()
-    assert table.schema.names == ["sample_id", "rank", "distance"]
+    assert table.schema.names == ["sample_id", "rank", "distance", "probability"]
     assert table["rank"].to_pylist() == list(range(10))
+    assert (table["probability"].null_count < 10) == (strategy in ("falcun", "random"))
     ids = table["sample_id"].to_pylist()
     assert len(set(ids)) == 10
     assert set(ids) <= {f"p{number}" for number in range(50)}

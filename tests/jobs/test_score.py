@@ -111,11 +111,11 @@ def test_a_campaign_with_that_cache_reads_no_image(run, run_job, image_folder, s
     assert run("--pool", image_folder, "--out", tmp_path / "s", "--cache", tmp_path / "cache")[0] == 0
     monkeypatch.setattr(map_images, "map_parts", lambda parts, *_, **__: [part.done for part in parts])
     missing = []
-    monkeypatch.setattr(map_images, "num_missing", lambda parts: missing.append(len([p for p in parts if not p.done])))
+    monkeypatch.setattr(map_images, "num_missing", lambda parts: missing.append([p for p in parts if not p.done]) or 0)
     monkeypatch.setattr(encode, "check_budgets", lambda *_: (_ for _ in ()).throw(Reached))
     with pytest.raises(Reached):
         run_job(settings, f"cache_path={tmp_path / 'cache'}")
-    assert missing == [0]
+    assert missing == [[]]
 
 
 @pytest.mark.parametrize(

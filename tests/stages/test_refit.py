@@ -351,6 +351,7 @@ def test_stopped_after_the_fit_and_between_parts_only_what_is_missing_is_made(be
 
 
 def test_audit_labels_and_test_and_val_images_reach_neither_the_fit_nor_the_training(begun):
+    """Audited images are in the training as the rest of the pool is, without their labels: or they measured less."""
     from raykd.stages.train import make_job
 
     given = begun("teacher.rule=gda")
@@ -365,8 +366,10 @@ def test_audit_labels_and_test_and_val_images_reach_neither_the_fit_nor_the_trai
     assert teacher.fit["num_labels"] == 9
     np.testing.assert_allclose(probs_of(teacher), plain_fit("gda", given, answers)[1], atol=2e-3)
     job = make_job(given.campaign, 0, given.pool, given.encoded, teacher, labels, None)
-    assert job.ids.to_pylist()[: len(job.labels_L)] == sorted(answers)
-    assert not set(job.ids.to_pylist()) & {*audit, *held_out["sample_id"].to_pylist()}
+    ids, num_labeled = job.ids.to_pylist(), len(job.labels_L)
+    assert ids[:num_labeled] == sorted(answers)
+    assert set(audit) < set(ids[num_labeled:])
+    assert not set(ids) & {*held_out["sample_id"].to_pylist()}
 
 
 def test_audit_images_are_not_picked_again(begun, finished):
@@ -455,7 +458,9 @@ def test_the_last_opinion_covers_the_images_that_have_come_since(begun, tmp_path
         _, probs = plain_fit("gda", grown, given.labeled(3))
         where = features_of(grown.encoded)[0].index("green/zz_new.png")
         np.testing.assert_allclose(teacher.probabilities(ids)[0], probs[where], atol=2e-3)
-        table = pa.table([ids, pa.array(range(4), pa.int32()), pa.array([0.0] * 4)], schema=PICKS)
+        table = pa.table(
+            [ids, pa.array(range(4), pa.int32()), pa.array([0.0] * 4), pa.nulls(4, pa.float64())], schema=PICKS
+        )
         place = Place.of(tmp_path / "picks")
         (place / "picks.parquet").write_table(table)
         cards = label.cards(grown.pool, teacher, Picks(Done(place, "p")), None).to_pylist()
