@@ -30,7 +30,7 @@ demo: $(SETUP)
 test: $(SETUP)
 	$(PY) -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
-# all that needs no Ray and less than half a minute; two processes as well
+# all that needs no Ray and less than a second; two processes as well
 quick: $(SETUP)
 	$(PY) -m pytest -m "not ray and not slow" --numprocesses 2 --dist loadfile --no-loadscope-reorder
 

@@ -54,6 +54,7 @@ def quick(monkeypatch):
 # ---------------------------------------------------------------- coverage
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("correlation", "sharpened"), [(0.2, False), (0.5, True), (0.8, False), (0.8, True)])
 @pytest.mark.parametrize(("accuracy", "count"), [(0.6, 100), (0.6, 200), (0.8, 200), (0.6, 400), (0.9, 400)])
 def test_the_interval_by_control_variate_covers_in_93_to_97_percent(accuracy, count, correlation, sharpened):
@@ -63,6 +64,7 @@ def test_the_interval_by_control_variate_covers_in_93_to_97_percent(accuracy, co
     assert varied > 0.95
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("correlation", [0.2, 0.8])
 @pytest.mark.parametrize(
     ("accuracy", "count"), [(0.6, 20), (0.9, 20), (0.8, 50), (0.97, 50), (0.9, 100), (0.97, 200), (0.97, 400)]
@@ -91,6 +93,7 @@ def test_of_a_pool_that_is_not_large_it_covers_its_own_accuracy_and_is_narrower(
         assert width < 0.8 * endless
 
 
+@pytest.mark.slow
 def test_images_that_people_can_give_no_class_are_left_out_of_the_accuracy_without_bias():
     """A third of what the student is unsure of has no class; how sure it was of these is known all the same."""
     rng = np.random.default_rng(0)
@@ -247,6 +250,7 @@ def test_an_audit_without_any_class_is_refused():
 # ---------------------------------------------------------------- at every look
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("planned", [True, False])
 @pytest.mark.parametrize("way", ["rising", "falling", "jumping"])
 @pytest.mark.parametrize("shared", [True, False])

@@ -22,6 +22,7 @@ def make_rows(num_rows, seed, prefix="p"):
     return Rows(ids, probs, features, np.minimum(rng.integers(0, 9, num_rows), 4), features)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cold", [False, True], ids=["labeled", "cold"])
 @pytest.mark.parametrize("budget", [1, 12, 60])
 @pytest.mark.parametrize("name", NAMES)

@@ -79,6 +79,7 @@ def test_calibration_mends_confidence_and_changes_no_choice():
     assert log_loss(after_NC, labels_N) < log_loss(before_NC, labels_N) - 0.05
 
 
+@pytest.mark.slow
 def test_twenty_labels_of_a_calibrated_student_do_little_harm():
     costs = []
     for seed in range(20):

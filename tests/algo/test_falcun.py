@@ -78,6 +78,7 @@ def test_its_probabilities_are_those_of_the_paper_which_stretches_distances_agai
         gone.append(at[name])
 
 
+@pytest.mark.slow
 def test_rows_are_drawn_as_often_as_it_says():
     """The second of two picks among six rows, over 1,500 seeds (fixed, so no flakes)."""
     rows = rows_of("flat", 6, seed=2)

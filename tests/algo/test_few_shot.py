@@ -439,6 +439,7 @@ def worlds(some_counts):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rule", ["zero_shot", "gda", "tip", "proker", "auto"])
 @worlds([0, 0, 1, 1, 2, 5, 60])
 @examples(60, dev=8)
@@ -598,12 +599,14 @@ def test_copies_make_no_kernel_too_narrow_for_single_precision():
         assert abs(logits).max() < 1e4, rule
 
 
+@pytest.mark.slow
 def test_what_says_the_same_of_every_class_is_not_made_large():
     support = Support(np.ones((6, 3)), np.array([0, 0, 0, 1, 1, 1]), Texts(np.eye(3)[:2], SCALE))
     for rule in RULES:
         assert abs(fit_rule(rule, support).scorer.logits(np.ones((1, 3)))).max() < 100, rule
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rule", ["gda", "proker", "auto"])
 def test_classes_without_labels_keep_their_images_where_others_have_many(rule):
     """Half of the classes have 30 labels each, the others none: they must not fall far below zero-shot."""
@@ -625,6 +628,7 @@ def test_classes_without_labels_keep_their_images_where_others_have_many(rule):
 # ---------------------------------------------------------------- a refit
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("counts", [[4, 3, 2, 9, 2], [4, 1, 0, 9, 2]])
 @pytest.mark.parametrize("rule", list(RULES))
 def test_a_refit_takes_the_likeliest_offer_and_says_what_it_makes_of_it(rule, counts):
@@ -683,6 +687,7 @@ def halves(support):
     return support.some(np.flatnonzero(even)), support.some(np.flatnonzero(~even))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(4))
 def test_auto_takes_what_is_plainly_better(seed):
     train, test = halves(cone(np.random.default_rng(seed), [12] * 6, off=2.0))
@@ -694,6 +699,7 @@ def test_auto_takes_what_is_plainly_better(seed):
     assert losses["auto"] == losses[done["auto"].rule] < losses["zero_shot"] - 0.2
 
 
+@pytest.mark.slow
 def test_auto_does_no_harm_where_labels_are_drawn_at_random():
     harm = []
     for seed in range(8):
@@ -709,6 +715,7 @@ def test_auto_does_no_harm_where_labels_are_drawn_at_random():
     assert np.mean(harm) < 0.01
 
 
+@pytest.mark.slow
 def test_auto_stays_with_texts_that_cannot_be_better():
     taken = [
         fit_rule("auto", cone(np.random.default_rng(seed), [3] * 6, off=0.0, gap=0.0, noise=0.9, scale=40.0)).rule
@@ -836,6 +843,7 @@ def test_one_label_in_all_leaves_zero_shot_as_it_is(rule):
     assert zero_shot_as_it_is(refit(rule, support), support)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rule", ALL)
 @pytest.mark.parametrize("counts", [[2, 0], [0, 9, 0], [1, 1], [30, 1], [0, 200, 1, 1]])
 def test_lopsided_labels_keep_every_class(rule, counts):
@@ -846,6 +854,7 @@ def test_lopsided_labels_keep_every_class(rule, counts):
     assert 0.05 < done.chosen["temperature"] < 20
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rule", ALL)
 @pytest.mark.parametrize("counts", [[4, 4], [5, 0], [3, 1, 6, 0]])
 def test_images_that_are_all_the_same_in_a_class_are_no_trouble(rule, counts):
@@ -868,6 +877,7 @@ def test_images_that_are_the_same_in_all_classes_are_no_trouble(rule):
     assert np.isfinite([*done.chosen.values(), *(done.after or {}).values()]).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rule", ALL)
 def test_a_refit_leaves_what_it_was_given_as_it_was_and_gives_the_same_again(rule):
     given = cone(np.random.default_rng(4), [5, 2, 9])

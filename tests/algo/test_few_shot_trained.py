@@ -195,6 +195,7 @@ def test_clap_says_which_setting_is_odd():
         ClapSettings(batch_size=0)
 
 
+@pytest.mark.slow
 def test_refit_trains_clap_by_the_settings_it_is_given(support):
     features = support.features_ND
     as_activekd = fit_rule("clap", support, ACTIVEKD_CLAP)
@@ -312,6 +313,7 @@ def test_a_held_out_label_does_not_hang_on_itself(train):
         assert not np.array_equal(after, before)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rule", RULES)
 @pytest.mark.parametrize(
     "labels", [labels_of(0, 1, 0, 0, 0), labels_of(0, 2), labels_of(0, 0, 7, 0, 0), labels_of(1, 1, 1, 1, 1)]
@@ -325,6 +327,7 @@ def test_few_labels_or_those_of_one_class_give_finite_logits(rule, labels):
     assert finite(fit_rule(rule, support).scorer, support)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rule", RULES)
 def test_images_that_are_all_the_same_give_finite_logits(rule):
     cone = Cone(num_classes=5)
@@ -348,6 +351,7 @@ def test_one_label_left_out_leaves_the_texts(support):
     assert np.array_equal(learned.texts_NC, alone.text_logits_NC)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rule", RULES)
 def test_the_same_labels_give_the_same_teacher_and_torchs_own_draws_are_left_alone(rule):
     support = Cone().support(labels_of(*[15] * 20), views=2)  # several batches an epoch
@@ -361,6 +365,7 @@ def test_the_same_labels_give_the_same_teacher_and_torchs_own_draws_are_left_alo
     assert np.array_equal(first.scorer.logits(support.features_ND), again.scorer.logits(support.features_ND))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rule", RULES)
 def test_the_number_of_threads_changes_rounding_at_most(rule):
     settings = replace(PUBLISHED_CLAP, epochs=5)
@@ -374,6 +379,7 @@ def test_the_number_of_threads_changes_rounding_at_most(rule):
     assert logits[0] == pytest.approx(logits[1], abs=1e-2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rule", RULES)
 @pytest.mark.parametrize("seed", range(3))
 def test_with_lopsided_labels_no_class_is_lost(rule, seed):
@@ -390,6 +396,7 @@ def test_with_lopsided_labels_no_class_is_lost(rule, seed):
     assert after.mean() > before.mean()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rule", RULES)
 @pytest.mark.parametrize("views", [0, 4])
 def test_eight_labels_a_class_beat_zero_shot(rule, views):

@@ -89,6 +89,7 @@ def hard_rows(draw):
     return ids, rows[:num_rows].astype(np.float32), rows[num_rows:].astype(np.float32)
 
 
+@pytest.mark.slow
 @settings(max_examples=150, deadline=None)
 @given(rows=hard_rows(), budget=st.integers(1, 30), num_shards=st.sampled_from([1, 2, 3, 7, 16]), how=A_CUT)
 @pytest.mark.parametrize("space", [SIMPLEX, POINTS], ids=["peaked", "points"])
@@ -121,6 +122,7 @@ def test_float32_ties_are_told_apart_in_float64():
     assert pairs(got) == plain_farthest_first(ids, x, centers, 60)
 
 
+@pytest.mark.slow
 @settings(max_examples=100, deadline=None)
 @given(rows=hard_rows(), num_shards=st.sampled_from([1, 2, 3, 7, 16]), seed=st.integers(0, 9), how=A_CUT)
 @pytest.mark.parametrize("kind", ["points", "gradients"])
@@ -154,6 +156,7 @@ def test_the_race_has_the_law_of_kmeans_plus_plus():
 # ---------------------------------------------------------------- bounds
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("width", [1, 5, 100, 3000])
 @pytest.mark.parametrize("kind", ["probs", "points", "large", "tiny", "gradients"])
 def test_no_fast_distance_is_off_by_more_than_it_says(kind, width):

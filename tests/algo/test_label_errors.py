@@ -38,6 +38,7 @@ def test_many_labels_tell_the_share_of_slips_and_the_temperature(share, temperat
     np.testing.assert_allclose(found.probs_NC, softmax(logits_NC / temperature), atol=0.05)
 
 
+@pytest.mark.slow
 def test_no_share_and_temperature_of_a_grid_are_likelier():
     logits_NC, labels_N, _ = teachers_labels(1, 250, share=0.25, temperature=1.5)
     found = find_slips(logits_NC, labels_N)
@@ -139,6 +140,7 @@ def digits(seed, per_class, wrong):
     return Support(images_ND[mine], given_N, Texts(texts_CD, scale))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(3))
 def test_among_real_digits_wrong_labels_are_found_and_of_right_ones_none_is_suspected(seed, monkeypatch):
     from raykd.algo import label_errors

@@ -33,6 +33,7 @@ def cosines(rows, ids, column):
     return x @ x.T
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["gathered", "by_rounds"])
 @pytest.mark.parametrize("limit", [1, 2])
 @pytest.mark.parametrize("name", sorted(STRATEGIES))

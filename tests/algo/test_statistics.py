@@ -69,6 +69,7 @@ def test_of_a_finite_pool_it_holds_exactly_the_numbers_that_do_not_make_it_too_r
         assert exact_interval(right, count, pool) == pytest.approx((min(kept), max(kept)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("count", [1, 20, 99])
 @pytest.mark.parametrize("share", [0.5, 0.9, 0.97, 0.999])
 def test_the_exact_interval_holds_the_truth_at_least_as_often_as_it_says(count, share):

@@ -202,6 +202,7 @@ def test_names_become_folders():
     assert slug("../..") == "_"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SIMULATIONS)
 def test_the_simulations_that_come_with_raykd_are_possible(name, tmp_path):
     simulation = load_example(name, [f"results_path={tmp_path}", "seeds=6"])

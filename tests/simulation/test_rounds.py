@@ -127,6 +127,7 @@ def test_arms_that_differ_in_their_picks_alone_share_a_first_round(folder):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("strategy", ["pcoreset", "badge", "coreset", "typiclust"])
 def test_a_first_round_of_another_arm_gives_the_same_rows(strategy, problem, folder):
     config = config_of(folder, selection__strategy=strategy)
@@ -135,6 +136,7 @@ def test_a_first_round_of_another_arm_gives_the_same_rows(strategy, problem, fol
     same(run_cell(problem, config, oracle, 3, first=other[0]), run_cell(problem, config, oracle, 3))
 
 
+@pytest.mark.slow
 def test_a_runner_that_shares_leaves_the_files_of_one_that_does_not(folder, tmp_path, monkeypatch):
     from raykd.simulation import cell, runner
     from raykd.simulation.problem import given_tables, write_problem
@@ -167,6 +169,7 @@ def test_a_runner_that_shares_leaves_the_files_of_one_that_does_not(folder, tmp_
 # ---------------------------------------------------------------- the upper bound
 
 
+@pytest.mark.slow
 def test_the_greedy_oracle_takes_the_candidate_whose_student_is_best(problem, folder):
     config, oracle = config_of(folder, selection__strategy="random"), perfect(problem)
     found = run_greedy(problem, config, oracle, 2, candidates=len(CANDIDATES))

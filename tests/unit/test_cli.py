@@ -41,6 +41,7 @@ def campaign(tmp_path):
 # ---------------------------------------------------------------- nothing heavy before it is known what is wanted
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "code", "said"),
     [

@@ -345,6 +345,7 @@ def test_names_beside_curves_are_cut_to_the_room_there_is(tmp_path):
             assert float(x) + 6.5 * len(label) <= int(box), label
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here")
 @pytest.mark.parametrize("width", [500, 1200])
 def test_in_a_browser_the_page_is_as_wide_as_its_window(tmp_path, width):
@@ -354,6 +355,7 @@ def test_in_a_browser_the_page_is_as_wide_as_its_window(tmp_path, width):
         assert num_scrolling == 0
 
 
+@pytest.mark.slow
 def test_the_job_says_what_it_wrote_and_what_keeps_it_from_a_plot(tmp_path, monkeypatch, capsys):
     monkeypatch.syspath_prepend(str(ROOT))
     job = importlib.import_module("jobs.compare")

@@ -643,6 +643,7 @@ def test_the_strategy_of_another_package_is_known(monkeypatch):
 # ---------------------------------------------------------------- files and the command line
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", PRESETS)
 def test_a_config_survives_yaml(name, tmp_path):
     before = load_preset(name)

@@ -116,6 +116,7 @@ def png_with(*chunks, at=33):
 LONG = zlib.compress(bytes(3_000_000))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("at", [33, -12], ids=["before the pixels", "behind them"])
 @pytest.mark.parametrize(
     "chunk",

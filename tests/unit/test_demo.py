@@ -39,6 +39,7 @@ def test_pool_is_the_same_file_on_every_call(pool_path, tmp_path):
     assert [path.name for path in again.parent.iterdir()] == ["pool.parquet"]
 
 
+@pytest.mark.slow
 def test_pool_is_left_alone_when_equal_and_replaced_when_not(tmp_path):
     path = digits.write_pool(tmp_path / "pool.parquet")
     first = path.stat()

@@ -41,6 +41,7 @@ def pixels(num=7, size=32):
 # ---------------------------------------------------------------- the network in one piece
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("heads", HEADS)
 @pytest.mark.parametrize("mixture", [MIXTURE, Mixture(0, 2), Mixture(1, 2, 0.3), Mixture(0.5, 0.5, 0.2)])
 def test_the_network_in_one_piece_gives_the_students_probabilities(heads, mixture):
@@ -71,6 +72,7 @@ def student():
     return make_student()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backbone", ["test_resnet", "test_vit", "mobilenetv3_small_050"])
 @pytest.mark.parametrize("heads", ["dho", "ce+kd"])
 def test_plain_timm_loads_what_is_written_with_the_heads_in_one_classifier(backbone, heads, tmp_path):
@@ -100,6 +102,7 @@ def test_timm_makes_the_students_pixels_from_what_the_folder_says(student, tmp_p
         torch.testing.assert_close(transform(image)[None], ours, atol=1e-5, rtol=0)  # a level is about 2e-2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["torch", "onnx"])
 def test_the_network_in_one_file_takes_batches_of_any_size(student, kind, tmp_path):
     facts = written(student, kind, tmp_path)
@@ -110,6 +113,7 @@ def test_the_network_in_one_file_takes_batches_of_any_size(student, kind, tmp_pa
     assert [path.name for path in tmp_path.iterdir()] == [facts["weights"]]
 
 
+@pytest.mark.slow
 def test_an_exporter_that_writes_another_model_is_found_out(student, tmp_path, monkeypatch):
     real, tried = torch.onnx.export, []
 

@@ -153,6 +153,7 @@ def plain_backbone() -> nn.Module:
     return nn.Sequential(nn.Linear(WIDTH, 8), nn.BatchNorm1d(8), nn.ReLU())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("heads", HEADS)
 @pytest.mark.parametrize("preset", ["dho_small", "dho_imagenet"])
 def test_each_steps_losses_are_those_of_a_plain_loop(preset, heads):
@@ -177,6 +178,7 @@ def test_each_steps_losses_are_those_of_a_plain_loop(preset, heads):
         assert different[0]["loss"] != pytest.approx(expected[0]["loss"], rel=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("heads", ["dho", "ce+kd"])
 def test_a_language_aware_towers_losses_are_those_of_a_plain_loop_over_open_clips_model(heads, tmp_path):
     """Heads begin as the mean, not normalised, of the texts of the model's own; the KD head is a cosine over 0.01."""

@@ -194,6 +194,7 @@ def test_strange_names_are_ids_as_they_are_and_are_read(tmp_path):
     assert not any(isinstance(picture, str) for picture in pictures(listing))
 
 
+@pytest.mark.slow
 def test_a_hundred_thousand_names_are_listed_once_each(tmp_path, monkeypatch):
     """Without making the files: what is asked of the disk is a listing a folder, and nothing a file."""
 

@@ -218,6 +218,7 @@ def test_features_beyond_half_precision_are_refused(network, pixels):
         loaded.features(pixels[:2])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("hidden", [None, 3])
 def test_exported_it_is_the_same_and_with_linear_heads_a_plain_timm_model(
     network, features_ND, pixels, targets, hidden, tmp_path
@@ -238,6 +239,7 @@ def test_exported_it_is_the_same_and_with_linear_heads_a_plain_timm_model(
     assert np.ptp(deployed.probabilities(pixels), axis=0).min() > 0.05
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["clip", "siglip", "coca"])
 def test_a_teachers_image_tower_gives_an_image_the_features_that_the_teacher_does(family, tmp_path):
     own = write_family(tmp_path / "own", family)

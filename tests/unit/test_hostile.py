@@ -30,6 +30,8 @@ from raykd.images.sources import check_ids_differ, list_source
 from raykd.images.stored import ImageReader
 from raykd.images.transforms import CenterCrop, ClipPreprocess, RandomCrop, Thumbnail
 
+pytestmark = pytest.mark.slow
+
 SIZE = 64
 MOST_BYTES = int(1.5 * 2**30)  # above what the process has before the first image
 
@@ -95,6 +97,7 @@ def outcome(folder) -> dict[str, Any]:
     return {**done, **{what: dict(zip(names, done[what], strict=True)) for what in ("read", "changed")}}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", [*hostile.IMAGES, *hostile.FILES], ids=str)
 def test_a_hostile_image_is_right_or_has_a_reason_of_its_kind(case, outcome, request):
     if case.name in HALF:
@@ -140,6 +143,7 @@ def test_files_that_are_bad_in_the_same_way_have_the_same_reason(outcome):
     assert several <= {"damaged", "kind not read", "unknown"}  # these say what is damaged, or what is not read
 
 
+@pytest.mark.slow
 def test_rows_of_parquet_are_read_as_files_are(folder, outcome, tmp_path):
     cases = [case for case in hostile.IMAGES if not case.is_large and case.name != "empty.jpg"]
     images = [(folder / case.name).read_bytes() for case in cases]

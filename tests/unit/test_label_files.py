@@ -478,6 +478,7 @@ def test_a_bad_file_stops_after_the_good_ones_and_nothing_of_it_is_applied(tmp_p
     assert answered(book.current()) == {"a.jpg": "cat", "b.jpg": "cat", "c.jpg": "dog", "sub/d.jpg": "cat"}
 
 
+@pytest.mark.slow
 @examples(25)
 @given(
     files=st.dictionaries(

@@ -66,6 +66,7 @@ def test_rows_of_one_append_keep_their_order_and_repeats_are_dropped(book):
     assert book.read()["annotator"].null_count == 3  # empty text is null
 
 
+@pytest.mark.slow
 def test_order_is_that_of_appending_over_many_files(book):
     for n in range(60):
         book.append(rows(*[(f"s{n}-{i}", "cat") for i in range(1 + n * 7 % 11)], ("x", f"class {n}")))

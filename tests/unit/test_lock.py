@@ -157,6 +157,7 @@ def test_on_a_disk_a_second_job_is_refused_naming_the_first_and_what_to_do(tmp_p
     )
 
 
+@pytest.mark.slow
 def test_on_a_disk_kill_9_frees_the_folder_even_when_processes_of_the_job_live_on(tmp_path):
     script = """
 import subprocess, sys

@@ -406,6 +406,7 @@ def test_names_that_yaml_would_misread_survive(photos, tmp_path):
 # ---------------------------------------------------------------- the command
 
 
+@pytest.mark.slow
 def test_the_job_writes_a_config_beside_and_says_what_to_run(photos, tmp_path):
     command = [
         sys.executable,

@@ -254,6 +254,7 @@ def states(report: dict) -> dict[str, dict]:
     return made
 
 
+@pytest.mark.slow
 def test_every_state_is_a_balanced_page_that_loads_nothing(report):
     for state, sample in states(report).items():
         source = page.render(sample)
@@ -848,6 +849,7 @@ def in_a_browser(source: str, tmp_path, width: int) -> tuple[int, int]:
     return int(found[1]), int(found[3])
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here")
 @pytest.mark.parametrize("width", [800, 1200])  # a headless window is at least 500 wide
 def test_in_a_browser_neither_the_page_nor_on_a_desk_a_table_scrolls_sideways(report, tmp_path, width):

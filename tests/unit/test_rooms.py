@@ -51,6 +51,7 @@ def test_the_modules_are_found():
     assert {f"raykd.stages.{verb}" for verb in VERBS} <= FILES.keys()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("module", FILES)
 def test_only_stages_import_ray(module):
     if not is_in(module, "raykd.stages"):

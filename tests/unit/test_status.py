@@ -209,6 +209,7 @@ def test_a_damaged_file_is_told(content, words, tmp_path):
         read_status(Place.of(tmp_path))
 
 
+@pytest.mark.slow
 def test_the_job_tells_people_or_scripts_by_folder_or_config(tmp_path):
     place = put(tmp_path / "runs" / "x", state="finished", round=None, rounds_done=3)
     config = {"storage_path": "runs/x", "pool": {"path": "p", "format": "images"}, "teacher": {"model": "hf-hub:a/b"},

@@ -105,6 +105,7 @@ def same_weights(first, second) -> None:
 # ---------------------------------------------------------------- loading
 
 
+@pytest.mark.slow
 def test_a_fetched_model_loads_as_the_class_that_its_config_says_with_the_same_numbers(family, fetched, theirs):
     model = load_model(fetched, "fp32", "cpu")
     assert type(model) is CLASS_OF.get(family, open_clip.CustomTextCLIP)
@@ -115,6 +116,7 @@ def test_a_fetched_model_loads_as_the_class_that_its_config_says_with_the_same_n
     assert tuple(model.logit_scale.shape) == ((1,) if family == "siglip_of_shape_1" else ())
 
 
+@pytest.mark.slow
 def test_a_model_config_file_and_a_checkpoint_file_give_the_same_model(family, theirs, tmp_path, monkeypatch):
     file = tmp_path / f"tiny-{family.replace('siglip', 'sigmoid')}.json"
     file.write_text(json.dumps(FAMILIES[family]))
@@ -140,6 +142,7 @@ def test_a_model_config_file_and_a_checkpoint_file_give_the_same_model(family, t
 # ---------------------------------------------------------------- towers
 
 
+@pytest.mark.slow
 def test_image_features_are_open_clips(fetched, theirs, images):
     model, preprocess, _ = theirs
     with torch.inference_mode():
@@ -149,6 +152,7 @@ def test_image_features_are_open_clips(fetched, theirs, images):
     np.testing.assert_allclose(found, expected, atol=1e-3)  # rounded to float16
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
 def test_image_features_in_half_precision_are_nearly_those_of_single(precision, fetched, images):
     pixels = pixels_of(fetched, images)
@@ -156,6 +160,7 @@ def test_image_features_in_half_precision_are_nearly_those_of_single(precision, 
     np.testing.assert_allclose((found * expected).sum(axis=1), 1, atol=0.01)
 
 
+@pytest.mark.slow
 def test_texts_have_the_length_and_the_end_that_the_text_tower_expects(family, config, theirs):
     """CoCa's CLS token has a place of its own beside the text's, so no text loses its end to it."""
     tokens = tokens_of(config.open_clip_name, TEXTS)
@@ -180,6 +185,7 @@ def test_open_clips_coca_takes_76_tokens_beside_the_cls_token():
     assert long[0, -1] == tokenizer.eot_token_id
 
 
+@pytest.mark.slow
 def test_class_embeddings_scale_and_bias_are_open_clips(family, fetched, config, theirs):
     model, _, tokenizer = theirs
     names = [name.replace("_", " ") for name in CLASSES]
@@ -217,6 +223,7 @@ def opinion(own, fetched, config, images):
     return opinion_of(place / "part", texts, 1)
 
 
+@pytest.mark.slow
 def test_a_class_list_is_scored_as_open_clip_scores_it(family, opinion, expected_logits):
     assert np.ptp(expected_logits, axis=1).min() > 0.05  # the classes differ to the model
     np.testing.assert_allclose(opinion.logits_NC, expected_logits, atol=0.02)
@@ -229,6 +236,7 @@ def test_a_class_list_is_scored_as_open_clip_scores_it(family, opinion, expected
     assert (fits.sum(axis=1) < 0.1).all() == (family in BIASED)  # so sigmoids alone would be no probabilities
 
 
+@pytest.mark.slow
 def test_logits_of_single_prompts_are_the_models_own(fetched, config, theirs, images):
     """``get_logits`` where there is one (CoCa has none), and what ``forward`` gives to the loss."""
     from raykd.algo.zeroshot import zero_shot_logits
@@ -296,6 +304,7 @@ def refused(folder: Path, changed: dict, family="custom_text") -> str:
     return str(caught.value)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("changed", "words"),
     [
@@ -312,6 +321,7 @@ def test_a_model_that_makes_no_embeddings_is_refused_when_it_is_fetched(changed,
     assert re.match(rf"teacher\.model: .*{words}", message, re.DOTALL), message
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FAMILIES)
 def test_a_vocabulary_that_is_too_small_is_told_of_each_family(name, tmp_path):
     message = refused(tmp_path / "own", {"text_cfg": {"vocab_size": 400}}, name)

@@ -219,6 +219,7 @@ def test_rows_come_a_few_thousand_at_a_time_and_in_the_order_of_the_ids(tmp_path
     np.testing.assert_allclose(softmax(np.concatenate([each for _, each in batches])), probs, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_one_large_row_group_does_not_come_into_memory_as_a_whole(tmp_path):
     rows, width = 60_000, 400  # 96 MB
     values = np.random.default_rng(0).random((rows, width), np.float32)

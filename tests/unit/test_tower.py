@@ -161,6 +161,7 @@ def test_a_tower_that_is_not_to_be_had_is_told_at_once(fields, words):
 POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n"
 
 
+@pytest.mark.slow
 def test_a_checkpoint_that_is_none_or_of_another_model_is_told_at_once(tmp_path):
     file = tmp_path / "weights.safetensors"
     given = config("ViT-B-32", pretrained=str(file))
@@ -219,6 +220,7 @@ def test_a_hub_that_cannot_be_reached_is_told_in_one_line_and_is_not_asked_for_w
 TEXTS = [["a photo of a cat.", "a drawing of a cat."], ["a photo of a dog."]]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FAMILIES)
 def test_heads_begin_as_the_texts_of_the_towers_own_model_and_a_new_round_may_have_other_classes(name, tmp_path):
     own, place = write_family(tmp_path / "own", name), Place.of(tmp_path / "fetched")

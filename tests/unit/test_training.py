@@ -91,6 +91,7 @@ def run(settings=None, heads="dho", data=None, resume=None, worker=None):
 # ---------------------------------------------------------------- learning
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("heads", HEADS)
 def test_every_kind_of_student_learns(heads):
     features, _, classes = problem()
@@ -180,6 +181,7 @@ def no_batchnorm(heads="dho"):
     return StudentNet(nn.Sequential(nn.Linear(WIDTH, 8), nn.ReLU()), 8, NUM_CLASSES, heads)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("heads", HEADS)
 @pytest.mark.parametrize("forward", ["separate", "stacked"])
 def test_micro_batches_add_up_to_the_batch_where_nothing_normalises_over_it(monkeypatch, heads, forward):
@@ -264,6 +266,7 @@ def test_what_no_head_learns_from_is_null(heads, missing):
     assert {name for name in ("loss", "ce", "kl_labeled", "kl_unlabeled") if line[name] is None} == missing
 
 
+@pytest.mark.slow
 def test_a_long_training_writes_about_a_hundred_lines_each_the_mean_of_its_steps():
     every = [line["loss"] for line in run(how(steps=90))[1]]
     _, lines, _ = run(how(steps=250, checkpoints=4))
@@ -516,6 +519,7 @@ def test_each_image_gets_its_own_logits_whatever_the_tables_order(tmp_path, monk
     assert (tmp_path / "mapped").stat().st_size == 20 * 4 * 2
 
 
+@pytest.mark.slow
 @given(st.integers(0, 2**20), st.floats(0.1, 60), st.floats(-500, 500), st.sampled_from([1.0, 2.0]))
 def test_half_precision_changes_a_teachers_probabilities_by_little(seed, spread, offset, temperature):
     logits = (np.random.default_rng(seed).normal(0, spread, (20, 5)) + offset).astype(np.float32)

@@ -108,6 +108,7 @@ def open_clip_pixels(config):
     return Compose(image_transform_v2(PreprocessCfg(**config), is_train=False).transforms[:-2])
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=400)
 @given(
     width=SIDES,
@@ -184,6 +185,7 @@ def test_an_unknown_word_is_refused_before_any_image(make, words):
 # ---------------------------------------------------------------- random crops
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=200)
 @given(
     width=SIDES,
@@ -227,6 +229,7 @@ def drawn(width, height, area, count=4000):
     return ours, np.array(theirs)[:, [1, 0, 3, 2]]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("area", [(0.08, 1.0), (0.5, 1.0), (0.3, 0.3)])
 @pytest.mark.parametrize("sides", [(500, 375), (300, 300), (100, 260), (90, 900)])
 def test_random_crops_are_distributed_as_torchvisions(area, sides):
@@ -249,6 +252,7 @@ def test_the_test_of_distributions_would_notice_another_area():
     assert ks_2samp(np.prod(ours[:, 2:], axis=1), np.prod(theirs[:, 2:], axis=1)).pvalue < 1e-4
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=200)
 @given(width=st.integers(1, 300), height=st.integers(1, 300))
 def test_where_no_attempt_fits_the_middle_is_taken_as_in_torchvision(width, height):
