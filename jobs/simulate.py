@@ -45,7 +45,8 @@ def run(simulation: Simulation) -> pa.Table:
         if there := len(cells) - len(missing):
             work.say("simulate", f"{there} of {len(cells)} cells are there already")
         run_side_by_side(work, missing)
-        write_results(work.place, all_results(work.place, simulation))
+        if whole:  # which take hours
+            write_results(work.place, all_results(work.place, simulation))
         for arm in whole:
             run_campaigns(work, simulation, arm)
         table = all_results(work.place, simulation)

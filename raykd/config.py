@@ -133,6 +133,11 @@ Replicas = Count | Annotated[tuple[Count, Count], AfterValidator(_rising)]
 Format = Literal["images", "class_folders", "parquet", "webdataset", "list", "coop_split"]
 
 
+def least(replicas: int | tuple[int, int]) -> int:
+    """Of :data:`Replicas`."""
+    return replicas if isinstance(replicas, int) else replicas[0]
+
+
 class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, str_min_length=1)
     depends: ClassVar[JsonDict] = FIXED  # what depends on a field of the section that does not say it itself
@@ -515,6 +520,11 @@ class StudentConfig(Section):
     @property
     def most_workers(self) -> int:
         return self.num_workers if isinstance(self.num_workers, int) else self.num_workers[1]
+
+    @property
+    def fits_one_process(self) -> bool:
+        """Whether one process can train it: then it need not be a worker of Ray's, on one machine."""
+        return self.most_workers == 1 or (least(self.num_workers) == 1 and not self.num_gpus)
 
     @model_validator(mode="after")
     def _frozen_has_what_it_needs(self) -> StudentConfig:

@@ -7,7 +7,7 @@ and what score to expect.
 from __future__ import annotations
 
 import runpy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -276,9 +276,14 @@ def load_preset(name: str, overrides: Sequence[str] = ()) -> Config:
     Raises:
         UserError: There is none of that name, or the overrides make a wrong one of it.
     """
-    if name not in PRESETS:
-        raise UserError(f"unknown preset {name!r}; {did_you_mean(name, PRESETS)}")
-    return load(PRESETS[name](), overrides)
+    return load(values_of(name, PRESETS), overrides)
+
+
+def values_of(name: str, presets: Mapping[str, Callable[[], dict[str, Any]]]) -> dict[str, Any]:
+    """The plain values of one of some presets. Raises UserError: there is none of that name."""
+    if name not in presets:
+        raise UserError(f"unknown preset {name!r}; {did_you_mean(name, presets)}")
+    return presets[name]()
 
 
 def imagenet_classes() -> Sequence[str]:

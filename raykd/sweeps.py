@@ -16,7 +16,7 @@ from typing import Any, Literal, get_args
 
 from raykd.algo.keyed import generator
 from raykd.algo.mixture_search import Objective
-from raykd.config import Config, fields_at, load, read_yaml
+from raykd.config import Config, fields_at, least, load, read_yaml
 from raykd.errors import UserError, did_you_mean
 from raykd.store.place import Place
 from raykd.store.stage_folder import differences, fingerprint
@@ -25,6 +25,7 @@ Sampler = Literal["grid", "random", "optuna"]
 SECTIONS = ("student", "mixture", "teacher")
 FIXED_FIELDS = ("student.features", "teacher.model", "teacher.pretrained", "teacher.table", "mixture.search")
 SWEEP_FILE = "sweep.json"
+SMALLER_IS_BETTER = ("log_loss", "calibration")  # of the objectives
 RANGE = re.compile(r"(uniform|loguniform|int):([^,]+),([^,]+)")
 
 
@@ -217,11 +218,7 @@ class Needs:
 
     def __init__(self, config: Config, here: bool) -> None:
         student = config.student
-        workers = student.num_workers if isinstance(student.num_workers, int) else student.num_workers[0]
-        replicas = (
-            student.predict_replicas if isinstance(student.predict_replicas, int) else student.predict_replicas[0]
-        )
-        self.here = here
+        workers, replicas = least(student.num_workers), least(student.predict_replicas)
         self.own_cpus = student.num_cpus if here else 0.01
         beside = 0.0 if student.is_frozen else 1.0  # Ray Data reads images for the model
         if here:

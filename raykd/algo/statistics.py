@@ -129,6 +129,20 @@ def student_t(freedom: int) -> float:
     return math.sqrt(freedom) * math.tan(float(np.interp(0.95, shares / shares[-1], angles)))
 
 
+def half_interval(values_S: np.ndarray) -> float:
+    """Half of the 95 % interval of a mean by Student's t; NaN of fewer than two values.
+
+    Args:
+        values_S: float [S], independent and about normal.
+
+    Example:
+        >>> round(half_interval(np.array([1.0, 2.0, 3.0])), 3)
+        2.484
+    """
+    count = len(values_S)
+    return float(student_t(count - 1) * np.std(values_S, ddof=1) / count**0.5) if count > 1 else math.nan
+
+
 def paired_change(right_before_N: np.ndarray, right_now_N: np.ndarray) -> Change:
     """The gain in accuracy between two models that answered the same images, with Tango's score interval.
 

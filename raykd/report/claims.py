@@ -14,8 +14,18 @@ from dataclasses import dataclass
 import numpy as np
 
 from raykd.algo.comparison import FEWEST, verdict
-from raykd.algo.statistics import student_t
-from raykd.report.comparison import STRATEGY, UNSET, Compared, Curves, area_differences, compared, jointly, one_change
+from raykd.algo.statistics import half_interval
+from raykd.report.comparison import (
+    STRATEGY,
+    UNDECIDED,
+    UNSET,
+    Compared,
+    Curves,
+    area_differences,
+    compared,
+    jointly,
+    one_change,
+)
 from raykd.report.comparison_words import markdown_table, p_words, points_of
 
 HOLDS = {"better": "holds", "worse": "refuted"}
@@ -114,8 +124,7 @@ def claim_table(sets: Sequence[Compared]) -> str:
     for (claim, _), by_seed, p_value in zip(asked, means, jointly(means), strict=True):
         of_S = np.array(list(by_seed.values()))
         count = len(of_S)
-        half = student_t(count - 1) * of_S.std(ddof=1) / count**0.5 if count > 1 else np.nan
-        said = verdict(of_S, p_value) if count else "too few seeds to tell"
+        said = verdict(of_S, p_value) if count else UNDECIDED
         one_by_one = [each.said for found in sets for each in compared(pairs_of(claim, found))]
         shown = [one_by_one.count(word) for word in ("better", "worse")]
         settings = f"{shown[0]}, {shown[1]}, {len(one_by_one) - sum(shown)}"
@@ -127,7 +136,7 @@ def claim_table(sets: Sequence[Compared]) -> str:
         rows.append(
             [
                 claim.words,
-                points_of(float(of_S.mean()) if count else np.nan, float(half)),
+                points_of(float(of_S.mean()) if count else np.nan, half_interval(of_S)),
                 p_words(p_value),
                 settings,
                 word,

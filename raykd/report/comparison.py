@@ -20,7 +20,7 @@ import numpy as np
 
 from raykd.algo.comparison import Bands, Verdict, aubc, bands, joint_sign_flips, verdict
 from raykd.algo.rankings import Ranks, defeats, mean_ranks, penalty_matrix
-from raykd.algo.statistics import student_t
+from raykd.algo.statistics import half_interval
 
 STRATEGY, BASE = "selection.strategy", "random"
 GREEDY = "greedy_oracle."  # what the settings of an upper bound begin with
@@ -212,10 +212,9 @@ def compared(pairs: Sequence[tuple[Curves, Curves]]) -> list[Difference]:
     for (ours, theirs, by_seed), p_value in zip(rows, told, strict=True):
         of_S = np.array(list(by_seed.values()))
         count = len(of_S)
-        half = student_t(count - 1) * of_S.std(ddof=1) / count**0.5 if count > 1 else np.nan
         said = verdict(of_S, p_value) if count else UNDECIDED
         mean = float(of_S.mean()) if count else np.nan
-        found.append(Difference(ours.name, theirs.name, mean, float(half), p_value, count, said))
+        found.append(Difference(ours.name, theirs.name, mean, half_interval(of_S), p_value, count, said))
     return found
 
 

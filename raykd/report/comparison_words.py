@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from raykd.algo.comparison import FEWEST, Verdict, labels_to_reach
-from raykd.algo.statistics import student_t
+from raykd.algo.statistics import half_interval
 from raykd.report.comparison import BASE, STRATEGY, UNDECIDED, Compared, Curves, Difference, Ranking, rankings
 from raykd.report.words import UNKNOWN, counted, duration, percent
 
@@ -101,7 +101,7 @@ def arm_rows(found: Compared) -> list[list[str]]:
     rows = []
     for arm in sorted(found.arms, key=lambda each: (not each.areas, -each.area)):
         areas, against = list(arm.areas.values()), found.against_base.get(arm.name)
-        half = student_t(len(areas) - 1) * np.std(areas, ddof=1) / len(areas) ** 0.5 if len(areas) > 1 else np.nan
+        half = half_interval(np.array(areas))
         lacking = "" if len(arm.accuracies) == num_seeds(found) else f", {counted(len(arm.accuracies), 'seed')}"
         rows.append(
             [

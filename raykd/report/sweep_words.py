@@ -13,14 +13,12 @@ import yaml
 from raykd.algo.mixture_search import is_real_gain, is_real_saving
 from raykd.config import Config
 from raykd.report.words import counted
-from raykd.sweeps import LENGTHS, Sweep, config_of
-
-SMALLER = ("log_loss", "calibration")  # objectives of which less is better
+from raykd.sweeps import LENGTHS, SMALLER_IS_BETTER, Sweep, config_of
 
 
 def best_first(rows: Sequence[Mapping[str, Any]], objective: str) -> list[Mapping[str, Any]]:
     """Of equals the campaign as it is, then as they were."""
-    sign = 1 if objective in SMALLER else -1
+    sign = 1 if objective in SMALLER_IS_BETTER else -1
     return sorted(rows, key=lambda row: (sign * row["objective"], bool(row["point"])))
 
 
@@ -32,15 +30,16 @@ def luck(rows: Sequence[Mapping[str, Any]], objective: str) -> str:
         return "the campaign as it is has not been tried yet"
     if best is base:
         return "the campaign as it is is the best of them"
-    ours, theirs = (np.mean([each["right"] for each in row["repeats"]], axis=0) for row in (best, base))
-    if objective == "accuracy" and len(best["repeats"]) == 1:
-        real, gain = is_real_gain(ours.astype(bool), theirs.astype(bool))
-    elif objective == "calibration":
+    if objective == "calibration":
         return "how much of its lead is luck, nobody has measured"
+    key = "right" if objective == "accuracy" else "losses"
+    ours_N, theirs_N = (np.mean([each[key] for each in row["repeats"]], axis=0) for row in (best, base))
+    if key == "losses":
+        real, gain = is_real_saving(ours_N, theirs_N)
+    elif len(best["repeats"]) == 1:
+        real, gain = is_real_gain(ours_N.astype(bool), theirs_N.astype(bool))
     else:
-        key = "right" if objective == "accuracy" else "losses"
-        mine, base_N = (np.mean([each[key] for each in row["repeats"]], axis=0) for row in (best, base))
-        real, gain = is_real_saving(-mine, -base_N) if key == "right" else is_real_saving(mine, base_N)
+        real, gain = is_real_saving(-ours_N, -theirs_N)
     if real:
         return f"the best gains {gain} over the campaign as it is; the best of {len(rows)} is partly luck"
     return f"the best gains {gain} over the campaign as it is: within a standard error, so nothing is shown"

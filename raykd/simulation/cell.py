@@ -18,7 +18,6 @@ import numpy as np
 import torch
 
 from raykd.algo import metrics
-from raykd.algo.calibration import fit_calibration
 from raykd.algo.dho import TEACHER_COLUMNS, StudentNet
 from raykd.algo.few_shot.rules import fit_rule
 from raykd.algo.few_shot.scorer import Scorer
@@ -26,7 +25,6 @@ from raykd.algo.few_shot.stat_a import ITERATIONS, pool_moments, start, update
 from raykd.algo.few_shot.support import Support
 from raykd.algo.few_shot.trained import CLAP_SETTINGS
 from raykd.algo.heads import HEADS, Mixture, probabilities
-from raykd.algo.mixture_search import TRIALS, searched
 from raykd.algo.selection.kcenter import coverage_radius
 from raykd.algo.selection.rows import Rows
 from raykd.algo.selection.shard import LocalShards
@@ -36,6 +34,7 @@ from raykd.algo.zeroshot import rounded
 from raykd.config import Config
 from raykd.errors import UserError
 from raykd.models.frozen import frozen_heads
+from raykd.models.mixing import mixture_by
 from raykd.models.student import as_numpy
 from raykd.models.threads import limited_threads
 from raykd.models.training import Targets, reproducible, train_student
@@ -173,8 +172,7 @@ def picked_rows(problem: Problem, config: Config, number: int, before: After | N
         selection.strategy, shards, labeled, budget, config.seed, number, selection.cap, selection.options,
         selection.balance,
     )  # fmt: skip
-    at = {name: row for row, name in zip(problem.pool.tolist(), problem.ids[problem.pool], strict=True)}
-    return np.array([at[name] for name in picked.ids], np.int64)
+    return problem.rows_of(picked.ids)
 
 
 def teacher_rows(problem: Problem, config: Config) -> tuple[LocalShards, Rows]:
@@ -282,17 +280,11 @@ def predicted_by(problem: Problem, model: StudentNet) -> tuple[np.ndarray, dict[
 def chosen_mixture(problem: Problem, config: Config, number: int, logits: Mapping[str, np.ndarray]) -> Mixture:
     """The mixture and its calibration by the validation split, where there is one."""
     how, labels_V = config.mixture, problem.labels_N[problem.val]
-    mixture = Mixture(how.ce_weight, how.temperature)
     if not len(labels_V):
-        return mixture
+        return Mixture(how.ce_weight, how.temperature)
     of_val = {name: each[problem.val] for name, each in logits.items()}
-    if how.search and len(logits) > 1:
-        asked = (str(how.search), how.objective, how.points, how.trials or TRIALS, config.seed, number)
-        mixture = searched(of_val, labels_V, mixture, *asked)
-    if how.calibrate:
-        with limited_threads(1):
-            mixture = replace(mixture, calibration=fit_calibration(of_val, mixture, labels_V))
-    return mixture
+    with limited_threads(1):
+        return mixture_by(how, of_val, labels_V, config.seed, number)
 
 
 # ---------------------------------------------------------------- how good it is

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from raykd.errors import UserError, did_you_mean
-from raykd.presets import demo
+from raykd.presets import demo, values_of
 from raykd.simulation.definition import Simulation, load_simulation
 
 
@@ -172,6 +171,4 @@ def load_example(name: str, overrides: Sequence[str] = ()) -> Simulation:
     Raises:
         UserError: There is none of that name, or the overrides make a wrong one of it.
     """
-    if name not in SIMULATIONS:
-        raise UserError(f"unknown preset {name!r}; {did_you_mean(name, SIMULATIONS)}")
-    return load_simulation(SIMULATIONS[name](), overrides)
+    return load_simulation(values_of(name, SIMULATIONS), overrides)

@@ -59,7 +59,6 @@ def batches(problem: Problem, config: Config, number: int, candidates: int, befo
     names = CANDIDATES if before else COLD
     (shard,) = shards.shards
     budget = min(config.selection.budget or len(problem.classes), len(shard))
-    at = {name: row for row, name in zip(problem.pool.tolist(), problem.ids[problem.pool], strict=True)}
     found: dict[frozenset[str], list[str]] = {}
     for tried in range(candidates):
         some: Rows = shard.rows
@@ -68,4 +67,4 @@ def batches(problem: Problem, config: Config, number: int, candidates: int, befo
             some = some.take(np.argsort(draws_N)[: max(budget, round(HALF * len(shard)))])
         picks = pick(names[tried % len(names)], LocalShards.split(some, 1), labeled, budget, config.seed, number).ids
         found.setdefault(frozenset(picks), picks)
-    return [np.array([at[name] for name in picks], np.int64) for picks in found.values()]
+    return [problem.rows_of(picks) for picks in found.values()]

@@ -92,6 +92,14 @@ class Problem:
         return rows[np.argsort(self.ids[rows], kind="stable")]
 
     @cached_property
+    def _row_of(self) -> dict[str, int]:
+        return dict(zip(self.ids[self.pool], self.pool.tolist(), strict=True))
+
+    def rows_of(self, ids: Sequence[str]) -> np.ndarray:
+        """The rows of images of the pool, in this order, int64."""
+        return np.array([self._row_of[name] for name in ids], np.int64)
+
+    @cached_property
     def rounded_NC(self) -> np.ndarray:
         """The teacher's logits as a student learns from them, float16; the same for all arms without a refit."""
         return rounded(self.logits_NC)

@@ -9,7 +9,6 @@ from dataclasses import asdict
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 
 from raykd.algo import metrics
 from raykd.algo.heads import probabilities
@@ -62,9 +61,9 @@ from raykd.store.outputs import (
     RoundFigures,
     Teacher,
 )
+from raykd.store.tables import NO_IDS
 
 VERSION = 1
-NO_TEXTS = pa.chunked_array([pa.array([], pa.string())])
 FAR_BEHIND = 0.15  # of accuracy, between two heads
 HEADS = {"ce_head": "ce_logits", "kd_head": "kd_logits"}  # as the figures call them
 
@@ -89,7 +88,7 @@ def measure(
             doubts = doubtful_labels(campaign, pool, encoded, teacher, done)
             say = what_it_says(done, aside_now(campaign))
             found = measured_images(campaign, pool, done, say)
-            ids, names = (found.ids, found.labels) if found else (NO_TEXTS, NO_TEXTS)
+            ids, names = (found.ids, found.labels) if found else (NO_IDS, NO_IDS)
             test = labeled(ids, names, done.predictions, pool)
             probs_NC = probabilities(test.logits, done.deployed.mixture)
             (out.place / MEASURED_FILE).write_table(say)

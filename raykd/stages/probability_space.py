@@ -6,7 +6,6 @@ with the very same. Images that are set aside to be audited are no part of it: n
 
 from __future__ import annotations
 
-import pyarrow as pa
 import pyarrow.compute as pc
 
 from raykd.algo.heads import Mixture
@@ -79,7 +78,7 @@ def student_space(campaign: Campaign, pool: Pool, before: Round) -> tuple[PoolSo
     labeled = ids.filter(here).to_pylist()
     unknown = given.filter(pc.invert(pc.is_in(given, value_set=ids)))  # labeled, but no class of this student's
     out = [labels.without_class()["sample_id"], unknown, labels.audited["sample_id"]]  # also audited by another seed
-    excluded = pa.chunked_array([chunk for ids in out for chunk in ids.chunks], pa.string()).to_pylist()
+    excluded = [name for ids in out for name in ids.to_pylist()]
     mixture = acquisition_mixture(campaign, before)
     source = PoolSource(
         uris=predictions.uris,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
-from raykd.config import Config
+from raykd.config import Config, least
 from raykd.errors import UserError
 from raykd.stages.session import Session
 from raykd.stages.work import Work
@@ -80,10 +80,6 @@ def check_memory(work: Work, stage: str, asked_bytes: int) -> None:
     if work.session.is_local:
         raise UserError(f"{words}: end other programs, or take a smaller batch size or model")
     work.say("cluster", f"{words}; it waits until such a node joins")
-
-
-def least(replicas: int | tuple[int, int]) -> int:
-    return replicas if isinstance(replicas, int) else replicas[0]
 
 
 def room(nodes: list[dict[str, float]], cpus: float, gpus: float) -> int:

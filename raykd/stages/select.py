@@ -18,10 +18,9 @@ from raykd.stages.pick_tables import picks_table
 from raykd.stages.probability_space import acquisition_mixture, close_space, open_space
 from raykd.store.outputs import PICKS_FILE, Encoded, Picks, Pool, Round, Teacher
 from raykd.store.stage_folder import fingerprint
-from raykd.store.tables import ASKED, PICKS, ROLES, checked
+from raykd.store.tables import ASKED, NO_IDS, PICKS, ROLES, checked
 
 VERSION = 1
-NO_IDS = pa.chunked_array([pa.array([], pa.string())])
 
 
 def select(
@@ -73,11 +72,9 @@ def select(
 def with_audits(picks: pa.Table, audits: pa.ChunkedArray, *key: int) -> pa.Table:
     """tables.PICKS, and images that measure in places between them, by chance: tables.ASKED."""
     is_audit = places_of_audits(picks.num_rows, len(audits), *key)
-    ranks, far = pa.array(range(len(audits)), pa.int32()), np.full(len(audits), np.nan)
-    more = pa.table([audits, ranks, far, pa.nulls(len(audits), pa.float64())], schema=PICKS)
     places = np.empty(len(is_audit), np.int64)  # of each row among the picks and then the audits
     places[~is_audit], places[is_audit] = np.arange(picks.num_rows), picks.num_rows + np.arange(len(audits))
-    table = pa.concat_tables([picks, more]).take(pa.array(places))
+    table = pa.concat_tables([picks, in_this_order(audits)]).take(pa.array(places))
     table = table.set_column(1, "rank", pa.array(range(len(places)), pa.int32()))
     return table.append_column("role", pa.array(ROLES, pa.string()).take(pa.array(is_audit.astype(int))))
 
@@ -119,6 +116,10 @@ def some_per_class(campaign: Campaign, pool: Pool, encoded: Encoded) -> pa.Table
         )
     ids = rows["sample_id"]
     places = some_of_each_class(ids.to_pylist(), classes_N, len(pool.classes), shots, campaign.config.seed)
-    ids = ids.take(pa.array(places))
+    return in_this_order(ids.take(pa.array(places)))
+
+
+def in_this_order(ids: pa.ChunkedArray) -> pa.Table:
+    """tables.PICKS of images that no strategy has picked: without distances and chances."""
     ranks = np.arange(len(ids), dtype=np.int32)
     return pa.table([ids, ranks, np.full(len(ids), np.nan), pa.nulls(len(ids), pa.float64())], schema=PICKS)

@@ -72,7 +72,8 @@ class RayShards:
             UserError: A shard's rows cannot be read (see :func:`raykd.stages.shard_rows.read_slices`).
         """
         shared = [ray.put(arg) if _num_bytes(arg) > SHARED_BYTES else arg for arg in args]
-        return _get([actor.ask.remote(question, *shared, **kwargs) for actor in self.actors])
+        with actors_words(ValueError):
+            return ray.get([actor.ask.remote(question, *shared, **kwargs) for actor in self.actors])
 
     def sizes(self) -> list[int]:
         """How many rows each shard has, without those that are labeled."""
@@ -80,7 +81,8 @@ class RayShards:
 
     @cached_property
     def _labeled(self) -> Rows:
-        return joined(self.source, _get([actor.labeled.remote() for actor in self.actors]))
+        with actors_words(ValueError):
+            return joined(self.source, ray.get([actor.labeled.remote() for actor in self.actors]))
 
     def labeled(self, labels: Mapping[str, int] | None = None) -> Rows:
         """The rows that the source names as labeled, in its order, with their vectors. Fetched once.
@@ -140,12 +142,14 @@ def open_shards(
             ray.kill(actor)
 
 
-def _get(answers: list[ray.ObjectRef]) -> list[Any]:
+@contextmanager
+def actors_words(kind: type[Exception]) -> Iterator[None]:
+    """Raise an actor's error of this kind, the reader's, without Ray's traceback around it."""
     try:
-        return ray.get(answers)
+        yield
     except ray.exceptions.RayTaskError as error:
-        if isinstance(error.cause, ValueError):
-            raise error.cause from None  # the reader's error, without Ray's traceback around it
+        if isinstance(error.cause, kind):
+            raise error.cause from None
         raise
 
 

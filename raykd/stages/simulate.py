@@ -51,6 +51,8 @@ def run_side_by_side(work: Work, cells: Sequence[Cell]) -> None:
         return
     import ray
 
+    from raykd.stages.shard_actors import actors_words
+
     work.session.ensure()
     num_cpus = num_cores() if work.session.is_local else int(ray.cluster_resources().get("CPU", 1))
     actor_class: Any = ray.remote(num_cpus=1, max_restarts=-1, max_task_retries=RETRIES, scheduling_strategy="SPREAD")(
@@ -70,7 +72,8 @@ def run_side_by_side(work: Work, cells: Sequence[Cell]) -> None:
             while running:
                 (ready,), _ = ray.wait(list(running))
                 number = running.pop(ready)
-                raised_plain(ray.get, ready)
+                with actors_words(UserError):
+                    ray.get(ready)
                 ticker.add(1)
                 work.still_ours()
                 hand_to(number)
@@ -102,18 +105,6 @@ def handing_out(cells: Sequence[Cell]) -> Callable[[int], Cell | None]:
         return cell
 
     return next_cell
-
-
-def raised_plain(get: Callable[[Any], Any], ready: Any) -> Any:
-    """What an actor gives, or its UserError without Ray's traceback around it."""
-    import ray.exceptions
-
-    try:
-        return get(ready)
-    except ray.exceptions.RayTaskError as error:
-        if isinstance(error.cause, UserError):
-            raise error.cause from None
-        raise
 
 
 def as_campaign(config: Config, place: Place, cache: Place) -> Config:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -17,12 +17,13 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 from ray import tune
 
-from raykd.algo.heads import Mixture, probabilities
+from raykd.algo.heads import probabilities
 from raykd.algo.metrics import accuracy, calibration_error, log_loss
-from raykd.algo.mixture_search import TRIALS, imported_optuna, searched
+from raykd.algo.mixture_search import imported_optuna
 from raykd.config import Config
 from raykd.errors import UserError
 from raykd.labels.ledger import current_labels
+from raykd.models.mixing import mixture_by
 from raykd.stages.advice import to_choose_by
 from raykd.stages.audit import may_choose
 from raykd.stages.campaign import Campaign
@@ -37,9 +38,7 @@ from raykd.stages.train import train
 from raykd.store.outputs import CLASSES_FILE, Encoded, Labels, Pool, Teacher, read_labels, round_place
 from raykd.store.place import Place
 from raykd.store.stage_folder import fingerprint, read_done
-from raykd.sweeps import Needs, Range, Sweep, config_of, point_name
-
-SMALLER_IS_BETTER = ("log_loss", "calibration")
+from raykd.sweeps import SMALLER_IS_BETTER, Needs, Range, Sweep, config_of, point_name
 
 
 @dataclass(frozen=True)
@@ -131,7 +130,8 @@ def run_point(prepared: Prepared, sweep: Sweep, out: Place, point: Mapping[str, 
         some = pool if config.student.is_frozen else pool.only(prepared.judged_ids)
         predictions = predict(campaign, number, some, encoded, trained)
         (_, logits, labels_N), _ = to_choose_by(campaign, pool, prepared.labels, predictions)
-    mixture = mixture_of_point(config, point, logits, labels_N, number)
+    fixed = bool({"mixture.ce_weight", "mixture.temperature"} & point.keys())
+    mixture = mixture_by(config.mixture, logits, labels_N, config.seed, number, fixed=fixed)
     probs_NC = probabilities(logits, mixture)
     figures = {
         "accuracy": accuracy(probs_NC, labels_N),
@@ -166,23 +166,6 @@ def training_place(out: Place, prepared: Prepared, config: Config, point: Mappin
     return place / next(complete, f"{key}-{point_name(point)}")
 
 
-def mixture_of_point(
-    config: Config, point: Mapping[str, Any], logits: Mapping[str, np.ndarray], labels_N: np.ndarray, number: int
-) -> Mixture:
-    """As the point says, where it says it; else as the campaign finds it, and calibrated as it does."""
-    how = config.mixture
-    mixture = Mixture(how.ce_weight, how.temperature)
-    fixed = {"mixture.ce_weight", "mixture.temperature"} & point.keys()
-    if len(logits) > 1 and how.search and not fixed:
-        asked = (str(how.search), how.objective, how.points, how.trials or TRIALS, config.seed, number)
-        mixture = searched(logits, labels_N, mixture, *asked)
-    if how.calibrate:
-        from raykd.algo.calibration import fit_calibration
-
-        mixture = replace(mixture, calibration=fit_calibration(logits, mixture, labels_N))
-    return mixture
-
-
 def result_file(out: Place, point: Mapping[str, Any]) -> Place:
     return out / "trials" / f"{point_name(point)}.json"
 
@@ -212,7 +195,7 @@ def run_trials(campaign: Campaign, prepared: Prepared, sweep: Sweep, out: Place,
     import ray
 
     campaign.session.ensure()
-    here = campaign.session.is_local and Needs(prepared.config, True).here and one_worker(prepared.config)
+    here = campaign.session.is_local and prepared.config.student.fits_one_process
     needs = Needs(prepared.config, here)
     have = ray.cluster_resources()
     at_once = needs.at_once(have.get("CPU", 0.0), have.get("GPU", 0.0))
@@ -239,11 +222,6 @@ def waves(config: Config, points: list[dict[str, Any]]) -> list[list[dict[str, A
     firsts = {training_key(config_of(config, point)): point for point in reversed(points)}
     later = [point for point in points if point not in firsts.values()]
     return [wave for wave in ([point for point in points if point in firsts.values()], later) if wave]
-
-
-def one_worker(config: Config) -> bool:
-    workers = config.student.num_workers
-    return workers == 1 or (not isinstance(workers, int) and workers[0] == 1 and not config.student.num_gpus)
 
 
 def fit(trainable: Any, space: dict[str, Any] | None, options: dict[str, Any], out: Place, halve: int | None) -> None:

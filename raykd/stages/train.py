@@ -18,7 +18,6 @@ from raykd.models.preprocess import ABOUT
 from raykd.models.saved import WEIGHTS
 from raykd.stages.campaign import Campaign
 from raykd.stages.progress import Ticker
-from raykd.stages.resources import least
 from raykd.stages.views import encode_views
 from raykd.stages.weights import fetch_backbone, fetch_texts, read_student_texts
 from raykd.store.outputs import STEPS_FILE, Encoded, Labels, Pool, Teacher, Trained
@@ -64,8 +63,7 @@ def train(campaign: Campaign, number: int, pool: Pool, encoded: Encoded, teacher
     if missing := without_labels(job.labels_L, job.classes, config.heads):
         campaign.say(folder.name, missing)
     name = of_round(number) + folder.fingerprint  # says all that a training depends on, so it goes on from its own
-    is_one = config.most_workers == 1 or (least(config.num_workers) == 1 and not config.num_gpus)
-    here = campaign.session.is_local and is_one
+    here = campaign.session.is_local and config.fits_one_process
     with (
         folder.writing() as out,
         campaign.progress.stage(folder.name, job.num_steps, "steps", here=here) as ticker,

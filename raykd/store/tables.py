@@ -52,6 +52,7 @@ import pyarrow.compute as pc
 from raykd.errors import UserError
 
 SPLITS = ("pool", "val", "test")
+NO_IDS = pa.chunked_array([pa.array([], pa.string())])
 GROUP_ROWS = 8192  # of a row group of wide vectors: as many are read at a time
 ROLES = ("train", "audit")  # what a label is for: to learn from, or to measure and choose by
 
