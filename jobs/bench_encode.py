@@ -156,11 +156,11 @@ def ours(
     class Noting(LocalTicker):
         def add(self, rows: int) -> None:
             super().add(rows)
-            seen.append((time.perf_counter(), self.done))
+            seen.append((time.perf_counter(), self.so_far))
 
     class Watched(Progress):
         @contextmanager
-        def stage(self, name: str, total: int, unit: str = "rows", *, here: bool = False) -> Iterator[LocalTicker]:
+        def stage(self, name: str, total: int, unit: str = "rows", **_: Any) -> Iterator[LocalTicker]:
             yield Noting()
 
     class NoModel:

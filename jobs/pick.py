@@ -40,6 +40,7 @@ class Options(StrategySection):
     num_gpus: float = Field(0, description="GPUs of each shard")
     precision: Literal["fp32", "fp16"] = Field("fp32", description="fp16: half the memory, rounded")
     memory_gib: float | None = Field(None, description="a shard with larger vectors maps them from a file")
+    stall_s: float = Field(1800, gt=0, description="seconds that shards wait for room on a cluster")
     out: str = Field(description="Parquet file to write; never overwritten")
 
     @model_validator(mode="after")
@@ -69,7 +70,7 @@ def run(options: Options) -> Picked:
     out.check_writable()
     with ray_session(progress=Progress()):
         started = time.perf_counter()
-        picks = pick_from_tables(checked, options.shards, num_gpus=options.num_gpus)
+        picks = pick_from_tables(checked, options.shards, num_gpus=options.num_gpus, stall_s=options.stall_s)
         seconds = time.perf_counter() - started
     out.write_table(picks_table(picks))
 

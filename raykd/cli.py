@@ -27,6 +27,7 @@ from pydantic import ValidationError
 from raykd.config import Config, Section, load_file
 from raykd.errors import AGAIN, UserError, WaitingForLabels, did_you_mean, for_the_reader
 from raykd.presets import PRESETS, load_preset
+from raykd.store.options import in_environment
 
 Options = TypeVar("Options", bound=Section)
 Result = TypeVar("Result")
@@ -113,11 +114,11 @@ def campaign_config(argv: Sequence[str] | None = None, doc: str | None = None) -
     if given.waiting_code not in range(256) or given.waiting_code in TAKEN:
         taken = ", ".join(map(str, TAKEN))
         parser.error(f"--waiting-code {given.waiting_code}: expected 0 to 255, but {taken}, which mean something else")
-    if given.preset:
-        return load_preset(given.preset, given.set), given.waiting_code
-    if given.config is None:
+    if given.preset is None and given.config is None:
         parser.error("give CONFIG.yaml (before --set) or --preset NAME")
-    return load_file(given.config, given.set), given.waiting_code
+    config = load_preset(given.preset, given.set) if given.preset else load_file(given.config, given.set)
+    os.environ |= in_environment(config.store.model_dump())
+    return config, given.waiting_code
 
 
 def options(argv: Sequence[str] | None, model: type[Options], doc: str | None = None) -> Options:

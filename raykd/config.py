@@ -420,7 +420,7 @@ class StudentConfig(Section):
     )
     checkpoints: Count = Field(4, description="Checkpoints during a training (a killed one goes on from the last)")
     checkpoint_s: float | None = Field(
-        600, gt=0, description="And one when the last is so many seconds ago; null: none", json_schema_extra=FREE
+        60, gt=0, description="And one when the last is so many seconds ago; null: none", json_schema_extra=FREE
     )
     num_workers: Replicas = Field(
         1,
@@ -688,6 +688,24 @@ class SelectionConfig(StrategySection):
         return Cap(limit=self.max_duplicates, cosine=self.duplicate_cosine, column=self.duplicate_column)
 
 
+class StoreConfig(Section):
+    """How all that lies on an object store is opened: pool, cache and campaign alike, by every process."""
+
+    depends: ClassVar[JsonDict] = FREE
+
+    endpoint: str | None = Field(
+        None, description="host:port or URL of an S3-compatible store; null: Amazon's, or AWS_ENDPOINT_URL"
+    )
+    region: str | None = Field(None, description="S3: the buckets' region; null: AWS_REGION, else asked of S3")
+    anonymous: bool = Field(False, description="No credentials, as public buckets want it")
+    profile: str | None = Field(
+        None, description="S3: a profile of the AWS files, which must then be on every node; null: AWS_PROFILE, ..."
+    )
+    checksums: bool = Field(
+        True, description="S3: false for older compatible stores, which answer 411 or 501 to the checksums of a write"
+    )
+
+
 class LabelsConfig(Section):
     """Where labels come from."""
 
@@ -800,6 +818,7 @@ class Config(Section):
     mixture: MixtureConfig = MixtureConfig()
     selection: SelectionConfig = SelectionConfig()
     labels: LabelsConfig = LabelsConfig()
+    store: StoreConfig = StoreConfig()
     local_cpus: Count | None = Field(
         None,
         description="Logical CPUs of a Ray that raykd starts itself; null: cores, at least 4",

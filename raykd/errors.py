@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -17,6 +18,8 @@ __all__ = [
     "WaitingForLabels",
     "did_you_mean",
     "for_the_reader",
+    "is_passing",
+    "of_store",
     "one_line",
     "why",
 ]
@@ -28,6 +31,30 @@ STORAGE = {  # what a disk or its rights refuse, and what to do
     errno.EROFS: "it can only be read; make it writable",
     errno.EACCES: "no permission; grant it",
     errno.EPERM: "no permission; grant it",
+}
+
+
+CREDENTIALS = "AWS_ACCESS_KEY_ID, AWS_PROFILE (store.profile) or the machine's own role, on every node"
+OF_S3 = {  # what a store's client calls it, and what to do
+    r"INVALID_ACCESS_KEY_ID|INVALID_CLIENT_TOKEN": f"the store does not know the access key; check {CREDENTIALS}",
+    r"SIGNATURE_DOES_NOT_MATCH|INVALID_SIGNATURE": "the secret key is not that of the access key; check both",
+    r"EXPIRED|TOKEN_REFRESH|InvalidToken": f"the credentials have expired; log in again, or check {CREDENTIALS}",
+    r"ACCESS_DENIED|UNRECOGNIZED_CLIENT|MISSING_AUTHENTICATION": "the credentials that were found, if any, may not do "
+    f"that; check {CREDENTIALS}, and the rights to list, read, write and delete",
+    r"NO_SUCH_BUCKET": "there is no such bucket; check its name, and the endpoint (store.endpoint)",
+    r"HTTP status 301|PermanentRedirect|AuthorizationHeaderMalformed": "the bucket is in another region; give "
+    "store.region",
+    r"HTTP status 411|HTTP status 501|MissingContentLength": "it is an older S3-compatible store, which does not know "
+    "the checksums that are sent; set store.checksums: false",
+    r"curlCode: 6,": "there is no host of that name; check the endpoint (store.endpoint), or the region",
+    r"curlCode: 7,": "nobody listens there; check the endpoint (store.endpoint) and the network",
+    r"curlCode: 35,": "what answers there speaks no TLS; is it http:// (store.endpoint)?",
+    r"No space left|QuotaExceeded": "it is full; free some space",
+}
+PASSING = {  # what is over when one waits
+    r"curlCode: (28|52|55|56),|REQUEST_TIMEOUT": "it did not answer in time; check the network",
+    r"SLOW_DOWN|SERVICE_UNAVAILABLE|INTERNAL_FAILURE|THROTTLING|HTTP status 50\d": "it refused for too long "
+    "(overloaded, or down)",
 }
 
 
@@ -64,7 +91,29 @@ def for_the_reader(error: BaseException) -> str | None:
     if isinstance(error, OSError) and error.errno in STORAGE:
         where = error.filename or f"a file ({' '.join(str(error).split())})"
         return f"cannot write or read {where}: {STORAGE[error.errno]}, then {AGAIN}"
+    if isinstance(error, OSError) and (reason := of_store(error)):
+        return f"{reason}; then {AGAIN}"
     return None
+
+
+def of_store(error: BaseException) -> str | None:
+    """What an object store's refusal means, and what to do; None of any other error."""
+    text = " ".join(str(error).split())
+    if "AWS Error" in text:
+        code = re.search(r"AWS Error ([A-Z_]+)[^.]*? during (\w+)", text)
+        where = re.search(r"(?:key '(?P<key>[^']*)' in )?bucket '(?P<bucket>[^']*)'", text)
+        at = f"bucket {where['bucket']!r}" + (f", {where['key']!r}" if where["key"] else "") if where else "a bucket"
+        asked = f" ({code[1]} of {code[2]})" if code else ""
+        reason = next((words for pattern, words in (OF_S3 | PASSING).items() if re.search(pattern, text)), text[:200])
+        return f"object store, {at}{asked}: {reason}"
+    if "google::cloud::Status" in text or "GCS" in text.split(":")[0]:
+        return f"object store: {text[:300]}; check the bucket's name, the credentials and the network"
+    return None
+
+
+def is_passing(error: BaseException) -> bool:
+    """Whether an object store refused for a while only: it is overloaded, or did not answer in time."""
+    return any(re.search(pattern, str(error)) for pattern in PASSING)
 
 
 def one_line(error: BaseException) -> str:

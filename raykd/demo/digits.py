@@ -15,19 +15,25 @@ from PIL import Image
 from raykd.config import Source
 from raykd.demo import CLASSES, POOL
 from raykd.errors import UserError, did_you_mean, why
+from raykd.store.place import Place
 
 TEACHER = Path(__file__).parent / "teacher"
 
+POOL_FILE = "digits.parquet"
 IMAGE_SIZE = 32
 SPLIT_SIZES = {"test": 400, "val": 150}  # the rest is the pool
 SPLIT_SEED = 0
 ROW_GROUP_SIZE = 128
 
 
-def materialise(source: Source) -> Source:
+def materialise(source: Source, shared: Place | None = None) -> Source:
     """The source itself; of one whose path is ``demo:digits``, the same with the path of the file, made when missing.
 
     The file is in the user's cache (``XDG_CACHE_HOME``, else ``~/.cache``), outside of any campaign. Costs a second.
+
+    Args:
+        source: The pool, as the config has it.
+        shared: A folder that all machines of a cluster see; the file is in there instead.
 
     Raises:
         UserError: ``demo:`` and another name; scikit-learn is missing; the cache cannot be written.
@@ -36,7 +42,12 @@ def materialise(source: Source) -> Source:
         return source
     if source.path != POOL:
         raise UserError(f"no pool {source.path!r} comes with raykd; {did_you_mean(source.path, [POOL])}")
-    path = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "raykd" / "digits.parquet"
+    if shared is not None:
+        place = shared / POOL_FILE
+        if not place.exists():
+            place.write_bytes(pool_bytes())
+        return source.model_copy(update={"path": place.uri})
+    path = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "raykd" / POOL_FILE
     try:
         return source.model_copy(update={"path": str(write_pool(path))})
     except OSError as error:
@@ -61,10 +72,7 @@ def write_pool(path: str | Path) -> Path:
         >>> pq.read_metadata(write_pool("/tmp/raykd-digits.parquet")).num_rows
         1797
     """
-    path = Path(path)
-    buffer = io.BytesIO()
-    pq.write_table(pool_table(), buffer, row_group_size=ROW_GROUP_SIZE)
-    content = buffer.getvalue()
+    path, content = Path(path), pool_bytes()
     if path.is_file() and path.read_bytes() == content:
         return path
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -72,6 +80,13 @@ def write_pool(path: str | Path) -> Path:
     aside.write_bytes(content)
     os.replace(aside, path)
     return path
+
+
+def pool_bytes() -> bytes:
+    """The pool as a Parquet file."""
+    buffer = io.BytesIO()
+    pq.write_table(pool_table(), buffer, row_group_size=ROW_GROUP_SIZE)
+    return buffer.getvalue()
 
 
 def pool_table() -> pa.Table:

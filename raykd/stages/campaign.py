@@ -5,6 +5,7 @@
     <storage_path>/
       campaign.json            every config it has had: what changed before which round, versions, commit
       status.json              where it stands, for scripts (raykd/store/status.py); python jobs/status.py prints it
+      demo/                    the demo's own pool, on a cluster
       pool/part_000 ...        manifest of every image; a part more whenever the pool has grown
       teacher_model/           the teacher's weights, fetched once
       audit/                   which images are set aside to measure students by, once any are
@@ -189,6 +190,7 @@ def open_campaign(config: Config) -> Iterator[Campaign]:
     """
     place = Place.of(config.storage_path)
     progress = Progress(config.progress)
+    place.check_reachable()
     before = read_history(place)
     check_unchanged(place, config, before)
     finished = bool(before) and count_done(place) >= config.rounds

@@ -25,12 +25,13 @@ import ray
 import ray.data
 from ray.data import ActorPoolStrategy, DataContext, Dataset, TaskPoolStrategy
 
+from raykd.config import least
 from raykd.errors import StorageError, UserError
 from raykd.images.decoding import CHANGES, UNREACHABLE
 from raykd.images.pixel_batches import PIXEL_BATCHES, URI_BATCHES, Fetch, FetchViews, batches_of
 from raykd.models.threads import num_cores
 from raykd.stages.progress import Ticker
-from raykd.stages.resources import check_memory
+from raykd.stages.resources import Asked, check_memory, shortage
 from raykd.stages.work import Work
 from raykd.store.outputs import BROKEN_FILE, FromImages
 from raykd.store.place import Place
@@ -151,7 +152,8 @@ def make_parts(
     if missing := num_missing(parts):
         work.session.ensure()
         check_memory(work, name, max(fetch.memory_bytes, 0 if here else model.memory_bytes))
-    with work.progress.stage(name, missing, "images", here=here) as ticker:
+    asked = Asked(least(model.replicas), model.num_cpus, model.num_gpus, beside=1)
+    with work.progress.stage(name, missing, "images", here=here, lacks=lambda: shortage(asked)) as ticker:
         return map_parts(parts, fetch, model, ticker, here=here, check=check)
 
 

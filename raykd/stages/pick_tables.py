@@ -138,7 +138,7 @@ def read_labeled(uri: str, source: PoolSource, needs_labels: bool) -> Rows:
 
 
 def pick_from_tables(
-    checked: CheckedRequest, num_shards: int, num_cpus: float | None = None, num_gpus: float = 0
+    checked: CheckedRequest, num_shards: int, num_cpus: float | None = None, num_gpus: float = 0, stall_s: float = 1800
 ) -> Picked:
     """Two Parquet tables in, picks out. Needs a running Ray.
 
@@ -147,12 +147,13 @@ def pick_from_tables(
         num_shards: Ray actors that hold the pool. The picks do not depend on it.
         num_cpus: CPUs of each shard; see :func:`raykd.stages.shard_actors.open_shards`.
         num_gpus: GPUs of each shard; likewise.
+        stall_s: How long a shard may wait for room.
 
     Raises:
         UserError: As :func:`raykd.stages.shard_rows.read_slices` and :func:`raykd.algo.selection.strategies.pick` say.
     """
     request, source, labeled = checked
-    with open_shards(source, num_shards, num_cpus, num_gpus) as shards:
+    with open_shards(source, num_shards, num_cpus, num_gpus, stall_s) as shards:
         given = (request.strategy, shards, labeled, request.budget, request.seed, request.round_number)
         return pick(*given, request.cap, request.options, request.balance)
 

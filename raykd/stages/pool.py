@@ -216,7 +216,7 @@ def listed_rows(campaign: Campaign, given: list[str] | None, again: bool = False
     """
     config = campaign.config
     kept = campaign.place / "pool" / "tars"
-    listing = list_source(materialise(config.pool), "pool", given, campaign.say, kept)
+    listing = list_source(materialise(config.pool, demo_folder(campaign)), "pool", given, campaign.say, kept)
     tables = [listing.rows]
     for split, source in measured_on(config):
         more = list_source(source, split, given, campaign.say, kept).rows
@@ -229,6 +229,14 @@ def listed_rows(campaign: Campaign, given: list[str] | None, again: bool = False
     rows = pa.concat_tables(tables)
     check_ids_differ(rows)
     return rows, listing
+
+
+def demo_folder(campaign: Campaign) -> Place | None:
+    """Where the demo's pool lies: where all nodes of a cluster see it; None: in the user's cache."""
+    shared = campaign.place / "demo"
+    at_first = part_folder(campaign, 0).done()
+    lies_there = shared.exists() if at_first else not (campaign.session.is_local and campaign.place.is_local)
+    return shared if lies_there else None
 
 
 def drawn_rows(campaign: Campaign) -> tuple[pa.Table, list[str] | None]:

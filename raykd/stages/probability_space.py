@@ -45,7 +45,8 @@ def open_space(campaign: Campaign, pool: Pool, teacher: Teacher, before: Round |
     close_space(campaign)
     config = campaign.config.selection
     campaign.session.ensure()
-    shards = campaign.open_shards.enter_context(open_shards(source, config.shards, config.num_cpus, config.num_gpus))
+    asked = (config.shards, config.num_cpus, config.num_gpus, campaign.config.stall_s)
+    shards = campaign.open_shards.enter_context(open_shards(source, *asked))
     campaign.space = OpenSpace(source, shards, shards.labeled(labels))
     return campaign.space
 

@@ -11,7 +11,7 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any, TextIO
@@ -47,16 +47,30 @@ class Ticker:
         if self.counter is not None:
             self.counter.add.remote(self.stage, int(rows))
 
+    def done(self) -> int:
+        """Rows so far, of a ticker that counts; 0 when the counter can't be asked."""
+        if self.counter is None:
+            return 0
+        import ray
+
+        with suppress(ray.exceptions.RayError):
+            found: int = ray.get(self.counter.get.remote(self.stage), timeout=5)
+            return found
+        return 0
+
 
 @dataclass
 class LocalTicker(Ticker):
     """What this process calls, when there are no workers."""
 
     counter: Any = None
-    done: int = 0
+    so_far: int = 0
 
     def add(self, rows: int) -> None:
-        self.done += int(rows)
+        self.so_far += int(rows)
+
+    def done(self) -> int:
+        return self.so_far
 
 
 def own_stderr() -> TextIO:
@@ -119,10 +133,19 @@ class Progress:
             logger.propagate = propagate
 
     @contextmanager
-    def stage(self, name: str, total: int, unit: str = "rows", *, here: bool = False) -> Iterator[Ticker]:
+    def stage(
+        self, name: str, total: int, unit: str = "rows", *, here: bool = False,
+        lacks: Callable[[], str | None] | None = None, counted_anyhow: bool = False,
+    ) -> Iterator[Ticker]:  # fmt: skip
         """Show a stage of ``total`` units while the block runs; whoever does them calls the ticker.
 
-        ``here``: that is this process alone; else workers may, and a Ray must be running. Of no units nothing is shown.
+        Args:
+            name: Of the stage.
+            total: Of no units nothing is shown.
+            unit: What is counted.
+            here: This process alone does them; else workers may, and a Ray must be running.
+            lacks: Says what the stage waits for, when nothing has been done yet.
+            counted_anyhow: Even when nothing is shown.
         """
         counted = 0
 
@@ -132,7 +155,7 @@ class Progress:
                 count(IMAGES, name, done - counted)
                 counted = done
 
-        if self.mode == "none" or not total:
+        if not total or (self.mode == "none" and not counted_anyhow):
             yield Ticker(None)
             count_images(total)
             return
@@ -145,11 +168,14 @@ class Progress:
         def watch() -> None:
             first = started  # when the first rows came: the workers' start says nothing about their pace
             while not stop.wait(every):
-                with suppress(ray.exceptions.RayError, ray.exceptions.GetTimeoutError):
-                    done = min(total, _count_of(ticker))
+                with suppress(ray.exceptions.RayError):
+                    done = min(total, ticker.done())
                     first = first if done else time.perf_counter()
                     count_images(max(done, counted))
-                    self._show(status(name, done, total, unit, time.perf_counter() - first))
+                    text = status(name, done, total, unit, time.perf_counter() - first)
+                    if not done and lacks and time.perf_counter() - started >= LINE_EVERY_S and (what := lacks()):
+                        text += f": {what}"
+                    self._show(text)
 
         thread = threading.Thread(target=watch, daemon=True)
         thread.start()
@@ -174,19 +200,12 @@ class Progress:
         return self._counts[1]
 
     def _show(self, text: str) -> None:
+        if self.mode == "none":
+            return
         if self.mode == "bar":
             print(f"\r{text}\x1b[K", end="", file=self.stream, flush=True)
         else:
             print(text, file=self.stream, flush=True)
-
-
-def _count_of(ticker: Ticker) -> int:
-    if isinstance(ticker, LocalTicker):
-        return ticker.done
-    import ray
-
-    count: int = ray.get(ticker.counter.get.remote(ticker.stage), timeout=5)
-    return count
 
 
 def status(name: str, done: int, total: int, unit: str, seconds: float) -> str:

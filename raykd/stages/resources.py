@@ -3,12 +3,96 @@
 from __future__ import annotations
 
 import math
+import threading
+import time
 from collections.abc import Callable
+from typing import Any, NamedTuple, TypeVar
 
 from raykd.config import Config, least
-from raykd.errors import UserError
+from raykd.errors import AGAIN, UserError
 from raykd.stages.session import Session
 from raykd.stages.work import Work
+
+Result = TypeVar("Result")
+WORD_EVERY_S = 30.0  # while something is waited for
+
+
+class Asked(NamedTuple):
+    """What a stage asks Ray for: so many actors, and the CPUs and GPUs of each; CPUs beside them for tasks."""
+
+    count: int
+    cpus: float
+    gpus: float = 0
+    beside: float = 0
+
+    def __str__(self) -> str:
+        return f"{self.count} x ({self.cpus:g} CPUs, {self.gpus:g} GPUs)"
+
+
+def shortage(asked: Asked) -> str | None:
+    """Why this can't all run on the nodes that are there now, in words; None when it can. Ray must be up."""
+    import ray
+
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    have_cpus, have_gpus = (sum(node.get(kind, 0.0) for node in nodes) for kind in ("CPU", "GPU"))
+    if (fits := room(nodes, asked.cpus, asked.gpus)) >= asked.count and have_cpus >= (
+        asked.count * asked.cpus + asked.beside
+    ):
+        return None
+    beside = f" and {asked.beside:g} CPUs for tasks" if asked.beside else ""
+    return (
+        f"it asks for {asked}{beside}, and the {len(nodes)} nodes have room for {fits} ({have_cpus:g} CPUs, "
+        f"{have_gpus:g} GPUs)"
+    )
+
+
+def with_patience(
+    call: Callable[[], Result], stage: str, asked: Asked, stall_s: float, done: Callable[[], int],
+    say: Callable[[str], None],
+) -> Result:  # fmt: skip
+    """What ``call`` returns; its end is not waited for when nothing goes on, and each wait is told why.
+
+    It runs in a thread of its own, which ends with the Ray that it waits for.
+
+    Args:
+        stage: Its name, for the reader.
+        asked: What it asks Ray for.
+        stall_s: After so long without anything done it is given up.
+        done: How much is done, such as steps.
+        say: Shows a line.
+
+    Raises:
+        UserError: Nothing was done for ``stall_s``; says what was missing.
+        Exception: What ``call`` raises.
+    """
+    ended, found = threading.Event(), list[Any]()
+
+    def run() -> None:
+        try:
+            found.append((call(), None))
+        except BaseException as error:
+            found.append((None, error))
+        ended.set()
+
+    threading.Thread(target=run, daemon=True, name=f"raykd {stage}").start()
+    last, since, told = done(), time.monotonic(), time.monotonic()
+    while not ended.wait(min(1.0, stall_s)):
+        now = time.monotonic()
+        if (count := done()) != last:
+            last, since = count, now
+        if now - since >= stall_s:
+            why = shortage(asked) or "the nodes have room for it, so Ray or a machine hangs"
+            raise UserError(
+                f"{stage}: nothing was done for {stall_s:g} s: {why}. What is complete is kept: ask for less, or see "
+                f"to it that nodes join, and {AGAIN}; stall_s sets how long is waited"
+            )
+        if now - max(since, told) >= WORD_EVERY_S and (why := shortage(asked)):
+            told = now
+            say(f"waits for {now - since:.0f} s: {why}; gives up after {stall_s:g} s")
+    value, error = found[0]
+    if error is not None:
+        raise error
+    return value
 
 
 def check_resources(config: Config, session: Session, say: Callable[[str, str], None]) -> None:
@@ -21,16 +105,16 @@ def check_resources(config: Config, session: Session, say: Callable[[str, str], 
         UserError: A stage asks for more than a Ray of this machine has, or no Ray can be had (:meth:`Session.check`).
     """
     teacher, student, selection = config.teacher, config.student, config.selection
-    asked = {  # (actors, CPUs and GPUs of each, CPUs beside them: Ray Data's own tasks want one)
-        "teacher": (least(teacher.replicas), teacher.num_cpus, teacher.num_gpus, 1),
-        "train": (least(student.num_workers), student.num_cpus, student.num_gpus, 0),
-        "predict": (least(student.predict_replicas), student.num_cpus, student.num_gpus, 1),
-        "selection": (selection.shards, selection.num_cpus, selection.num_gpus, 0),
+    asked = {  # Ray Data's own tasks want a CPU beside the actors
+        "teacher": Asked(least(teacher.replicas), teacher.num_cpus, teacher.num_gpus, 1),
+        "train": Asked(least(student.num_workers), student.num_cpus, student.num_gpus),
+        "predict": Asked(least(student.predict_replicas), student.num_cpus, student.num_gpus, 1),
+        "selection": Asked(selection.shards, selection.num_cpus, selection.num_gpus),
     }
     if teacher.rule == "table":
         del asked["teacher"]
     if student.is_frozen and student.network is None:  # a task a part, of heads alone
-        asked["predict"] = (1, student.num_cpus, 0, 0)
+        asked["predict"] = Asked(1, student.num_cpus)
     if not session.is_up:
         session.check()
     if session.is_local and not session.is_up and not any(gpus for _, _, gpus, _ in asked.values()):

@@ -10,17 +10,21 @@ import signal
 import socket
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
-from raykd.errors import UserError, one_line
+from raykd.errors import AGAIN, UserError, one_line, why
 from raykd.stages.counters import ray_is_up
+from raykd.store.options import handed_on
 
 if TYPE_CHECKING:
     from raykd.stages.progress import Progress
 
+LOST_S = 45.0  # without an answer of the cluster's head, after which a job ends by itself: Ray would after 60, mutely
+LOOK_S = 5.0  # between two looks at it
 CONNECT_S = 3.0  # to wait for an answer of a cluster that is there
 SOCKET_BYTES = 107  # the longest path of a Unix socket on Linux
 SOCKET_PATH = "ray/session_2026-01-01_00-00-00_000000_{pid}/sockets/plasma_store"  # as Ray names it
@@ -51,6 +55,7 @@ class Session:
         self.local_cpus, self.stall_s, self.progress = local_cpus, stall_s, progress
         self._started, self._listening = False, ExitStack()
         self._starting: Future[None] | None = None
+        self._head: HeadWatch | None = None
         self._starter: ThreadPoolExecutor | None = None  # kept: Ray's processes die with the thread that made them
 
     @property
@@ -128,10 +133,14 @@ class Session:
                 raise UserError(f"Ray does not {where}: {one_line(error)}") from error
         self._started = True
         worker.print_to_stdstream = raylet_lines  # type: ignore[assignment]
+        if not self.is_local:
+            self._head = HeadWatch(ray.get_runtime_context().gcs_address)
 
     def _arguments(self) -> dict[str, Any]:
         if not self.is_local:
-            return {"address": os.environ["RAY_ADDRESS"]}
+            told = handed_on()
+            runtime_env = {"runtime_env": {"env_vars": told}} if told else {}
+            return {"address": os.environ["RAY_ADDRESS"], **runtime_env}
         for name in ("RAY_enable_metrics_collection", "RAY_enable_open_telemetry"):
             os.environ.setdefault(name, "0")  # nobody reads them here, and the start is a second faster
         return {
@@ -149,6 +158,8 @@ class Session:
         self._listening.close()
         if self._starting is not None:
             wait([self._starting])
+        if self._head is not None:
+            self._head.end()
         if self._started:
             import ray
 
@@ -156,6 +167,42 @@ class Session:
             ray.shutdown()
         if self._starter is not None:
             self._starter.shutdown()
+
+
+class HeadWatch:
+    """Ends the job in a line when the head of its cluster is gone: Ray ends the process without one.
+
+    Args:
+        address: ``host:port`` of the head's GCS.
+    """
+
+    def __init__(self, address: str) -> None:
+        self.address, self.ended = address, threading.Event()
+        threading.Thread(target=self.watch, daemon=True, name="raykd head").start()
+
+    def watch(self) -> None:
+        host, _, port = self.address.rpartition(":")
+        seen, told = time.monotonic(), False
+        while not self.ended.wait(LOOK_S):
+            try:
+                socket.create_connection((host.strip("[]"), int(port)), timeout=LOOK_S).close()
+                seen, told = time.monotonic(), False
+            except OSError as error:
+                gone = time.monotonic() - seen
+                if gone >= LOST_S:
+                    self.give_up(
+                        f"error: Ray's head at {self.address} has not answered for {gone:.0f} s ({why(error)})"
+                    )
+                if gone >= 2 * LOOK_S and not told:
+                    told = True
+                    log.warning("Ray's head at %s does not answer (%s); waiting for it", self.address, why(error))
+
+    def give_up(self, words: str) -> None:
+        os.write(2, f"{words}: what is complete is kept. When the cluster is there again, {AGAIN}\n".encode())
+        os._exit(2)  # every other thread waits for that head
+
+    def end(self) -> None:
+        self.ended.set()
 
 
 @contextmanager

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import logging
 import math
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
@@ -23,7 +24,8 @@ import ray.exceptions
 
 from raykd.algo.selection.rows import Rows
 from raykd.algo.selection.shard import Params, Reply, Shard
-from raykd.errors import UserError
+from raykd.errors import AGAIN, UserError
+from raykd.stages.resources import Asked, shortage
 from raykd.stages.shard_rows import FileSlice, PoolSource, joined, open_pool, plan, read_slices
 
 SHARED_BYTES = 2**20  # larger arguments go to the object store once, not once for each shard
@@ -56,8 +58,8 @@ class ShardActor:
 class RayShards:
     """The actors, as :class:`raykd.algo.selection.shard.Shards`; made by :func:`open_shards`."""
 
-    def __init__(self, source: PoolSource, actors: list[Any]) -> None:
-        self.source, self.actors = source, actors
+    def __init__(self, source: PoolSource, actors: list[Any], asked: Asked, stall_s: float) -> None:
+        self.source, self.actors, self.asked, self.stall_s = source, actors, asked, stall_s
 
     @property
     def num_shards(self) -> int:
@@ -69,11 +71,28 @@ class RayShards:
         """Ask every shard; a lost one is rebuilt and asked again.
 
         Raises:
-            UserError: A shard's rows cannot be read (see :func:`raykd.stages.shard_rows.read_slices`).
+            UserError: A shard's rows cannot be read (see :func:`raykd.stages.shard_rows.read_slices`), or a lost shard
+                finds no room for ``stall_s``.
         """
         shared = [ray.put(arg) if _num_bytes(arg) > SHARED_BYTES else arg for arg in args]
         with actors_words(ValueError):
-            return ray.get([actor.ask.remote(question, *shared, **kwargs) for actor in self.actors])
+            return self.answers([actor.ask.remote(question, *shared, **kwargs) for actor in self.actors])
+
+    def answers(self, calls: list[Any]) -> list[Any]:
+        """Of all shards, waited for with a word each minute, and not for ever when some have no place to be."""
+        waiting, started, short_since = calls, time.monotonic(), None
+        while waiting := ray.wait(waiting, num_returns=len(waiting), timeout=min(WARN_EVERY_S, self.stall_s))[1]:
+            now = time.monotonic()
+            why = shortage(self.asked)
+            short_since = (short_since or now) if why else None
+            words = f"{len(waiting)} of {len(calls)} shards for {now - started:.0f} s"
+            if short_since is not None and now - short_since >= self.stall_s:
+                raise UserError(
+                    f"selection waited for {words}: {why}. Ask for less (shards, or num_cpus of each: the picks are the "
+                    f"same for any number), or see to it that nodes join, and {AGAIN}; stall_s sets how long is waited"
+                )
+            log.warning("waiting for %s: %s", words, why or "still reading or computing")
+        return ray.get(calls)
 
     def sizes(self) -> list[int]:
         """How many rows each shard has, without those that are labeled."""
@@ -82,7 +101,7 @@ class RayShards:
     @cached_property
     def _labeled(self) -> Rows:
         with actors_words(ValueError):
-            return joined(self.source, ray.get([actor.labeled.remote() for actor in self.actors]))
+            return joined(self.source, self.answers([actor.labeled.remote() for actor in self.actors]))
 
     def labeled(self, labels: Mapping[str, int] | None = None) -> Rows:
         """The rows that the source names as labeled, in its order, with their vectors. Fetched once.
@@ -106,7 +125,7 @@ class RayShards:
 
 @contextmanager
 def open_shards(
-    source: PoolSource, num_shards: int, num_cpus: float | None = None, num_gpus: float = 0
+    source: PoolSource, num_shards: int, num_cpus: float | None = None, num_gpus: float = 0, stall_s: float = 1800
 ) -> Iterator[RayShards]:
     """Start the shards, and end them with the block. In it any number of selections may follow each other.
 
@@ -115,9 +134,10 @@ def open_shards(
         num_shards: How many, at least 1; more than there are rows is allowed.
         num_cpus: CPUs that each asks Ray for; None: 1, or less if the cluster's CPUs are not enough for that.
         num_gpus: GPUs that each asks Ray for, fractions allowed. With one, distances are computed on it.
+        stall_s: How long a shard may wait for room, at the start or when it was lost.
 
     Raises:
-        UserError: A table is missing or unreadable, or lacks a column; before any actor is started.
+        UserError: A table is missing or unreadable, or lacks a column; before any actor is started. Or there is no room for them.
     """
     if num_shards < 1:
         raise UserError(f"shards is {num_shards}; expected at least 1")
@@ -129,14 +149,10 @@ def open_shards(
         num_cpus=num_cpus, num_gpus=num_gpus, max_restarts=-1, max_task_retries=-1, scheduling_strategy="SPREAD"
     )(ShardActor)
     actors = [actor_class.remote(source, pieces) for pieces in slices]
+    shards = RayShards(source, actors, Asked(num_shards, num_cpus, num_gpus), stall_s)
     try:
-        waiting = [actor.ask.remote(Shard.__len__) for actor in actors]
-        while waiting := ray.wait(waiting, num_returns=len(waiting), timeout=WARN_EVERY_S)[1]:
-            log.warning(
-                "waiting for %d of %d shards: still reading, or short of CPUs (each asks for %g; the cluster has %g)",
-                *(len(waiting), num_shards, num_cpus, cpus),
-            )
-        yield RayShards(source, actors)
+        shards.sizes()  # so that all have read their rows
+        yield shards
     finally:
         for actor in actors:
             ray.kill(actor)

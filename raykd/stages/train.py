@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,11 +14,13 @@ import pyarrow.compute as pc
 import pyarrow.fs as pafs
 
 from raykd.algo.heads import HEADS
+from raykd.config import least
 from raykd.errors import UserError
 from raykd.models.preprocess import ABOUT
 from raykd.models.saved import WEIGHTS
 from raykd.stages.campaign import Campaign
 from raykd.stages.progress import Ticker
+from raykd.stages.resources import Asked, with_patience
 from raykd.stages.views import encode_views
 from raykd.stages.weights import fetch_backbone, fetch_texts, read_student_texts
 from raykd.store.outputs import STEPS_FILE, Encoded, Labels, Pool, Teacher, Trained
@@ -66,7 +69,7 @@ def train(campaign: Campaign, number: int, pool: Pool, encoded: Encoded, teacher
     here = campaign.session.is_local and config.fits_one_process
     with (
         folder.writing() as out,
-        campaign.progress.stage(folder.name, job.num_steps, "steps", here=here) as ticker,
+        campaign.progress.stage(folder.name, job.num_steps, "steps", here=here, counted_anyhow=not here) as ticker,
     ):
         if here:
             from raykd.stages.train_loop import train_here
@@ -74,7 +77,11 @@ def train(campaign: Campaign, number: int, pool: Pool, encoded: Encoded, teacher
             train_here(job, scratch / name, out.place, ticker)
         else:
             campaign.session.ensure()
-            train_on_ray(job, scratch, name, out.place, ticker)
+            trainer = trainer_of(job, scratch, name, ticker)
+            say = partial(campaign.say, folder.name)
+            asked = Asked(least(config.num_workers), config.num_cpus, config.num_gpus)
+            fit = partial(fitted, trainer, out.place)
+            with_patience(fit, folder.name, asked, campaign.config.stall_s, ticker.done, say)
         out.facts |= {
             "steps": job.num_steps,
             **told_of(out.place),
@@ -219,16 +226,14 @@ def clear_scratch(scratch: Place, number: int) -> None:
 # ---------------------------------------------------------------- on Ray Train
 
 
-def train_on_ray(job: Job, scratch: Place, name: str, out: Place, ticker: Ticker) -> None:
-    """Train on Ray Train's workers, and copy the student and ``steps.jsonl`` out of the last checkpoint.
-
-    Raises:
-        UserError: What a user can mend, after one attempt.
-    """
+def trainer_of(job: Job, scratch: Place, name: str, ticker: Ticker) -> Any:
+    """Ray Train's trainer, which goes on from the last checkpoint of this name."""
     import ray
     import ray.train
     from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
+
+    from raykd.stages.process_group import OverRaysInterface
 
     config = job.config
     loop: Any = in_worker  # Ray's types know of no return value
@@ -244,9 +249,10 @@ def train_on_ray(job: Job, scratch: Place, name: str, out: Place, ticker: Ticker
         "max_preemption_failures": -1,  # spot machines that are taken away are nobody's mistake
         "preemption_grace_s": PREEMPTION_GRACE_S,
     }
-    trainer = TorchTrainer(
+    return TorchTrainer(
         loop,
         train_loop_config={"job": ray.put(job), "ticker": ticker},
+        torch_config=OverRaysInterface(),
         scaling_config=ScalingConfig(**scaling),
         run_config=RunConfig(
             name=name,
@@ -256,6 +262,16 @@ def train_on_ray(job: Job, scratch: Place, name: str, out: Place, ticker: Ticker
             checkpoint_config=CheckpointConfig(num_to_keep=1),
         ),
     )
+
+
+def fitted(trainer: Any, out: Place) -> None:
+    """Train on Ray Train's workers, and copy the student and ``steps.jsonl`` out of the last checkpoint.
+
+    Raises:
+        UserError: What a user can mend, after one attempt.
+    """
+    import ray.train
+
     try:
         result: Any = trainer.fit()
     except ray.train.WorkerGroupError as error:  # all attempts failed: the storage

@@ -2,9 +2,9 @@
 
 On a disk the kernel keeps the lock, and frees it however the job ends. An object store has no locks: there a
 small file is a lease that its job renews, and one that does not change for a minute is of a job that was killed.
-Without a conditional write this cannot be airtight, so a job also looks whether the lease is still its own before
-it begins a stage and before it calls one complete. A job that was cut off, or asleep, for longer than that minute
-may still have put data files of the stage it was in beside those of its successor.
+It is written only if nobody was faster, where the store has conditional writes (S3 with boto3: conditional.py): then two jobs can never both have begun. Elsewhere this cannot be airtight, which is said. In any case a job looks
+whether the lease is still its own before it begins a stage and before it calls one complete. One that was cut off, or
+asleep, for longer than that minute may still have put data files of the stage it was in beside those of its successor.
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
-from raykd.errors import StorageError, UserError, why
+from raykd.errors import StorageError, UserError, of_store, why
+from raykd.store.conditional import conditional
 from raykd.store.place import Place
 
 LOCK, LEASE = ".lock", ".lease.json"
@@ -146,8 +147,9 @@ def not_writable(storage: Place, error: OSError) -> StorageError:
     elif isinstance(error, PermissionError) or error.errno == errno.EROFS:
         what = "cannot be written to (no permission); make it writable, or give another"
     else:
-        what = f"cannot be used: {why(error)}"
-        what += "" if storage.is_local else "; check the bucket's name, its region and your credentials"
+        reason = of_store(error)
+        what = f"cannot be used: {reason or why(error)}"
+        what += "" if storage.is_local or reason else "; check the bucket's name, its region and your credentials"
     return StorageError(f"storage_path {storage} {what}")
 
 
@@ -204,6 +206,8 @@ class Lease:
         self.storage, self.file, self.wait = storage, storage / LEASE, wait
         self.content = me | {"counter": 0}
         self.ended = threading.Event()
+        self.object = conditional(self.file)
+        self.version: str | None = None  # of what this job wrote last, where writes are conditional
 
     @contextmanager
     def held(self) -> Iterator[Place]:
@@ -237,10 +241,35 @@ class Lease:
                     break  # it has ended
                 if now != found:
                     raise in_use(self.storage, now)
+        if self.object and self.taken_tightly(found):
+            return
         self.file.write_json(self.content)
         self.wait(SETTLE_S)
         if not is_of(self.content, now := read(self.file)):
             raise in_use(self.storage, now)  # of two that started at once the last to write stays
+
+    def taken_tightly(self, found: dict[str, Any] | None) -> bool:
+        """Write the lease by a conditional write; whether the store heeds these.
+
+        Raises:
+            UserError: Another job was faster.
+        """
+        assert self.object is not None
+        before = self.object.version()
+        if before is not None and read(self.file) != found:
+            raise in_use(self.storage, read(self.file))
+        data = self.data()
+        self.version = self.object.create(data) if before is None else self.object.replace(data, before)
+        if self.version is None:
+            raise in_use(self.storage, read(self.file))
+        if self.object.create(data) is None:  # as it must be, now that there is one
+            return True
+        log.info("%s: no conditional writes there, so jobs that start at once are told apart by time", self.file)
+        self.object = self.version = None
+        return False
+
+    def data(self) -> bytes:
+        return json.dumps(self.content).encode()
 
     def keep(self) -> None:
         while not self.ended.wait(RENEW_S):
@@ -249,6 +278,12 @@ class Lease:
 
     def renew(self) -> None:
         """Count on; never over the lease of a job that took over."""
-        if is_of(self.content, read(self.file)):
-            self.content["counter"] += 1
+        if not is_of(self.content, read(self.file)):
+            return
+        self.content["counter"] += 1
+        if self.object is None or self.version is None:
             self.file.write_json(self.content)
+        elif version := self.object.replace(self.data(), self.version):
+            self.version = version
+        elif is_of(self.content, read(self.file)):  # a write whose answer was lost
+            self.version = self.object.version()

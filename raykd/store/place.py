@@ -23,7 +23,8 @@ import pyarrow.dataset as pads
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
-from raykd.errors import StorageError, UserError, why
+from raykd.errors import StorageError, UserError, is_passing, of_store, why
+from raykd.store.filesystems import QUICK, open_uri
 
 PIECE_BYTES = 2**24
 
@@ -55,13 +56,7 @@ class Place:
     def _resolved(self) -> tuple[pafs.FileSystem, str]:
         if "://" not in self.uri:
             return pafs.LocalFileSystem(), self.uri
-        try:
-            return pafs.FileSystem.from_uri(self.uri)
-        except (pa.ArrowInvalid, OSError) as error:
-            raise UserError(
-                f"cannot reach {self.uri!r}: {error}; expected a local path, s3://..., gs://... or another "
-                "filesystem that pyarrow knows"
-            ) from error
+        return open_uri(self.uri)
 
     @property
     def fs(self) -> pafs.FileSystem:
@@ -141,21 +136,40 @@ class Place:
             if aside != self.path:
                 os.replace(aside, self.path)
         except OSError as error:
-            error.filename = error.filename or self.uri  # Arrow does not say which file a full disk was to hold
+            if error.errno:
+                error.filename = error.filename or self.uri  # Arrow does not say which file a full disk was to hold
             if aside != self.path:
                 with suppress(OSError):
                     os.unlink(aside)
             raise
 
+    def check_reachable(self) -> None:
+        """Whether an object store answers, told within seconds, as nobody has waited for anything yet.
+
+        One that is merely overloaded is waited for later.
+
+        Raises:
+            StorageError: Nobody listens there, or the credentials are none.
+        """
+        if not isinstance(self.fs, (pafs.S3FileSystem, pafs.GcsFileSystem)):
+            return
+        fs, path = open_uri(self.uri, QUICK)
+        try:
+            fs.get_file_info(path)
+        except OSError as error:
+            if not is_passing(error):
+                raise StorageError(f"cannot reach {self}: {of_store(error) or why(error)}") from error
+
     def check_writable(self) -> None:
         """Whether a file could be written here; leaves none behind. Raises StorageError that says why not."""
         attempt = self.sibling(f"{self.path}.{uuid.uuid4().hex[:8]}.try")
         try:
+            self.check_reachable()
             attempt.write_bytes(b"raykd")
-            self.fs.delete_file(attempt.path)
+            attempt.fs.delete_file(attempt.path)
         except OSError as error:
             in_the_way = isinstance(error, (FileExistsError, NotADirectoryError))
-            what = "a file is where its folder should be" if in_the_way else why(error)
+            what = "a file is where its folder should be" if in_the_way else of_store(error) or why(error)
             raise StorageError(f"cannot write {self}: {what}; give another, or make this one writable") from error
 
     def read_json(self) -> Any:

@@ -125,7 +125,7 @@ def test_a_local_training_of_one_worker_starts_no_other_process(train, monkeypat
     from raykd.models.student import Student
     from raykd.stages import train as stage
 
-    monkeypatch.setattr(stage, "train_on_ray", forbidden)
+    monkeypatch.setattr(stage, "trainer_of", forbidden)
     trained = train("student.num_cpus=2", f"student.num_workers={workers}")
     assert trained.done.facts["steps"] == 6
     assert trained.done.facts["num_labeled"] == 6

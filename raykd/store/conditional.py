@@ -1,0 +1,97 @@
+"""Writes of one object that take place only if nobody was faster: what makes a lease tight on S3.
+
+pyarrow has no such writes, so they are boto3's, where that is installed (``pip install raykd[s3]``). Google's and other
+stores: none yet, and :mod:`raykd.store.lock` says so.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from importlib.util import find_spec
+from typing import Any
+
+import pyarrow.fs as pafs
+
+from raykd.errors import one_line
+from raykd.store.filesystems import ATTEMPTS, OPTIONS, address_of
+from raykd.store.place import Place
+
+REFUSED = ("PreconditionFailed", "ConditionalRequestConflict", "412", "409")
+
+
+class Conditional:
+    """One object of a bucket; each method costs a request or two.
+
+    Raises:
+        OSError: The store refuses, at every attempt; in its own words.
+    """
+
+    def __init__(self, place: Place) -> None:
+        address, self.client = address_of(place.uri), client_for(place)
+        self.bucket, _, self.key = address.path.partition("/")
+
+    def create(self, data: bytes) -> str | None:
+        """The name of the version that was written; None when there is an object already."""
+        return self._put(data, IfNoneMatch="*")
+
+    def replace(self, data: bytes, version: str) -> str | None:
+        """The name of the version that was written; None when the object is another one by now, or gone."""
+        return self._put(data, IfMatch=version)
+
+    def version(self) -> str | None:
+        """The name of the version that is there; None when there is none."""
+        found = self._ask("head_object", missing=None)
+        return None if found is None else str(found["ETag"])
+
+    def _put(self, data: bytes, **condition: str) -> str | None:
+        found = self._ask("put_object", Body=data, missing=None, **condition)
+        return None if found is None else str(found["ETag"])
+
+    def _ask(self, operation: str, missing: Any, **arguments: Any) -> Any:
+        from botocore.exceptions import BotoCoreError, ClientError
+
+        try:
+            return getattr(self.client, operation)(Bucket=self.bucket, Key=self.key, **arguments)
+        except ClientError as error:
+            if error.response["Error"]["Code"] in (*REFUSED, "NoSuchKey", "404"):
+                return missing
+            raise OSError(one_line(error)) from error
+        except BotoCoreError as error:
+            raise OSError(one_line(error)) from error
+
+
+def conditional(place: Place) -> Conditional | None:
+    """The object, for conditional writes; None where there are none. Whether the store heeds them has to be tried."""
+    if not isinstance(place.fs, pafs.S3FileSystem) or find_spec("boto3") is None:
+        return None
+    return Conditional(place)
+
+
+def client_for(place: Place) -> Any:
+    """boto3's client, opened as :func:`raykd.store.filesystems.open_uri` opens the store."""
+    import boto3
+    from botocore import UNSIGNED
+    from botocore.config import Config
+
+    address, given = address_of(place.uri), json.loads(os.environ.get(OPTIONS, "{}"))
+    query = dict(address.query)
+    endpoint = given.get("endpoint")
+    if endpoint and "://" not in endpoint:
+        endpoint = f"https://{endpoint}"
+    if host := query.get("endpoint_override"):
+        endpoint = f"{query.get('scheme', 'https')}://{host}"
+    anonymous = given.get("anonymous") or query.get("anonymous") == "true"
+    return boto3.session.Session(profile_name=query.get("profile") or given.get("profile")).client(
+        "s3",
+        endpoint_url=endpoint,
+        region_name=query.get("region") or given.get("region") or place.fs.region,
+        aws_access_key_id=address.user,
+        aws_secret_access_key=address.password,
+        verify=query.get("tls_ca_file_path"),
+        config=Config(
+            retries={"mode": "standard", "total_max_attempts": ATTEMPTS},
+            signature_version=UNSIGNED if anonymous else None,
+            s3={"addressing_style": "path"} if endpoint else {},
+        ),
+    )
