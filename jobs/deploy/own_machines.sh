@@ -9,8 +9,8 @@
 #
 # THIS-IP is the address by which the others reach this machine. Between the machines every TCP port must be open, and
 # from outside none: whoever reaches one runs code as you. From elsewhere come through SSH:
-#   ssh -L 8265:127.0.0.1:8265 HEAD
-#   RAY_AUTH_MODE=token ray job submit --address http://127.0.0.1:8265 --working-dir . -- python jobs/active_round.py ...
+#  ssh -L 8265:127.0.0.1:8265 HEAD
+#  RAY_AUTH_MODE=token ray job submit --address http://127.0.0.1:8265 --working-dir . -- python jobs/active_round.py ...
 # The storage_path and the images must be the same for all: s3://..., or a folder that all mount at the same place.
 #
 # A head that should only coordinate: --num-cpus 0 --num-gpus 0.
