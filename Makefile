@@ -1,4 +1,4 @@
-# make demo | test | quick | check | clean. Each sets up all it needs: a virtual environment in .venv, made once and reused.
+# make demo | test | quick | faults | check | clean. Each sets up all it needs: a virtual environment in .venv, made once and reused.
 PYTHON ?= python3
 PY := .venv/bin/python
 SETUP := .venv/.set-up
@@ -7,7 +7,7 @@ SETUP := .venv/.set-up
 unexport PYTHONDONTWRITEBYTECODE
 export PYTHONUNBUFFERED = 1
 
-.PHONY: setup demo test quick check clean
+.PHONY: setup demo test quick faults check clean
 
 setup: $(SETUP)
 	@echo
@@ -32,7 +32,11 @@ test: $(SETUP)
 
 # all that needs no Ray and less than a second; two processes as well
 quick: $(SETUP)
-	$(PY) -m pytest -m "not ray and not slow" --numprocesses 2 --dist loadfile --no-loadscope-reorder
+	$(PY) -m pytest -m "not ray and not slow and not nightly" --numprocesses 2 --dist loadfile --no-loadscope-reorder
+
+# the whole fault matrix, on several nodes of this machine (root, iproute2): an hour, and jobs/results/faults.md
+faults: $(SETUP)
+	RAYKD_WRITE_FAULTS=1 $(PY) -m pytest tests/cluster/test_faults.py -m cluster
 
 check: $(SETUP)
 	$(PY) -m ruff check .

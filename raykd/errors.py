@@ -35,25 +35,26 @@ STORAGE = {  # what a disk or its rights refuse, and what to do
 
 
 CREDENTIALS = "AWS_ACCESS_KEY_ID, AWS_PROFILE (store.profile) or the machine's own role, on every node"
-OF_S3 = {  # what a store's client calls it, and what to do
-    r"INVALID_ACCESS_KEY_ID|INVALID_CLIENT_TOKEN": f"the store does not know the access key; check {CREDENTIALS}",
-    r"SIGNATURE_DOES_NOT_MATCH|INVALID_SIGNATURE": "the secret key is not that of the access key; check both",
-    r"EXPIRED|TOKEN_REFRESH|InvalidToken": f"the credentials have expired; log in again, or check {CREDENTIALS}",
-    r"ACCESS_DENIED|UNRECOGNIZED_CLIENT|MISSING_AUTHENTICATION": "the credentials that were found, if any, may not do "
-    f"that; check {CREDENTIALS}, and the rights to list, read, write and delete",
-    r"NO_SUCH_BUCKET": "there is no such bucket; check its name, and the endpoint (store.endpoint)",
-    r"HTTP status 301|PermanentRedirect|AuthorizationHeaderMalformed": "the bucket is in another region; give "
+OF_S3 = {  # what a store's client calls it (without underscores, in any case), and what to do
+    "InvalidAccessKeyId|InvalidClientToken": f"the store does not know the access key; check {CREDENTIALS}",
+    "SignatureDoesNotMatch|InvalidSignature": "the secret key is not that of the access key; check both",
+    "Expired|TokenRefresh|InvalidToken": f"the credentials have expired; log in again, or check {CREDENTIALS}",
+    "AccessDenied|UnrecognizedClient|MissingAuthentication|Forbidden": "the credentials that were found, if any, may "
+    f"not do that; check {CREDENTIALS}, and the rights to list, read, write and delete",
+    "NoSuchBucket": "there is no such bucket; check its name, and the endpoint (store.endpoint)",
+    "HTTP status 301|PermanentRedirect|AuthorizationHeaderMalformed": "the bucket is in another region; give "
     "store.region",
-    r"HTTP status 411|HTTP status 501|MissingContentLength": "it is an older S3-compatible store, which does not know "
+    "HTTP status 411|HTTP status 501|MissingContentLength": "it is an older S3-compatible store, which does not know "
     "the checksums that are sent; set store.checksums: false",
-    r"curlCode: 6,": "there is no host of that name; check the endpoint (store.endpoint), or the region",
-    r"curlCode: 7,": "nobody listens there; check the endpoint (store.endpoint) and the network",
-    r"curlCode: 35,": "what answers there speaks no TLS; is it http:// (store.endpoint)?",
-    r"No space left|QuotaExceeded": "it is full; free some space",
+    "curlCode: 6,": "there is no host of that name; check the endpoint (store.endpoint), or the region",
+    "curlCode: 7,": "nobody listens there; check the endpoint (store.endpoint) and the network",
+    "curlCode: 35,": "what answers there speaks no TLS; is it http:// (store.endpoint)?",
+    "No space left|QuotaExceeded": "it is full; free some space",
 }
 PASSING = {  # what is over when one waits
-    r"curlCode: (28|52|55|56),|REQUEST_TIMEOUT": "it did not answer in time; check the network",
-    r"SLOW_DOWN|SERVICE_UNAVAILABLE|INTERNAL_FAILURE|THROTTLING|HTTP status 50\d": "it refused for too long "
+    "curlCode: (28|52|55|56),|RequestTimeout|ReadTimeout|ConnectTimeout": "it did not answer in time; check the "
+    "network",
+    r"SlowDown|ServiceUnavailable|InternalFailure|InternalError|Throttling|HTTP status 50\d": "it refused for too long "
     "(overloaded, or down)",
 }
 
@@ -100,11 +101,11 @@ def of_store(error: BaseException) -> str | None:
     """What an object store's refusal means, and what to do; None of any other error."""
     text = " ".join(str(error).split())
     if "AWS Error" in text:
-        code = re.search(r"AWS Error ([A-Z_]+)[^.]*? during (\w+)", text)
+        code = re.search(r"AWS Error (\w+)[^.]*? during (\w+)", text)
         where = re.search(r"(?:key '(?P<key>[^']*)' in )?bucket '(?P<bucket>[^']*)'", text)
         at = f"bucket {where['bucket']!r}" + (f", {where['key']!r}" if where["key"] else "") if where else "a bucket"
         asked = f" ({code[1]} of {code[2]})" if code else ""
-        reason = next((words for pattern, words in (OF_S3 | PASSING).items() if re.search(pattern, text)), text[:200])
+        reason = next((words for pattern, words in (OF_S3 | PASSING).items() if says(text, pattern)), text[:200])
         return f"object store, {at}{asked}: {reason}"
     if "google::cloud::Status" in text or "GCS" in text.split(":")[0]:
         return f"object store: {text[:300]}; check the bucket's name, the credentials and the network"
@@ -113,7 +114,11 @@ def of_store(error: BaseException) -> str | None:
 
 def is_passing(error: BaseException) -> bool:
     """Whether an object store refused for a while only: it is overloaded, or did not answer in time."""
-    return any(re.search(pattern, str(error)) for pattern in PASSING)
+    return any(says(str(error), pattern) for pattern in PASSING)
+
+
+def says(text: str, pattern: str) -> bool:
+    return re.search(pattern, text.replace("_", ""), re.IGNORECASE) is not None
 
 
 def one_line(error: BaseException) -> str:

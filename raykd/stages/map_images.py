@@ -24,9 +24,10 @@ import pyarrow.compute as pc
 import ray
 import ray.data
 from ray.data import ActorPoolStrategy, DataContext, Dataset, TaskPoolStrategy
+from ray.data.exceptions import ExecutionTimeoutError
 
 from raykd.config import least
-from raykd.errors import StorageError, UserError
+from raykd.errors import AGAIN, StorageError, UserError, for_the_reader
 from raykd.images.decoding import CHANGES, UNREACHABLE
 from raykd.images.pixel_batches import PIXEL_BATCHES, URI_BATCHES, Fetch, FetchViews, batches_of
 from raykd.models.threads import num_cores
@@ -324,7 +325,8 @@ def run(
     low, high = (model.replicas, model.replicas) if isinstance(model.replicas, int) else model.replicas
     blocks = even_blocks(runs, fetch.batch_size, high)
     write = WriteBlock(places, model.schema)
-    with data_context(), workers_words():
+    asked = Asked(least(model.replicas), model.num_cpus, model.num_gpus, beside=1)
+    with data_context(), workers_words(lambda: shortage(asked)):
         fetched = ray.data.from_blocks(blocks).map_batches(  # from_arrow would start a task for each
             fetch,
             batch_size=None,
@@ -448,14 +450,23 @@ def data_context() -> Iterator[None]:
 
 
 @contextmanager
-def workers_words() -> Iterator[None]:
-    """Raise a worker's :class:`StorageError` in its own words, without the traceback and advice that Ray adds.
+def workers_words(lacks: Callable[[], str | None] = lambda: None) -> Iterator[None]:
+    """Raise what a user can mend of a worker's errors in its own words, without the traceback that Ray adds.
 
     Any other error of a worker is our mistake, so it must not look like one that a user can mend.
+
+    Args:
+        lacks: Says what was missing when nothing was done for too long.
     """
     try:
         yield
     except ray.exceptions.RayTaskError as error:
-        if isinstance(error, StorageError):
-            raise StorageError(str(error.cause).partition("\n")[0]) from error
+        if (words := for_the_reader(error)) is not None:
+            raise StorageError(words.partition("\n")[0]) from error
         raise RuntimeError(str(error)) from error
+    except ExecutionTimeoutError as error:
+        why = lacks() or "the nodes have room for it, so a machine, the storage or Ray hangs"
+        raise UserError(
+            f"no image came for {DataContext.get_current().execution_no_progress_timeout_s:g} s: {why}. What is complete "
+            f"is kept: ask for less, or see to it that nodes join, and {AGAIN}; stall_s sets how long is waited"
+        ) from error

@@ -17,12 +17,14 @@ from raykd.models.saved import WEIGHTS, deploy
 from raykd.report.words import TO, counted, plain
 from raykd.stages.advice import to_choose_by
 from raykd.stages.campaign import Campaign
+from raykd.stages.scratch import clear_scratch, of_round
 from raykd.stages.weights import network_named
 from raykd.store.outputs import Deployed, Labels, Pool, Predictions, Trained
 
 VERSION = 1
 MAX_TRIALS = 16
 WORK_A_TRIAL = 5e9  # points x images x classes: a few seconds of one core
+MAX_LOSSES = 10  # of a trial, with the machine it was on
 FEWEST_AUDITED = 50  # images that choose, where there is no validation split: the others measure
 
 
@@ -155,7 +157,7 @@ def scored_on_ray(
     """The points and how good each is, float64 [G, 2] and [G], by trials of Ray Tune."""
     campaign.session.ensure()
     scratch = campaign.place / "ray_tune"
-    name = f"round-{number:03d}-{time.time_ns()}"
+    name = f"{of_round(number)}{time.time_ns()}"
     results = tune.Tuner(
         tune.with_parameters(Block, **shared),
         param_space={"block": tune.grid_search(list(range(blocks))), "blocks": blocks},
@@ -164,6 +166,7 @@ def scored_on_ray(
             name=name,
             storage_path=scratch.path,
             storage_filesystem=None if scratch.is_local else scratch.fs,
+            failure_config=tune.FailureConfig(max_failures=MAX_LOSSES),
             verbose=0,
         ),
     ).fit()
@@ -175,5 +178,5 @@ def scored_on_ray(
         assert trial.config is not None
         assert trial.metrics is not None
         found[trial.config["block"]] = trial.metrics
-    scratch.fs.delete_dir((scratch / name).path)
+    clear_scratch(scratch, number)
     return tuple(np.concatenate([found[block][key] for block in range(blocks)]) for key in ("points", "scores"))  # type: ignore[return-value]

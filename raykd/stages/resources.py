@@ -20,30 +20,30 @@ WORD_EVERY_S = 30.0  # while something is waited for
 class Asked(NamedTuple):
     """What a stage asks Ray for: so many actors, and the CPUs and GPUs of each; CPUs beside them for tasks."""
 
-    count: int
+    actors: int
     cpus: float
     gpus: float = 0
     beside: float = 0
 
     def __str__(self) -> str:
-        return f"{self.count} x ({self.cpus:g} CPUs, {self.gpus:g} GPUs)"
+        return f"{self.actors} x ({self.cpus:g} CPUs, {self.gpus:g} GPUs)"
+
+
+def lack(asked: Asked, nodes: list[dict[str, float]]) -> str | None:
+    """Why this can't all run on nodes with these resources, in words; None when it can."""
+    cpus, gpus = (sum(node.get(kind, 0.0) for node in nodes) for kind in ("CPU", "GPU"))
+    fits = room(nodes, asked.cpus, asked.gpus)
+    if fits >= asked.actors and cpus >= asked.actors * asked.cpus + asked.beside:
+        return None
+    beside = f" and {asked.beside:g} CPUs for tasks" if asked.beside else ""
+    return f"it asks for {asked}{beside}, and the nodes have room for {fits} ({cpus:g} CPUs, {gpus:g} GPUs)"
 
 
 def shortage(asked: Asked) -> str | None:
-    """Why this can't all run on the nodes that are there now, in words; None when it can. Ray must be up."""
+    """:func:`lack` on the nodes that are there now. Ray must be up."""
     import ray
 
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    have_cpus, have_gpus = (sum(node.get(kind, 0.0) for node in nodes) for kind in ("CPU", "GPU"))
-    if (fits := room(nodes, asked.cpus, asked.gpus)) >= asked.count and have_cpus >= (
-        asked.count * asked.cpus + asked.beside
-    ):
-        return None
-    beside = f" and {asked.beside:g} CPUs for tasks" if asked.beside else ""
-    return (
-        f"it asks for {asked}{beside}, and the {len(nodes)} nodes have room for {fits} ({have_cpus:g} CPUs, "
-        f"{have_gpus:g} GPUs)"
-    )
+    return lack(asked, [node["Resources"] for node in ray.nodes() if node["Alive"]])
 
 
 def with_patience(
@@ -86,9 +86,9 @@ def with_patience(
                 f"{stage}: nothing was done for {stall_s:g} s: {why}. What is complete is kept: ask for less, or see "
                 f"to it that nodes join, and {AGAIN}; stall_s sets how long is waited"
             )
-        if now - max(since, told) >= WORD_EVERY_S and (why := shortage(asked)):
+        if now - max(since, told) >= WORD_EVERY_S and (lacks := shortage(asked)):
             told = now
-            say(f"waits for {now - since:.0f} s: {why}; gives up after {stall_s:g} s")
+            say(f"waits for {now - since:.0f} s: {lacks}; gives up after {stall_s:g} s")
     value, error = found[0]
     if error is not None:
         raise error
@@ -126,12 +126,7 @@ def check_resources(config: Config, session: Session, say: Callable[[str, str], 
         nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     have_cpus, have_gpus = (sum(node.get(kind, 0.0) for node in nodes) for kind in ("CPU", "GPU"))
     if not session.is_local:
-        wanting = [
-            f"{stage} asks for {count} x ({cpus:g} CPUs, {gpus:g} GPUs)"
-            for stage, (count, cpus, gpus, beside) in asked.items()
-            if room(nodes, cpus, gpus) < count or have_cpus < count * cpus + beside
-        ]
-        if wanting:
+        if wanting := [f"{stage} asks for {ask}" for stage, ask in asked.items() if lack(ask, nodes)]:
             say(
                 "cluster",
                 f"has {have_cpus:g} CPUs and {have_gpus:g} GPUs now, too few: {', '.join(wanting)}; they wait until "

@@ -88,8 +88,9 @@ class RayShards:
             words = f"{len(waiting)} of {len(calls)} shards for {now - started:.0f} s"
             if short_since is not None and now - short_since >= self.stall_s:
                 raise UserError(
-                    f"selection waited for {words}: {why}. Ask for less (shards, or num_cpus of each: the picks are the "
-                    f"same for any number), or see to it that nodes join, and {AGAIN}; stall_s sets how long is waited"
+                    f"selection waited for {words}: {why}. Ask for less (shards, or num_cpus of each: the picks are "
+                    f"the same for any number), or see to it that nodes join, and {AGAIN}; stall_s sets how long is "
+                    "waited"
                 )
             log.warning("waiting for %s: %s", words, why or "still reading or computing")
         return ray.get(calls)
@@ -137,7 +138,8 @@ def open_shards(
         stall_s: How long a shard may wait for room, at the start or when it was lost.
 
     Raises:
-        UserError: A table is missing or unreadable, or lacks a column; before any actor is started. Or there is no room for them.
+        UserError: A table is missing or unreadable, or lacks a column; before any actor is started. Or there is no
+            room for them.
     """
     if num_shards < 1:
         raise UserError(f"shards is {num_shards}; expected at least 1")

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.fs as pafs
 
 from raykd.algo.heads import HEADS
 from raykd.config import least
@@ -21,6 +20,7 @@ from raykd.models.saved import WEIGHTS
 from raykd.stages.campaign import Campaign
 from raykd.stages.progress import Ticker
 from raykd.stages.resources import Asked, with_patience
+from raykd.stages.scratch import clear_scratch, of_round
 from raykd.stages.views import encode_views
 from raykd.stages.weights import fetch_backbone, fetch_texts, read_student_texts
 from raykd.store.outputs import STEPS_FILE, Encoded, Labels, Pool, Teacher, Trained
@@ -208,19 +208,6 @@ def told_of(trained: Place) -> dict[str, float]:
         "images_per_s": float(steps.sum() / seconds.sum()),
         "data_wait_share": float(np.average([line["data_wait_share"] for line in lines], weights=seconds)),
     }
-
-
-def of_round(number: int) -> str:
-    """What the names of a round's checkpoint folders begin with."""
-    return f"round-{number:03d}-"
-
-
-def clear_scratch(scratch: Place, number: int) -> None:
-    """Delete a round's checkpoints, those that other settings have left too."""
-    selector = pafs.FileSelector(scratch.path, allow_not_found=True)
-    for info in scratch.fs.get_file_info(selector):
-        if info.type == pafs.FileType.Directory and info.base_name.startswith(of_round(number)):
-            scratch.fs.delete_dir(info.path)
 
 
 # ---------------------------------------------------------------- on Ray Train

@@ -37,7 +37,7 @@ class Conditional:
 
     def replace(self, data: bytes, version: str) -> str | None:
         """The name of the version that was written; None when the object is another one by now, or gone."""
-        return self._put(data, IfMatch=version)
+        return self._put(data, IfMatch=version) or self._put(data, IfMatch=version.strip('"'))  # as older Cephs want it
 
     def version(self) -> str | None:
         """The name of the version that is there; None when there is none."""
@@ -54,11 +54,12 @@ class Conditional:
         try:
             return getattr(self.client, operation)(Bucket=self.bucket, Key=self.key, **arguments)
         except ClientError as error:
-            if error.response["Error"]["Code"] in (*REFUSED, "NoSuchKey", "404"):
+            if (code := error.response["Error"]["Code"]) in (*REFUSED, "NoSuchKey", "404"):
                 return missing
-            raise OSError(one_line(error)) from error
+            where = f"key '{self.key}' in bucket '{self.bucket}'"  # in the words of pyarrow, which errors.py reads
+            raise OSError(f"{where}: AWS Error {code} during {operation}: {one_line(error)}") from error
         except BotoCoreError as error:
-            raise OSError(one_line(error)) from error
+            raise OSError(f"bucket '{self.bucket}': AWS Error {one_line(error)} during {operation}") from error
 
 
 def conditional(place: Place) -> Conditional | None:

@@ -61,7 +61,7 @@ def open_uri(uri: str, attempts: int = ATTEMPTS) -> tuple[pafs.FileSystem, str]:
         UserError: There is no such filesystem, or its options are none.
     """
     try:
-        if uri.startswith("s3://") or uri.startswith(("gs://", "gcs://")):
+        if uri.startswith(("s3://", "gs://", "gcs://")):
             address = address_of(uri)
             make = _s3 if address.scheme == "s3" else _gcs
             now = os.environ.get(OPTIONS, "{}")

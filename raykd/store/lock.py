@@ -2,9 +2,10 @@
 
 On a disk the kernel keeps the lock, and frees it however the job ends. An object store has no locks: there a
 small file is a lease that its job renews, and one that does not change for a minute is of a job that was killed.
-It is written only if nobody was faster, where the store has conditional writes (S3 with boto3: conditional.py): then two jobs can never both have begun. Elsewhere this cannot be airtight, which is said. In any case a job looks
-whether the lease is still its own before it begins a stage and before it calls one complete. One that was cut off, or
-asleep, for longer than that minute may still have put data files of the stage it was in beside those of its successor.
+It is written only if nobody was faster, where the store has conditional writes (S3 with boto3: conditional.py): then
+two jobs can never both have begun. Elsewhere this cannot be airtight, which is said. In any case a job looks whether
+the lease is still its own before it begins a stage and before it calls one complete. One that was cut off, or asleep,
+for longer than that minute may still have put data files of the stage it was in beside those of its successor.
 """
 
 from __future__ import annotations

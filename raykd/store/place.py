@@ -149,13 +149,15 @@ class Place:
         One that is merely overloaded is waited for later.
 
         Raises:
-            StorageError: Nobody listens there, or the credentials are none.
+            StorageError: Nobody listens there, there is no such bucket, or the credentials are none.
         """
         if not isinstance(self.fs, (pafs.S3FileSystem, pafs.GcsFileSystem)):
             return
         fs, path = open_uri(self.uri, QUICK)
+        bucket = path.partition("/")[0]
         try:
-            fs.get_file_info(path)
+            if fs.get_file_info(bucket).type == pafs.FileType.NotFound:
+                raise StorageError(f"cannot reach {self}: there is no such bucket as {bucket!r}; check its name")
         except OSError as error:
             if not is_passing(error):
                 raise StorageError(f"cannot reach {self}: {of_store(error) or why(error)}") from error

@@ -58,7 +58,7 @@ rgw_thread_pool_size = 16
 
 def missing() -> str | None:
     """Why there can be no server here; None when there can."""
-    if all(map(shutil.which, CEPH)) or moto():
+    if not moto_serves() or moto():
         return None
     return "neither Ceph's gateway (apt-get install ceph-mon ceph-osd ceph-mgr radosgw ceph-common) nor moto[server]"
 
@@ -66,6 +66,11 @@ def missing() -> str | None:
 def moto() -> str | None:
     beside = Path(sys.executable).with_name("moto_server")
     return str(beside) if beside.exists() else None
+
+
+def moto_serves() -> bool:
+    """Whether it is moto's server, which looks at no credentials."""
+    return not all(map(shutil.which, CEPH))
 
 
 def environment() -> dict[str, str]:
@@ -92,7 +97,7 @@ def filesystem(address: str) -> pafs.S3FileSystem:
 def s3_server(folder: Path) -> Iterator[int]:
     """A server with an empty bucket, listening on all of this machine's addresses; the port it has."""
     with ExitStack() as stack:
-        start = ceph if all(map(shutil.which, CEPH)) else moto_server
+        start = moto_server if moto_serves() else ceph
         port = start(folder, stack)
         filesystem(f"127.0.0.1:{port}").create_dir(BUCKET)
         yield port

@@ -90,7 +90,7 @@ def test_a_bucket_that_cannot_be_reached_is_told(store, monkeypatch):
         raise OSError("AWS Error ACCESS_DENIED")
 
     monkeypatch.setattr(Place, "write_bytes", refuse)
-    said = r"s3://bucket cannot be used: AWS Error.*; check the bucket's name"
+    said = r"s3://bucket cannot be used: object store, .*may not do that; check AWS_ACCESS_KEY_ID"
     with pytest.raises(StorageError, match=said), only_job(store, never):
         pass
 

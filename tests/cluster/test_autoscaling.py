@@ -1,0 +1,108 @@
+"""From a head without CPUs, by Ray's own autoscaler, to as many nodes as the stages ask for, and down again."""
+
+from __future__ import annotations
+
+import json
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import nodes as several
+import pytest
+from faults import OVERRIDES
+from nodes import PORT, REPOSITORY, Nodes, command_line, until
+
+HEAD_ID = "f" * 51 + "00000"
+IDLE_MINUTES = 0.15
+WORKERS = {"cpu": {"resources": {"CPU": 4}, "node_config": {}, "min_workers": 0, "max_workers": 2}}
+NOTHING = ("initialization_commands", "setup_commands", "head_setup_commands", "worker_setup_commands")
+NOTHING += (
+    "head_start_ray_commands",
+    "worker_start_ray_commands",
+    "cluster_synced_files",
+    "rsync_exclude",
+    "rsync_filter",
+)
+
+
+def autoscaling(address: str) -> dict:
+    """What `ray up` would hand to the head: nodes are raylets of the same machine."""
+    return {
+        "cluster_name": "several",
+        "max_workers": 2,
+        "idle_timeout_minutes": IDLE_MINUTES,
+        "upscaling_speed": 10,
+        "provider": {
+            "type": "external",
+            "module": "ray.autoscaler._private.fake_multi_node.node_provider.FakeMultiNodeProvider",
+            "use_node_id_as_ip": True,
+            "disable_node_updaters": True,
+            "disable_launch_config_check": True,
+            "launch_multiple": True,
+            "head_node_id": HEAD_ID,
+            "gcs_address": address,
+        },
+        "head_node_type": "head",
+        "available_node_types": {"head": {"resources": {"CPU": 0}, "node_config": {}, "max_workers": 0}, **WORKERS},
+        "auth": {},
+        "docker": {},
+        "file_mounts": {},
+        "file_mounts_sync_continuously": False,
+        **{name: [] for name in NOTHING},
+    }
+
+
+@pytest.fixture
+def from_zero() -> Iterator[Nodes]:
+    if why := several.missing():
+        pytest.skip(why)
+    with (
+        tempfile.TemporaryDirectory(prefix="ra", dir="/tmp", ignore_cleanup_errors=True) as path,
+        several.nodes_of(Path(path), 1) as nodes,
+    ):
+        config = Path(path) / "autoscaling.json"
+        config.write_text(json.dumps(autoscaling(f"{nodes.address(0)}:{PORT}")))
+        nodes.environment |= {
+            "AUTOSCALER_UPDATE_INTERVAL_S": "1",
+            "RAY_FAKE_CLUSTER": "1",
+            "RAY_enable_autoscaler_v2": "1",
+            "RAY_CLOUD_INSTANCE_ID": HEAD_ID,
+            "RAY_OVERRIDE_NODE_ID_FOR_TESTING": HEAD_ID,
+        }
+        nodes.head(f"--autoscaling-config={config}")
+        yield nodes
+
+
+def raylets(nodes: Nodes) -> int:
+    return sum("/raylet/raylet" in command_line(pid).split(" ")[0] for pid in nodes.pids(0))
+
+
+@pytest.mark.timeout(500)
+def test_every_stage_brings_nodes_from_zero_and_they_go_when_it_is_over(from_zero):
+    nodes = from_zero
+    assert raylets(nodes) == 1
+    command = [sys.executable, "jobs/active_round.py", "--preset", "demo"]
+    place = nodes.folder / "run"
+    log = nodes.folder / "log"
+    job = nodes.popen(
+        0, [*command, "--set", *OVERRIDES, f"storage_path={place}"], log, RAY_ADDRESS=nodes.ray_address
+    )  # fmt: skip
+    seen: dict[str, int] = {}
+
+    def look() -> bool:
+        try:
+            stage = json.loads((place / "status.json").read_bytes())["stage"]
+        except (OSError, ValueError):
+            stage = None
+        if stage:
+            seen[stage] = max(seen.get(stage, 0), raylets(nodes))
+        return job.poll() is not None
+
+    until(look, 400, "the campaign's end")
+    assert job.returncode == 0, log.read_text()
+    assert "too few" in log.read_text()  # said once, at the start: an autoscaler may bring nodes
+    for stage in ("encode", "round 0 train", "round 0 predict"):
+        assert seen.get(stage, 0) > 1, seen
+    until(lambda: raylets(nodes) == 1, 90, "back to the head alone")
+    assert REPOSITORY.exists()

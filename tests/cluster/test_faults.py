@@ -1,0 +1,93 @@
+"""The fault matrix: ``make faults`` runs it all and writes jobs/results/faults.md, ``make test`` a few cells."""
+
+from __future__ import annotations
+
+import os
+import random
+import time
+from pathlib import Path
+
+import pytest
+from faults import COLUMNS, GOES_ON_S, PROCESSES, ROWS, VICTIM, World, as_markdown
+from nodes import kill
+
+TABLE = Path(__file__).parents[2] / "jobs" / "results" / "faults.md"
+EVERY_TIME = {  # cheap, and each of another kind
+    ("driver", "train"),
+    ("node, none joins", "train"),
+    ("shard actor", "select"),
+    ("S3 answers 503 for 30 s", "predict"),
+    ("disk full", "predict"),
+}
+NUM_KILLS = 20
+CELLS: dict[tuple[str, str], str] = {}
+
+pytestmark = pytest.mark.timeout(900)
+
+
+def cells() -> list:
+    return [
+        pytest.param(
+            row, column, marks=() if (row, column) in EVERY_TIME else pytest.mark.nightly, id=f"{row}-{column}"
+        )
+        for row, columns in ROWS.items()
+        for column in COLUMNS
+        if column in columns
+    ]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _table():
+    """Write the table, when that was asked for."""
+    yield
+    if os.environ.get("RAYKD_WRITE_FAULTS"):
+        head = TABLE.read_text().partition("\n| what dies")[0].rstrip() if TABLE.exists() else "# Faults"
+        TABLE.write_text(f"{head}\n\n{as_markdown(CELLS)}\n")
+
+
+@pytest.mark.parametrize(("row", "column"), cells())
+def test_whatever_dies_the_campaign_ends_as_the_undisturbed_one(request, row, column):
+    needs = "world_with_store" if row.startswith("S3") else "world"
+    world: World = request.getfixturevalue(needs)
+    CELLS[row, column] = "**failed**"
+    how, lost = world.cell(row, column)
+    CELLS[row, column] = f"{how}, {max(lost, 0):.0f} s"
+
+
+@pytest.mark.nightly
+def test_twenty_kills_at_random_leave_no_trace(world):
+    """Of drivers, of any of Ray's worker processes, and of a node, which another one replaces."""
+    draw, kills = random.Random(0), []
+    world.base("disk")
+    job = world.start("disk", "random")
+    while len(kills) < NUM_KILLS:
+        until = time.monotonic() + draw.uniform(2, 15)
+        while time.monotonic() < until and not job.ended:
+            time.sleep(0.1)
+        if job.ended:
+            if job.process.returncode == 0:
+                break
+            job.ended_in_a_line()
+            job = world.start("disk", "random")
+            continue
+        what = draw.choices(["driver", "worker", "node"], [2, 4, 1])[0]
+        if what == "driver":
+            job.kill()
+            job = world.start("disk", "random")
+        elif what == "worker":
+            alive = [pid for begins, _ in PROCESSES.values() for pid in world.nodes.find(begins)]
+            if not alive:
+                continue
+            kill(draw.choice(alive))
+        else:
+            world.nodes.kill(VICTIM)
+            world.nodes.join(VICTIM)
+        kills.append((what, world.stage_of("disk", "random")))
+    while True:
+        job.process.wait(GOES_ON_S)
+        if job.process.returncode == 0:
+            break
+        job.ended_in_a_line()
+        job = world.start("disk", "random")
+    assert len(kills) >= NUM_KILLS // 2, kills  # the campaign may end before
+    world.same("disk", "random")
