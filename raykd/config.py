@@ -439,7 +439,12 @@ class StudentConfig(Section):
     predict_replicas: Replicas = Field(1, description="Actors of the predict stage", json_schema_extra=FREE)
     num_cpus: float = Field(1, gt=0, description="CPUs of each worker and each predict replica", json_schema_extra=FREE)
     num_gpus: Gpus = Field(0, description="GPUs of each worker and each predict replica", json_schema_extra=FREE)
-    max_failures: int = Field(3, ge=-1, description="Restarts of a training; -1: no limit", json_schema_extra=FREE)
+    max_failures: int = Field(
+        3,
+        ge=-1,
+        description="Times that workers or nodes may be lost without a checkpoint in between; -1: no limit",
+        json_schema_extra=FREE,
+    )
 
     @model_validator(mode="before")
     @classmethod

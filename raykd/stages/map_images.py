@@ -466,7 +466,8 @@ def workers_words(lacks: Callable[[], str | None] = lambda: None) -> Iterator[No
         raise RuntimeError(str(error)) from error
     except ExecutionTimeoutError as error:
         why = lacks() or "the nodes have room for it, so a machine, the storage or Ray hangs"
+        seconds = DataContext.get_current().execution_no_progress_timeout_s
         raise UserError(
-            f"no image came for {DataContext.get_current().execution_no_progress_timeout_s:g} s: {why}. What is complete "
-            f"is kept: ask for less, or see to it that nodes join, and {AGAIN}; stall_s sets how long is waited"
+            f"no image came for {seconds:g} s: {why}. What is complete is kept: ask for less, or see to it that nodes "
+            f"join, and {AGAIN}; stall_s sets how long is waited"
         ) from error

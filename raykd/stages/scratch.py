@@ -12,9 +12,14 @@ def of_round(number: int) -> str:
     return f"round-{number:03d}-"
 
 
+def folders_of(place: Place) -> list[str]:
+    """The names of a place's folders, in order; none where there is no such place."""
+    infos = place.fs.get_file_info(pafs.FileSelector(place.path, allow_not_found=True))
+    return sorted(info.base_name for info in infos if info.type == pafs.FileType.Directory)
+
+
 def clear_scratch(scratch: Place, number: int) -> None:
     """Delete what a round has left, attempts that were killed and those of other settings too."""
-    selector = pafs.FileSelector(scratch.path, allow_not_found=True)
-    for info in scratch.fs.get_file_info(selector):
-        if info.type == pafs.FileType.Directory and info.base_name.startswith(of_round(number)):
-            scratch.fs.delete_dir(info.path)
+    for name in folders_of(scratch):
+        if name.startswith(of_round(number)):
+            scratch.fs.delete_dir((scratch / name).path)

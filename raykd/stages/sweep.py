@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.fs as pafs
 from ray import tune
 
 from raykd.algo.heads import probabilities
@@ -32,6 +31,7 @@ from raykd.stages.mix import FEWEST_AUDITED
 from raykd.stages.pool import classes_now, listed_parts
 from raykd.stages.predict import predict
 from raykd.stages.progress import Progress
+from raykd.stages.scratch import folders_of
 from raykd.stages.session import Session
 from raykd.stages.teacher import refit, teach
 from raykd.stages.train import train
@@ -160,8 +160,7 @@ def training_place(out: Place, prepared: Prepared, config: Config, point: Mappin
     Two points beside each other that begin the very same do it twice, and not into one folder.
     """
     key, place = training_key(config), out / "trained"
-    selector = pafs.FileSelector(place.path, allow_not_found=True)
-    names = sorted(info.base_name for info in place.fs.get_file_info(selector) if info.base_name.startswith(key))
+    names = [name for name in folders_of(place) if name.startswith(key)]
     complete = (name for name in names if read_done(round_place(place / name, prepared.number) / "train"))
     return place / next(complete, f"{key}-{point_name(point)}")
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -14,13 +14,13 @@ import pyarrow.compute as pc
 
 from raykd.algo.heads import HEADS
 from raykd.config import least
-from raykd.errors import UserError
+from raykd.errors import AGAIN, UserError, one_line
 from raykd.models.preprocess import ABOUT
 from raykd.models.saved import WEIGHTS
 from raykd.stages.campaign import Campaign
 from raykd.stages.progress import Ticker
 from raykd.stages.resources import Asked, with_patience
-from raykd.stages.scratch import clear_scratch, of_round
+from raykd.stages.scratch import clear_scratch, folders_of, of_round
 from raykd.stages.views import encode_views
 from raykd.stages.weights import fetch_backbone, fetch_texts, read_student_texts
 from raykd.store.outputs import STEPS_FILE, Encoded, Labels, Pool, Teacher, Trained
@@ -77,10 +77,10 @@ def train(campaign: Campaign, number: int, pool: Pool, encoded: Encoded, teacher
             train_here(job, scratch / name, out.place, ticker)
         else:
             campaign.session.ensure()
-            trainer = trainer_of(job, scratch, name, ticker)
+            make_trainer = partial(trainer_of, job, scratch, name, ticker)
+            fit = partial(fitted, make_trainer, partial(folders_of, scratch / name), out.place)
             say = partial(campaign.say, folder.name)
             asked = Asked(least(config.num_workers), config.num_cpus, config.num_gpus)
-            fit = partial(fitted, trainer, out.place)
             with_patience(fit, folder.name, asked, campaign.config.stall_s, ticker.done, say)
         out.facts |= {
             "steps": job.num_steps,
@@ -251,21 +251,36 @@ def trainer_of(job: Job, scratch: Place, name: str, ticker: Ticker) -> Any:
     )
 
 
-def fitted(trainer: Any, out: Place) -> None:
+def fitted(make_trainer: Callable[[], Any], checkpoints: Callable[[], list[str]], out: Place) -> None:
     """Train on Ray Train's workers, and copy the student and ``steps.jsonl`` out of the last checkpoint.
 
+    Workers and nodes that are lost count (``max_failures``) only until the next checkpoint: on spot machines a long
+    training loses more of them than a broken one.
+
     Raises:
-        UserError: What a user can mend, after one attempt.
+        UserError: What a user can mend, after one attempt; or workers were lost too often without a step forward.
     """
+    import ray.exceptions
     import ray.train
 
-    try:
-        result: Any = trainer.fit()
-    except ray.train.WorkerGroupError as error:  # all attempts failed: the storage
-        for failure in error.worker_failures.values():
-            if isinstance(cause := getattr(failure, "_base_exc", failure), UserError):
-                raise cause from error
-        raise
+    while True:
+        before = checkpoints()
+        try:
+            result: Any = make_trainer().fit()
+            break
+        except ray.train.WorkerGroupError as error:
+            causes = [getattr(failure, "_base_exc", failure) for failure in error.worker_failures.values()]
+            for cause in causes:  # all attempts failed: the storage
+                if isinstance(cause, UserError):
+                    raise cause from error
+            lost = [cause for cause in causes if type(cause).__module__.startswith("ray.")]
+            if len(lost) < len(causes):
+                raise
+            if checkpoints() == before:
+                raise UserError(
+                    f"workers of the training were lost again and again without a step forward: {one_line(lost[0])}. "
+                    f"Its last checkpoint is kept: {AGAIN}"
+                ) from error
     if isinstance(result.return_value, UserError):
         raise result.return_value
     with result.checkpoint.as_directory() as folder:

@@ -9,13 +9,13 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
-import pyarrow.fs as pafs
 
 from raykd.algo.prompts import ClassTexts, prompts, templates
 from raykd.config import ModelConfig, StudentConfig
 from raykd.models.saved import WEIGHTS
 from raykd.models.teacher import fetch_weights, own_files
 from raykd.stages.campaign import Campaign
+from raykd.stages.scratch import folders_of
 from raykd.stages.work import Work
 from raykd.store.place import Place
 from raykd.store.stage_folder import Done, StageFolder, read_done
@@ -33,8 +33,7 @@ def weights_folder(work: Work, name: str, folder: str, made_from: dict[str, Any]
 def fetched_as(work: Work, folder: str, asked: dict[str, Any]) -> Done | None:
     """The model that was fetched under these names, if there is one."""
     place = work.place / folder
-    folders = place.fs.get_file_info(pafs.FileSelector(place.path, allow_not_found=True))
-    found = (read_done(place / info.base_name) for info in folders if not info.base_name.startswith("."))
+    found = (read_done(place / name) for name in folders_of(place) if not name.startswith("."))
     return next((done for done in found if done and done.settings == asked), None)
 
 

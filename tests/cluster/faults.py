@@ -127,6 +127,7 @@ class World:
         source, target = self.place(kind, "base"), self.place(kind, name)
         for left in [each for some in COLUMNS[: COLUMNS.index(column) + 1] for each in LEFT_BEFORE[some]]:
             if (source / left).is_dir():
+                target.fs.create_dir((target / left).path)
                 pafs.copy_files((source / left).path, (target / left).path, source.fs, target.fs)
             elif (source / left).exists():
                 (target / left).write_bytes((source / left).read_bytes())
@@ -295,7 +296,7 @@ def fill(filler: Path) -> None:
 def outcome(place: Place) -> dict[str, Any]:
     """Everything of a finished campaign that must not depend on what happened: by name, as hashes and plain values."""
     found: dict[str, Any] = {
-        "picks": (place / ROUND / "select" / "picks.parquet").read_table().to_pylist(),
+        "picks": content((place / ROUND / "select" / "picks.parquet").read_table()),
         "labels": content((place / ROUND / "label" / "labels.parquet").read_table(), without=("time",)),
         "ledger": content((place / "ledger").read_table(), without=("time",)),
         "features": of_parts(place / "encode"),
@@ -306,7 +307,7 @@ def outcome(place: Place) -> dict[str, Any]:
     figures = (place / ROUND / "evaluate" / "metrics.json").read_json()
     for name in ("seconds", "images_per_s", "data_wait_share"):
         figures.pop(name, None)
-    found["metrics"] = figures
+    found["metrics"] = json.dumps(figures, sort_keys=True)
     found["metrics.jsonl"] = len((place / "metrics.jsonl").read_bytes().splitlines())
     found["left over"] = sorted(
         info.path for info in place.files(recursive=True) if ".aside" in info.path or "/ray_t" in info.path
@@ -337,6 +338,12 @@ def digest(data: bytes) -> str:
 
 
 # ---------------------------------------------------------------- the table
+
+
+def from_markdown(text: str) -> dict[tuple[str, str], str]:
+    """The cells of a table that :func:`as_markdown` has made."""
+    rows = [[cell.strip() for cell in line.strip("|").split(" | ")] for line in text.splitlines() if line[:2] == "| "]
+    return {(row[0], column): cell for row in rows[1:] for column, cell in zip(COLUMNS, row[1:], strict=True)}
 
 
 def as_markdown(cells: dict[tuple[str, str], str]) -> str:

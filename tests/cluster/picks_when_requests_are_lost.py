@@ -13,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from raykd.algo.selection import kcenter
 from raykd.config import STRATEGY_NAMES
 from raykd.stages.pick_tables import Request, check_request, pick_from_tables
 from raykd.stages.session import ray_session
@@ -34,6 +35,8 @@ def write_tables(folder: Path) -> tuple[str, str]:
 
 
 def main(folder: Path, shards: list[int]) -> None:
+    kcenter.SMALL_PRODUCTS = kcenter.CANDIDATES_PER_PICK = kcenter.FEWEST_CANDIDATES = 0  # as large pools: shards are
+    kcenter.SPARE = 3  # asked for a few rows at a time, and often
     pool, labeled = write_tables(folder)
     found: dict[str, dict[int, list[str]]] = {}
     with ray_session(local_cpus=8):

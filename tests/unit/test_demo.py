@@ -14,6 +14,7 @@ from raykd.config import Source
 from raykd.demo import CLASSES, POOL, TEMPLATES, digits
 from raykd.errors import UserError
 from raykd.presets import load_preset
+from raykd.store.place import Place
 
 
 @pytest.fixture(scope="module")
@@ -87,6 +88,17 @@ def test_the_demos_pool_is_made_where_it_is_read_and_not_before(pool_path, cache
     assert Path(made.path).read_bytes() == pool_path.read_bytes()
     assert Path(made.path).is_relative_to(cache)
     assert made.model_dump() == source(made.path).model_dump()  # all else stays
+
+
+def test_on_a_cluster_the_demos_pool_lies_where_all_nodes_see_it_and_is_written_once(pool_path, cache, bucket):
+    bucket.fs.create_dir((bucket / "demo").path)  # a real bucket needs none
+    made = digits.materialise(source(POOL), bucket / "demo")
+    assert Place.of(made.path).read_bytes() == pool_path.read_bytes()
+    assert made.path.startswith(f"{bucket.uri.partition('?')[0]}/demo/digits.parquet")
+    assert not cache.exists()
+    Place.of(made.path).write_bytes(b"as it was left")
+    assert digits.materialise(source(POOL), bucket / "demo").path == made.path
+    assert Place.of(made.path).read_bytes() == b"as it was left"
 
 
 def test_a_pool_of_the_users_own_is_left_as_it_is(cache):
