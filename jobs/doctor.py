@@ -23,12 +23,18 @@ from raykd.config import Config
 
 def run(config: Config | None, with_plan: bool) -> int:
     """All checks, and the plan; the exit code."""
-    from raykd.diagnosis import FAIL, headline
+    from raykd.diagnosis import FAIL, first_line
     from raykd.stages.doctor import examine
 
     findings = examine(config)
-    print("\n".join([headline(findings), *map(str, findings)]), flush=True)
-    return 2 if any(each.state == FAIL for each in findings) else 0
+    print("\n".join([first_line(findings), *map(str, findings)]), flush=True)
+    if any(each.state == FAIL for each in findings):
+        return 2
+    if config and with_plan:
+        from raykd.stages.plan import plan
+
+        print(plan(config), flush=True)
+    return 0
 
 
 def main(argv: Sequence[str] | None = None) -> NoReturn:

@@ -58,7 +58,7 @@ def attempt(name: str, check: Callable[[], Any]) -> Finding:
         return fail(name, one_line(error), "RAYKD_DEBUG=1 and the campaign's own job show more")
 
 
-def headline(findings: Sequence[Finding]) -> str:
+def first_line(findings: Sequence[Finding]) -> str:
     """The first line: ``ready: ...``, or ``not ready: N things to mend, first: ...``."""
     to_mend = [each for each in findings if each.state == FAIL]
     warned = sum(each.state == WARN for each in findings)
@@ -100,7 +100,7 @@ class NodeReport:
     gpu: Mapping[str, Any] = field(default_factory=dict)
 
 
-def named(nodes: Iterable[str]) -> str:
+def some_names(nodes: Iterable[str]) -> str:
     """Some names, and how many more there are."""
     names = list(nodes)
     more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
@@ -144,7 +144,7 @@ def judge_versions(driver: NodeReport, nodes: Sequence[NodeReport]) -> list[Find
                 others[package, theirs].append(each.name)
     for (package, theirs), names in others.items():
         mine = driver.versions.get(package)
-        what = f"{package} is {theirs or 'missing'} on {named(names)}, {mine} on the driver"
+        what = f"{package} is {theirs or 'missing'} on {some_names(names)}, {mine} on the driver"
         bad = theirs is None or package in ("ray", "raykd")
         findings.append((fail if bad else warn)("versions", what, f"install {package}=={mine} there (constraints.txt)"))
     if not findings:
@@ -239,12 +239,14 @@ def judge_storage(place: str, reports: Sequence[NodeReport], is_local: bool) -> 
             wrong[right, error].append(each.name)
     for (right, error), names in wrong.items():
         todo = "make it writable for all nodes" if is_local else f"grant {RIGHTS[right]} (or its like) on it"
-        findings.append(fail("storage", f"{place}: {named(names)} cannot {right}: {error}", todo))
+        findings.append(fail("storage", f"{place}: {some_names(names)} cannot {right}: {error}", todo))
     alone = [each.name for each in asked if each.storage.get("unseen")]
     if alone and not wrong:
         sight = {each.name: each.storage["unseen"] for each in asked if each.storage.get("unseen")}
-        example = f"{alone[0]} does not see what {named(sight[alone[0]])} wrote"
-        what = f"{place} is not the same for all: {example}" + (f"; so for {named(alone)}" if len(alone) > 1 else "")
+        example = f"{alone[0]} does not see what {some_names(sight[alone[0]])} wrote"
+        what = f"{place} is not the same for all: {example}" + (
+            f"; so for {some_names(alone)}" if len(alone) > 1 else ""
+        )
         todo = "give a storage_path that all nodes share: s3://, gs:// or a mounted disk"
         findings.append(fail("storage", what, todo))
     if not findings:
@@ -258,9 +260,9 @@ def judge_lock(asked: Sequence[NodeReport], is_local: bool) -> list[Finding]:
     if twice := [name for name, lock in held.items() if lock == "given"]:
         how = "flock is not seen by" if is_local else "a second put with If-None-Match is taken, as seen by"
         todo = "two jobs could work in it at once: take care to start one, or mount it with locks"
-        return [warn("lock", f"{how} {named(twice)}", todo)]
+        return [warn("lock", f"{how} {some_names(twice)}", todo)]
     if none := [name for name, lock in held.items() if lock == "none"]:
-        what = f"no {'flock' if is_local else 'conditional writes'} on {named(none)}: a lease is taken instead"
+        what = f"no {'flock' if is_local else 'conditional writes'} on {some_names(none)}: a lease is taken instead"
         return [warn("lock", what, "start one job at a time")]
     if "refused" in held.values():
         how = "flock holds between all" if is_local else "a second put with If-None-Match is refused"
@@ -281,7 +283,7 @@ def judge_images(source: str, driver: NodeReport, nodes: Sequence[NodeReport]) -
     }
     if blind:
         uri, error = next(iter(blind.values()))
-        what = f"{named(blind)} cannot read {source} images that the driver reads, such as {uri}: {error}"
+        what = f"{some_names(blind)} cannot read {source} images that the driver reads, such as {uri}: {error}"
         return [fail("images", what, "put them where all nodes read: s3://, gs:// or a mounted disk")]
     bad = {uri: error for uri, error in driver.images.items() if error is not None}
     if len(bad) == len(driver.images):

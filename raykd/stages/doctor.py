@@ -33,7 +33,7 @@ from raykd.diagnosis import (
     ok,
 )
 from raykd.errors import UserError, one_line
-from raykd.stages.node_looks import Asked, clean, first_look, gpu_look, read_probes, take_lock
+from raykd.stages.node_looks import Looked, clean, first_look, gpu_look, read_probes, take_lock
 from raykd.stages.samples import Listings, packed_sizes
 from raykd.stages.session import Session
 from raykd.store.place import Place
@@ -164,7 +164,7 @@ def look_at_cluster(
     """What nodes say of themselves, judged; Ray must be up."""
     images = images or {}
     storage = Place.of(config.storage_path) if config else None
-    asked = Asked(
+    asked = Looked(
         storage.uri if storage else None, uuid.uuid4().hex[:8], tuple(uri for some in images.values() for uri in some)
     )
     nodes = alive_nodes()
@@ -193,7 +193,7 @@ def look_at_cluster(
     return findings
 
 
-def ask_and_note(nodes: list[Node], asked: Asked) -> dict[str, str]:
+def ask_and_note(nodes: list[Node], asked: Looked) -> dict[str, str]:
     """Have all nodes look at themselves; the names of those that did not answer, and why (empty: in time)."""
     answers = ask_all(nodes, first_look(PACKAGES), lambda node: (vars(asked), node.id), ANSWER_S)
     for node in nodes:
@@ -204,7 +204,7 @@ def ask_and_note(nodes: list[Node], asked: Asked) -> dict[str, str]:
     }
 
 
-def look_at_storage(nodes: list[Node], asked: Asked, driver: NodeReport) -> NodeReport:
+def look_at_storage(nodes: list[Node], asked: Looked, driver: NodeReport) -> NodeReport:
     """Have all read what the others wrote, try for the driver's lock, and delete their own; the driver's report."""
     names = {node.id: node.name for node in nodes if not node.said["storage"]["errors"].get("write")}
     names |= {} if driver.storage["errors"].get("write") else {DRIVER: DRIVER}

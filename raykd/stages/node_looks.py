@@ -50,7 +50,7 @@ print(json.dumps(said))
 
 
 @dataclass(frozen=True)
-class Asked:
+class Looked:
     """What nodes are to look at.
 
     Args:
@@ -97,10 +97,10 @@ def first_look(packages: Mapping[str, str]) -> Callable[..., dict[str, Any]]:
         found["shm_bytes"] = shutil.disk_usage("/dev/shm").total if os.path.isdir("/dev/shm") else None
         try:
             import raykd
-            from raykd.stages.node_looks import Asked, look
+            from raykd.stages.node_looks import Looked, look
 
             found["versions"]["raykd"] = raykd.__version__
-            found |= look(Asked(**asked), me)
+            found |= look(Looked(**asked), me)
         except Exception as error:
             found["raykd_error"] = " ".join(f"{type(error).__name__}: {error}".split())[:200]
         found["time"] = time.time()
@@ -109,7 +109,7 @@ def first_look(packages: Mapping[str, str]) -> Callable[..., dict[str, Any]]:
     return here
 
 
-def look(asked: Asked, me: str) -> dict[str, Any]:
+def look(asked: Looked, me: str) -> dict[str, Any]:
     """Storage, images, and the autoscaler's config where this is the head. Raises nothing for what they lack."""
     return {
         "storage": write_probe(asked, me) if asked.storage else {},
@@ -121,7 +121,7 @@ def look(asked: Asked, me: str) -> dict[str, Any]:
 # ---------------------------------------------------------------- storage
 
 
-def write_probe(asked: Asked, me: str) -> dict[str, Any]:
+def write_probe(asked: Looked, me: str) -> dict[str, Any]:
     """Write a file of one's own and list it.
 
     Returns:
@@ -153,7 +153,7 @@ def missing_folders(folder: Place) -> list[str]:
     return missing
 
 
-def read_probes(asked: Asked, names: Sequence[str], me: str) -> dict[str, Any]:
+def read_probes(asked: Looked, names: Sequence[str], me: str) -> dict[str, Any]:
     """Read what the others wrote, and try for a lock that the driver holds.
 
     Returns:
@@ -217,7 +217,7 @@ def try_lock(folder: Place) -> str | None:
         os.close(descriptor)
 
 
-def clean(asked: Asked, me: str, made: Sequence[str]) -> str | None:
+def clean(asked: Looked, me: str, made: Sequence[str]) -> str | None:
     """Delete one's own file, and the folders that were not there; why that fails, or None."""
     why = None
     try:
