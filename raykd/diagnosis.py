@@ -240,18 +240,16 @@ def judge_storage(place: str, reports: Sequence[NodeReport], is_local: bool) -> 
     for (right, error), names in wrong.items():
         todo = "make it writable for all nodes" if is_local else f"grant {RIGHTS[right]} (or its like) on it"
         findings.append(fail("storage", f"{place}: {some_names(names)} cannot {right}: {error}", todo))
-    alone = [each.name for each in asked if each.storage.get("unseen")]
-    if alone and not wrong:
-        sight = {each.name: each.storage["unseen"] for each in asked if each.storage.get("unseen")}
-        example = f"{alone[0]} does not see what {some_names(sight[alone[0]])} wrote"
-        what = f"{place} is not the same for all: {example}" + (
-            f"; so for {some_names(alone)}" if len(alone) > 1 else ""
-        )
+    unseen = {each.name: each.storage["unseen"] for each in asked if each.storage.get("unseen")}
+    if unseen and not wrong:
+        first = next(iter(unseen))  # the driver, if it is among them: what it does not see is apart
+        what = f"{place} is not the same for all: {first} does not see what {some_names(unseen[first])} wrote there"
         todo = "give a storage_path that all nodes share: s3://, gs:// or a mounted disk"
         findings.append(fail("storage", what, todo))
-    if not findings:
-        findings.append(ok("storage", f"{place}: written, listed and read back by {len(asked)}, and left as it was"))
-    return findings + judge_lock(asked, is_local)
+    if findings:
+        return findings
+    said = f"{place}: written, listed and read back by {len(asked)}, and left as it was"
+    return [ok("storage", said), *judge_lock(asked, is_local)]
 
 
 def judge_lock(asked: Sequence[NodeReport], is_local: bool) -> list[Finding]:

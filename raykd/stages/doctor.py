@@ -38,7 +38,8 @@ from raykd.stages.samples import Listings, packed_sizes
 from raykd.stages.session import Session
 from raykd.store.place import Place
 
-ANSWER_S = 10.0  # of a node: a worker starts and imports raykd
+LOOK_S = 15.0  # that a node has to start a worker, which imports raykd; on a busy one that took 8
+ANSWER_S = 10.0  # that this worker has to answer again
 GPU_S = 30.0  # torch with CUDA, read from a cold disk
 PACKAGES = {name: name for name in NEEDED_EVERYWHERE if name not in ("python", "raykd")}
 DRIVER = "driver"
@@ -48,7 +49,7 @@ def examine(config: Config | None) -> list[Finding]:
     """All checks; without a config those of the cluster alone. Leaves nothing behind but what caches hold.
 
     Cost: about 10 s on a small cluster, of which Ray's start is 4 where none is up. A node that does not answer costs
-    :data:`ANSWER_S`.
+    :data:`LOOK_S`.
     """
     findings: list[Finding] = []
     images: dict[str, tuple[str, ...]] = {}
@@ -83,6 +84,8 @@ def said_by_ray(error: UserError) -> tuple[str, str]:
             what = f"the cluster has Ray {ray} and Python {python}, this machine Ray {my_ray} and Python {my_python}"
             return what, "install the same here, or submit with ray job submit"
     what, _, todo = str(error).partition("; ")
+    if re.search("Failed to connect|[Aa]uthenticat", text) and os.environ.get("RAY_AUTH_MODE") != "token":
+        todo = "if it wants a token: RAY_AUTH_MODE=token, and the cluster's ~/.ray/auth_token here; else see its logs"
     return what, todo
 
 
@@ -177,9 +180,10 @@ def look_at_cluster(
     stages = stages_with_gpus(config) if config else []
     look_at_gpus([node for node in able if node.resources.get("GPU")])
     reports = [report_of(node.said, node.name, node.resources) for node in living]
-    findings = judge_answers([node.name for node in nodes], silent, ANSWER_S)
-    findings += judge_versions(driver, reports) + judge_clocks(reports) + judge_disks(reports)
-    findings += judge_gpus(reports, stages)
+    findings = judge_answers([node.name for node in nodes], silent, LOOK_S)
+    if reports:
+        findings += judge_versions(driver, reports) + judge_clocks(reports) + judge_disks(reports)
+        findings += judge_gpus(reports, stages)
     findings.append(judge_token(is_local, os.environ.get("RAY_AUTH_MODE"), has_token()))
     if config and storage:
         findings += judge_storage(str(storage), [driver, *(each for each in reports if each.storage)], storage.is_local)
@@ -195,7 +199,7 @@ def look_at_cluster(
 
 def ask_and_note(nodes: list[Node], asked: Looked) -> dict[str, str]:
     """Have all nodes look at themselves; the names of those that did not answer, and why (empty: in time)."""
-    answers = ask_all(nodes, first_look(PACKAGES), lambda node: (vars(asked), node.id), ANSWER_S)
+    answers = ask_all(nodes, first_look(PACKAGES), lambda node: (vars(asked), node.id), LOOK_S)
     for node in nodes:
         if (answer := answers.get(node.name)) and answer.error is None:
             node.said = {**answer.value, "clock_s": clock_off(answer, answer.value["time"])}
