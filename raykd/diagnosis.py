@@ -132,7 +132,7 @@ def judge_answers(asked: Sequence[str], silent: Mapping[str, str], wait_s: float
 def judge_versions(driver: NodeReport, nodes: Sequence[NodeReport]) -> list[Finding]:
     """Whether all nodes have what the driver has: Ray pickles code, and picks hang on the bits of numpy and torch."""
     findings = []
-    for each in nodes:
+    for each in (driver, *nodes):
         if each.raykd_error:
             what = f"raykd cannot be imported on {each.name}: {each.raykd_error}"
             findings.append(fail("versions", what, "install it there, or submit with --working-dir ."))
@@ -194,11 +194,12 @@ def judge_disks(nodes: Sequence[NodeReport]) -> list[Finding]:
     return findings
 
 
-def judge_gpus(nodes: Sequence[NodeReport], stages: Sequence[str]) -> list[Finding]:
+def judge_gpus(nodes: Sequence[NodeReport], stages: Sequence[str], may_come: bool = False) -> list[Finding]:
     """Whether torch can use the GPUs that Ray gives out.
 
     Args:
         stages: Those that ask for GPUs.
+        may_come: An autoscaler knows machines that have some.
     """
     findings, good = [], []
     having = [each for each in nodes if each.gpus]
@@ -221,7 +222,7 @@ def judge_gpus(nodes: Sequence[NodeReport], stages: Sequence[str]) -> list[Findi
                 findings.append(fail("GPUs", f"faiss sees no GPU on {each.name}", todo))
             good.append(f"{each.name}: {each.gpu['count']} x {each.gpu.get('name')}, driver {driver}, faiss {faiss}")
     if stages and not having:
-        todo = "add GPU nodes, or set num_gpus=0"
+        todo = "run this again when one has come" if may_come else "add GPU nodes, or set num_gpus=0"
         return [warn("GPUs", f"{', '.join(stages)} ask for GPUs, and no node has one now", todo)]
     return findings or ([ok("GPUs", "; ".join(good))] if good else [])
 

@@ -18,6 +18,7 @@ from raykd.models.student import check_weights, try_student
 from raykd.models.teacher import check_teacher, own_files
 from raykd.stages.campaign import Campaign, check_unchanged, read_history
 from raykd.stages.checks import check_answers, check_brought, check_opens
+from raykd.stages.node_looks import STORE_S, within
 from raykd.stages.progress import Progress
 from raykd.stages.session import Session
 from raykd.stages.weights import fetched_as, fetched_backbone, names_of_teacher
@@ -33,7 +34,13 @@ def look_at_config(config: Config) -> list[Finding]:
     session = Session(config.local_cpus)  # never started: only a campaign has to have one
     place = Place.of(config.storage_path)
     campaign = Campaign(config=config, place=place, progress=Progress("none"), session=session)
-    findings = [attempt("campaign", lambda: check_unchanged(place, config, read_history(place)))]
+
+    def check_history() -> None:
+        check_unchanged(place, config, within(STORE_S, read_history, place))
+
+    findings = [attempt("campaign", check_history)]
+    if findings[0].found.startswith("TimeoutError"):  # whatever else looks into the folder would wait for minutes
+        return findings
     if config.cache_path:
         findings.append(attempt("cache", (campaign.cache / "encode").check_writable))
     if config.labels.answers:

@@ -33,7 +33,7 @@ from raykd.diagnosis import (
     ok,
 )
 from raykd.errors import UserError, one_line
-from raykd.stages.node_looks import Looked, clean, first_look, gpu_look, read_probes, take_lock
+from raykd.stages.node_looks import Looked, clean, first_look, gpu_look, read_probes, take_lock, within
 from raykd.stages.samples import Listings, packed_sizes
 from raykd.stages.session import Session
 from raykd.store.place import Place
@@ -175,15 +175,16 @@ def look_at_cluster(
     silent = ask_and_note(nodes, asked)
     living = [node for node in nodes if node.name not in silent]
     able = [node for node in living if not node.said["raykd_error"]]
-    if storage:
+    if storage and driver.storage:
         driver = look_at_storage(able, asked, driver)
     stages = stages_with_gpus(config) if config else []
     look_at_gpus([node for node in able if node.resources.get("GPU")])
     reports = [report_of(node.said, node.name, node.resources) for node in living]
+    types = types_of(living)
     findings = judge_answers([node.name for node in nodes], silent, LOOK_S)
     if reports:
         findings += judge_versions(driver, reports) + judge_clocks(reports) + judge_disks(reports)
-        findings += judge_gpus(reports, stages)
+        findings += judge_gpus(reports, stages, any(each.resources.get("GPU") for each in types or ()))
     findings.append(judge_token(is_local, os.environ.get("RAY_AUTH_MODE"), has_token()))
     if config and storage:
         findings += judge_storage(str(storage), [driver, *(each for each in reports if each.storage)], storage.is_local)
@@ -193,7 +194,7 @@ def look_at_cluster(
         from raykd.stages.config_looks import memory_of
 
         has = {node.name: node.resources for node in nodes}
-        findings += judge_demands(demands_of(config, memory_of(config)), has, types_of(living), is_local)
+        findings += judge_demands(demands_of(config, memory_of(config)), has, types, is_local)
     return findings
 
 
@@ -213,8 +214,10 @@ def look_at_storage(nodes: list[Node], asked: Looked, driver: NodeReport) -> Nod
     names = {node.id: node.name for node in nodes if not node.said["storage"]["errors"].get("write")}
     names |= {} if driver.storage["errors"].get("write") else {DRIVER: DRIVER}
     held = take_lock(asked.folder) if DRIVER in names else None
-    answers = ask_all(nodes, read_probes, lambda node: (asked, list(names), node.id), ANSWER_S)
-    mine = read_probes(asked, list(names), DRIVER)
+    answers = ask_all(nodes if names else [], read_probes, lambda node: (asked, list(names), node.id), ANSWER_S)
+    mine: dict[str, Any] = {"unseen": []}
+    with suppress(TimeoutError):
+        mine = within(ANSWER_S, read_probes, asked, list(names), DRIVER)
     if held is not None:
         os.close(held)
     for node in nodes:
@@ -224,9 +227,11 @@ def look_at_storage(nodes: list[Node], asked: Looked, driver: NodeReport) -> Nod
             sure = clock_off(answer, answer.value["time"])  # a worker that is there answers sooner
             node.said["clock_s"] = max(node.said["clock_s"], sure, key=abs)
     driver_said = {**driver.storage, **mine, "unseen": [names[each] for each in mine["unseen"]]}
-    gone = ask_all(nodes, clean, lambda node: (asked, node.id, node.said["storage"]["made"]), ANSWER_S)
+    wrote = [node for node in nodes if node.id in names]
+    gone = ask_all(wrote, clean, lambda node: (asked, node.id, node.said["storage"]["made"]), ANSWER_S)
     why = {name: answer.error or answer.value for name, answer in gone.items()}
-    why[DRIVER] = clean(asked, DRIVER, driver.storage["made"])
+    if DRIVER in names:
+        why[DRIVER] = within(ANSWER_S, clean, asked, DRIVER, driver.storage["made"])
     for said, name in [*((node.said["storage"], node.name) for node in nodes), (driver_said, DRIVER)]:
         if why.get(name):
             said["errors"] = {**said["errors"], "delete": why[name]}

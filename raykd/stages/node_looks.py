@@ -10,8 +10,10 @@ import json
 import os
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, wait
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +29,7 @@ from raykd.images.transforms import Thumbnail
 from raykd.store.lock import NO_FLOCK
 from raykd.store.place import Place
 
+STORE_S = 6.0  # that a storage has to answer
 READ_BACK_S = 3.0  # until what others wrote must be seen: NFS looks again after some seconds
 GPU_CODE = """
 import json, torch
@@ -109,11 +112,35 @@ def first_look(packages: Mapping[str, str]) -> Callable[..., dict[str, Any]]:
     return here
 
 
+def within(seconds: float, function: Callable[..., Any], *arguments: Any) -> Any:
+    """What a function gives; TimeoutError when it takes longer: a store that is out of reach is tried for minutes."""
+    result: Future[Any] = Future()
+
+    def do() -> None:
+        try:
+            result.set_result(function(*arguments))
+        except BaseException as error:
+            result.set_exception(error)
+
+    threading.Thread(target=do, daemon=True).start()
+    if not wait([result], seconds).done:
+        raise TimeoutError(f"no answer within {seconds:.0f} s")
+    return result.result()
+
+
 def look(asked: Looked, me: str) -> dict[str, Any]:
     """Storage, images, and the autoscaler's config where this is the head. Raises nothing for what they lack."""
+    try:
+        storage = within(STORE_S, write_probe, asked, me) if asked.storage else {}
+    except TimeoutError as error:
+        storage = {"errors": {"write": one_line(error)}, "made": []}
+    try:
+        images = within(STORE_S, read_images, asked.images)
+    except TimeoutError as error:
+        images = dict.fromkeys(asked.images, one_line(error))
     return {
-        "storage": write_probe(asked, me) if asked.storage else {},
-        "images": read_images(asked.images),
+        "storage": storage,
+        "images": images,
         "types": node_types(),
     }
 

@@ -21,6 +21,7 @@ from raykd.stages.node_looks import (
     read_probes,
     take_lock,
     try_lock,
+    within,
     write_probe,
 )
 from raykd.stages.samples import Listings, packed_sizes, some_of
@@ -238,6 +239,16 @@ def test_a_store_is_asked_for_a_conditional_put_where_places_can(bucket, monkeyp
 
     monkeypatch.setattr(Place, "create_bytes", cannot, raising=False)
     assert try_lock(bucket) == "none"
+
+
+def test_a_store_that_does_not_answer_is_given_up():
+    assert within(5, lambda number: number + 1, 1) == 2
+    with pytest.raises(ZeroDivisionError):
+        within(5, lambda: 1 / 0)
+    started = time.monotonic()
+    with pytest.raises(TimeoutError, match="within 0 s"):
+        within(0.2, time.sleep, 30)
+    assert time.monotonic() - started < 5
 
 
 # ---------------------------------------------------------------- images, working dir, the autoscaler
