@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import urllib.error
 import urllib.request
+from functools import partial
 from pathlib import Path
 
 from raykd.algo.mixture_search import imported_optuna
@@ -20,6 +21,7 @@ from raykd.stages.campaign import Campaign, check_unchanged, read_history
 from raykd.stages.checks import check_answers, check_brought, check_opens
 from raykd.stages.node_looks import STORE_S, within
 from raykd.stages.progress import Progress
+from raykd.stages.samples import raise_it
 from raykd.stages.session import Session
 from raykd.stages.weights import fetched_as, fetched_backbone, names_of_teacher
 from raykd.store.place import Place
@@ -34,13 +36,15 @@ def look_at_config(config: Config) -> list[Finding]:
     session = Session(config.local_cpus)  # never started: only a campaign has to have one
     place = Place.of(config.storage_path)
     campaign = Campaign(config=config, place=place, progress=Progress("none"), session=session)
-
-    def check_history() -> None:
-        check_unchanged(place, config, within(STORE_S, read_history, place))
-
-    findings = [attempt("campaign", check_history)]
-    if findings[0].found.startswith("TimeoutError"):  # whatever else looks into the folder would wait for minutes
-        return findings
+    try:
+        history = within(STORE_S, read_history, place)
+    except TimeoutError as error:  # whatever else looks into the folder would wait for minutes
+        todo = "check its name and region, your credentials and the network"
+        return [fail("storage", f"{place}: {error}", todo)]
+    except Exception as error:
+        findings = [attempt("campaign", partial(raise_it, error))]
+    else:
+        findings = [attempt("campaign", lambda: check_unchanged(place, config, history))]
     if config.cache_path:
         findings.append(attempt("cache", (campaign.cache / "encode").check_writable))
     if config.labels.answers:

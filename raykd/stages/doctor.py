@@ -61,7 +61,9 @@ def examine(config: Config | None) -> list[Finding]:
             session.ensure()
         except UserError as error:
             return [fail("cluster", *said_by_ray(error)), *findings]
-        return [*look_at_cluster(config, session.is_local, images), *findings, *look_at_upload(session.is_local)]
+        reachable = not any(each.name == "storage" for each in findings)  # it is told when it does not answer
+        told = look_at_cluster(config, session.is_local, images, reachable)
+        return [*told, *findings, *look_at_upload(session.is_local)]
 
 
 def look_from_here(config: Config) -> tuple[list[Finding], dict[str, tuple[str, ...]]]:
@@ -162,11 +164,15 @@ def clock_off(answer: Answer, told: float) -> float:
 
 
 def look_at_cluster(
-    config: Config | None, is_local: bool, images: Mapping[str, tuple[str, ...]] | None = None
+    config: Config | None, is_local: bool, images: Mapping[str, tuple[str, ...]], reachable: bool
 ) -> list[Finding]:
-    """What nodes say of themselves, judged; Ray must be up."""
-    images = images or {}
-    storage = Place.of(config.storage_path) if config else None
+    """What nodes say of themselves, judged; Ray must be up.
+
+    Args:
+        images: URIs to be read by all, by source.
+        reachable: The storage has answered here; else nodes need not wait for it.
+    """
+    storage = Place.of(config.storage_path) if config and reachable else None
     asked = Looked(
         storage.uri if storage else None, uuid.uuid4().hex[:8], tuple(uri for some in images.values() for uri in some)
     )
@@ -186,8 +192,9 @@ def look_at_cluster(
         findings += judge_versions(driver, reports) + judge_clocks(reports) + judge_disks(reports)
         findings += judge_gpus(reports, stages, any(each.resources.get("GPU") for each in types or ()))
     findings.append(judge_token(is_local, os.environ.get("RAY_AUTH_MODE"), has_token()))
-    if config and storage:
+    if storage:
         findings += judge_storage(str(storage), [driver, *(each for each in reports if each.storage)], storage.is_local)
+    if config:
         for source, uris in images.items():
             some = [only(each, uris) for each in (driver, *reports)]
             findings += judge_images(source, some[0], some[1:])

@@ -251,6 +251,14 @@ def test_a_store_that_does_not_answer_is_given_up():
     assert time.monotonic() - started < 5
 
 
+def test_a_storage_out_of_reach_is_one_thing_to_mend(doctor, tmp_path, monkeypatch):
+    monkeypatch.setattr("raykd.stages.config_looks.STORE_S", 0.2)
+    monkeypatch.setattr("raykd.stages.config_looks.read_history", lambda _: time.sleep(5))
+    code, printed = ended(doctor, ["--preset", "demo", "--set", f"storage_path={tmp_path / 'run'}"])
+    assert code == 2
+    assert printed.startswith("not ready: 1 thing to mend, first: check its name and region")
+
+
 # ---------------------------------------------------------------- images, working dir, the autoscaler
 
 
