@@ -31,9 +31,9 @@ def run(config: Config | None, with_plan: bool) -> int:
     if any(each.state == FAIL for each in findings):
         return 2
     if config and with_plan:
-        from raykd.stages.plan import plan
+        from raykd.stages.plan import plan_campaign
 
-        print(plan(config), flush=True)
+        print(plan_campaign(config), flush=True)
     return 0
 
 

@@ -135,7 +135,7 @@ def piped(read_s: float, model_s: float, counts: Counts, cores: int, replicas: i
 # ---------------------------------------------------------------- in words, on storage
 
 
-def duration(seconds: float) -> str:
+def clock_words(seconds: float) -> str:
     """``52 s``, ``3.1 min``, ``2.4 h``."""
     if seconds < 100:
         return f"{seconds:.2g} s" if seconds < 10 else f"{seconds:.0f} s"
@@ -146,11 +146,11 @@ def plan_table(plans: Sequence[StagePlan]) -> str:
     """A line a stage, and one of all."""
     rows = [("stage", "times", "each", "in all", "GPU hours", "read", "written")]
     for plan in plans:
-        each = f"{duration(min(plan.seconds))} to {duration(max(plan.seconds))}"
-        if duration(min(plan.seconds)) == duration(max(plan.seconds)):
-            each = duration(plan.seconds[0])
-        rows.append((plan.name, str(len(plan.seconds)), each, duration(sum(plan.seconds)), *amounts([plan])))
-    rows.append(("all", "", "", duration(sum(sum(plan.seconds) for plan in plans)), *amounts(plans)))
+        each = f"{clock_words(min(plan.seconds))} to {clock_words(max(plan.seconds))}"
+        if clock_words(min(plan.seconds)) == clock_words(max(plan.seconds)):
+            each = clock_words(plan.seconds[0])
+        rows.append((plan.name, str(len(plan.seconds)), each, clock_words(sum(plan.seconds)), *amounts([plan])))
+    rows.append(("all", "", "", clock_words(sum(sum(plan.seconds) for plan in plans)), *amounts(plans)))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return "\n".join(f"{row[0]:<{widths[0]}}  " + "  ".join(map(str.rjust, row[1:], widths[1:])) for row in rows)
 
@@ -187,7 +187,7 @@ def plan_error(place: Place) -> list[str]:
 
 
 def told_off(name: str, planned: float, real: float) -> str:
-    return f"{name}: planned {duration(planned)}, took {duration(real)} ({real / max(planned, 1e-9) - 1:+.0%})"
+    return f"{name}: planned {clock_words(planned)}, took {clock_words(real)} ({real / max(planned, 1e-9) - 1:+.0%})"
 
 
 def seconds_of(place: Place) -> float | None:

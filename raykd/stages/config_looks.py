@@ -19,7 +19,7 @@ from raykd.models.student import check_weights, try_student
 from raykd.models.teacher import check_teacher, own_files
 from raykd.stages.campaign import Campaign, check_unchanged, read_history
 from raykd.stages.checks import check_answers, check_brought, check_opens
-from raykd.stages.node_looks import STORE_S, within
+from raykd.stages.node_looks import STORE_S, given_up_after
 from raykd.stages.progress import Progress
 from raykd.stages.samples import raise_it
 from raykd.stages.session import Session
@@ -37,7 +37,7 @@ def look_at_config(config: Config) -> list[Finding]:
     place = Place.of(config.storage_path)
     campaign = Campaign(config=config, place=place, progress=Progress("none"), session=session)
     try:
-        history = within(STORE_S, read_history, place)
+        history = given_up_after(STORE_S, read_history, place)
     except TimeoutError as error:  # whatever else looks into the folder would wait for minutes
         todo = "check its name and region, your credentials and the network"
         return [fail("storage", f"{place}: {error}", todo)]

@@ -33,7 +33,7 @@ from raykd.diagnosis import (
     ok,
 )
 from raykd.errors import UserError, one_line
-from raykd.stages.node_looks import Looked, clean, first_look, gpu_look, read_probes, take_lock, within
+from raykd.stages.node_looks import Looked, clean, first_look, given_up_after, gpu_look, read_probes, take_lock
 from raykd.stages.samples import Listings, packed_sizes
 from raykd.stages.session import Session
 from raykd.store.place import Place
@@ -224,7 +224,7 @@ def look_at_storage(nodes: list[Node], asked: Looked, driver: NodeReport) -> Nod
     answers = ask_all(nodes if names else [], read_probes, lambda node: (asked, list(names), node.id), ANSWER_S)
     mine: dict[str, Any] = {"unseen": []}
     with suppress(TimeoutError):
-        mine = within(ANSWER_S, read_probes, asked, list(names), DRIVER)
+        mine = given_up_after(ANSWER_S, read_probes, asked, list(names), DRIVER)
     if held is not None:
         os.close(held)
     for node in nodes:
@@ -238,7 +238,7 @@ def look_at_storage(nodes: list[Node], asked: Looked, driver: NodeReport) -> Nod
     gone = ask_all(wrote, clean, lambda node: (asked, node.id, node.said["storage"]["made"]), ANSWER_S)
     why = {name: answer.error or answer.value for name, answer in gone.items()}
     if DRIVER in names:
-        why[DRIVER] = within(ANSWER_S, clean, asked, DRIVER, driver.storage["made"])
+        why[DRIVER] = given_up_after(ANSWER_S, clean, asked, DRIVER, driver.storage["made"])
     for said, name in [*((node.said["storage"], node.name) for node in nodes), (driver_said, DRIVER)]:
         if why.get(name):
             said["errors"] = {**said["errors"], "delete": why[name]}

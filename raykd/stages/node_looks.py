@@ -112,7 +112,7 @@ def first_look(packages: Mapping[str, str]) -> Callable[..., dict[str, Any]]:
     return here
 
 
-def within(seconds: float, function: Callable[..., Any], *arguments: Any) -> Any:
+def given_up_after(seconds: float, function: Callable[..., Any], *arguments: Any) -> Any:
     """What a function gives; TimeoutError when it takes longer: a store that is out of reach is tried for minutes."""
     result: Future[Any] = Future()
 
@@ -131,11 +131,11 @@ def within(seconds: float, function: Callable[..., Any], *arguments: Any) -> Any
 def look(asked: Looked, me: str) -> dict[str, Any]:
     """Storage, images, and the autoscaler's config where this is the head. Raises nothing for what they lack."""
     try:
-        storage = within(STORE_S, write_probe, asked, me) if asked.storage else {}
+        storage = given_up_after(STORE_S, write_probe, asked, me) if asked.storage else {}
     except TimeoutError as error:
         storage = {"errors": {"write": one_line(error)}, "made": []}
     try:
-        images = within(STORE_S, read_images, asked.images)
+        images = given_up_after(STORE_S, read_images, asked.images)
     except TimeoutError as error:
         images = dict.fromkeys(asked.images, one_line(error))
     return {

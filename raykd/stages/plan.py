@@ -31,7 +31,7 @@ from raykd.store.place import Place
 WORKER_S = 300.0  # that an autoscaler has to bring a machine to probe on
 
 
-def plan(config: Config) -> str:
+def plan_campaign(config: Config) -> str:
     """The plan as a table, written into the campaign's folder (``planning.PLAN_FILE``); of one that has rounds done,
     how far off its plan was.
 
@@ -51,7 +51,7 @@ def plan(config: Config) -> str:
     assumed = assumptions(config, measured, counts)
     about = {"made": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), "probe": measured, "assumed": assumed}
     write_plan(place, plans, about)
-    return "\n".join(["", plan_table(plans), "", *in_words(measured, plans), *(f"- {line}" for line in assumed)])
+    return "\n".join(["", plan_table(plans), "", *probe_in_words(measured, plans), *(f"- {line}" for line in assumed)])
 
 
 @contextmanager
@@ -119,7 +119,7 @@ def counts_of(campaign: Campaign, rows: pa.Table, classes: dict[str, ClassTexts]
     return Counts(rows.num_rows, num_pool, len(classes), readers, steps, session.is_local)
 
 
-def in_words(measured: Probe, plans: list[StagePlan]) -> list[str]:
+def probe_in_words(measured: Probe, plans: list[StagePlan]) -> list[str]:
     def pace(seconds: float) -> str:
         return f"{1 / seconds:,.0f}/s" if seconds else "none"
 

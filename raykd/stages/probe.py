@@ -76,7 +76,7 @@ def probe(rows: pa.Table, config: Config, teacher: Place | None, num_classes: in
     if teacher is not None:
         preprocess = ClipPreprocess(read_clip_preprocess(teacher), exact)
         fetch = Fetch(preprocess, preprocess.size, config.teacher.batch_size, exact)
-        found["read_s"], batches = read(fetch, rows)
+        found["read_s"], batches = read_all(fetch, rows)
         tower = image_tower(teacher, config.teacher)
         found["teacher_s"], features_ND = timed(lambda batch: tower.features(batch.pixels), batches)
         found["teacher_width"] = features_ND.shape[1]
@@ -85,7 +85,7 @@ def probe(rows: pa.Table, config: Config, teacher: Place | None, num_classes: in
         model = new_student(student.model_copy(update={"pretrained": False}), list(map(str, range(num_classes))), 0)
         size = (model.preprocess.image_size, model.preprocess.image_size)
         fetch = Fetch(model.preprocess.clean(exact), size, student.predict_batch_size, exact)
-        found["student_read_s"], batches = read(fetch, rows)
+        found["student_read_s"], batches = read_all(fetch, rows)
         found["step_s"] = step_seconds(model, student, rows, num_classes, exact)
         model.model.to("cuda" if student.num_gpus else "cpu").eval()
         threads = max(1, int(student.num_cpus))
@@ -100,7 +100,7 @@ def mean_bytes(uris: list[str]) -> float:
     return float(np.mean([len(reader.read(uri)) for uri in uris])) if uris else 0.0
 
 
-def read(fetch: Fetch, rows: pa.Table) -> tuple[float, list[PixelBatch]]:
+def read_all(fetch: Fetch, rows: pa.Table) -> tuple[float, list[PixelBatch]]:
     """Seconds an image, and the batches."""
     started = time.perf_counter()
     batches = list(all_batches(fetch, rows))

@@ -16,12 +16,12 @@ from raykd.stages.node_looks import (
     Looked,
     clean,
     first_look,
+    given_up_after,
     node_types,
     read_images,
     read_probes,
     take_lock,
     try_lock,
-    within,
     write_probe,
 )
 from raykd.stages.samples import Listings, packed_sizes, some_of
@@ -242,12 +242,12 @@ def test_a_store_is_asked_for_a_conditional_put_where_places_can(bucket, monkeyp
 
 
 def test_a_store_that_does_not_answer_is_given_up():
-    assert within(5, lambda number: number + 1, 1) == 2
+    assert given_up_after(5, lambda number: number + 1, 1) == 2
     with pytest.raises(ZeroDivisionError):
-        within(5, lambda: 1 / 0)
+        given_up_after(5, lambda: 1 / 0)
     started = time.monotonic()
     with pytest.raises(TimeoutError, match="within 0 s"):
-        within(0.2, time.sleep, 30)
+        given_up_after(0.2, time.sleep, 30)
     assert time.monotonic() - started < 5
 
 

@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from raykd.planning import PLAN_FILE, Counts, duration, plan_error, plan_table, stage_plans, write_plan
+from raykd.planning import PLAN_FILE, Counts, clock_words, plan_error, plan_table, stage_plans, write_plan
 from raykd.presets import load_preset
 from raykd.store.place import Place
 
@@ -68,7 +68,7 @@ def test_the_table_has_a_line_a_stage_and_one_of_all():
 
 
 def test_seconds_in_words():
-    assert [duration(each) for each in (0.31, 52, 186, 8640)] == ["0.31 s", "52 s", "3.1 min", "2.4 h"]
+    assert [clock_words(each) for each in (0.31, 52, 186, 8640)] == ["0.31 s", "52 s", "3.1 min", "2.4 h"]
 
 
 # ---------------------------------------------------------------- how far off
