@@ -91,6 +91,25 @@ def campaign_config(argv: Sequence[str] | None = None, doc: str | None = None) -
         UserError: As :func:`raykd.config.load_file` says.
         SystemExit: 2, and the usage: no config or two, an unknown option.
     """
+    parser = config_parser(doc)
+    parser.add_argument(
+        "--waiting-code",
+        type=int,
+        default=0,
+        metavar="N",
+        help="exit code when labels are waited for (default: 0, as a job that fails would be tried again)",
+    )
+    given = parse_known(parser, argv)
+    if given.waiting_code not in range(256) or given.waiting_code in TAKEN:
+        taken = ", ".join(map(str, TAKEN))
+        parser.error(f"--waiting-code {given.waiting_code}: expected 0 to 255, but {taken}, which mean something else")
+    if (config := given_config(given)) is None:
+        parser.error("give CONFIG.yaml (before --set) or --preset NAME")
+    return config, given.waiting_code
+
+
+def config_parser(doc: str | None) -> argparse.ArgumentParser:
+    """A parser of ``CONFIG.yaml`` or ``--preset NAME``, and ``--set``; :func:`given_config` takes what it reads."""
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     what = parser.add_mutually_exclusive_group()
     what.add_argument("config", nargs="?", metavar="CONFIG.yaml", help="the campaign's configuration")
@@ -103,22 +122,20 @@ def campaign_config(argv: Sequence[str] | None = None, doc: str | None = None) -
         metavar="key.sub=value",
         help="overrides; python -m raykd.config lists all",
     )
-    parser.add_argument(
-        "--waiting-code",
-        type=int,
-        default=0,
-        metavar="N",
-        help="exit code when labels are waited for (default: 0, as a job that fails would be tried again)",
-    )
-    given = parse_known(parser, argv)
-    if given.waiting_code not in range(256) or given.waiting_code in TAKEN:
-        taken = ", ".join(map(str, TAKEN))
-        parser.error(f"--waiting-code {given.waiting_code}: expected 0 to 255, but {taken}, which mean something else")
+    return parser
+
+
+def given_config(given: argparse.Namespace) -> Config | None:
+    """The config that was asked for; None: none was. From then on this process opens object stores as it says.
+
+    Raises:
+        UserError: As :func:`raykd.config.load_file` says.
+    """
     if given.preset is None and given.config is None:
-        parser.error("give CONFIG.yaml (before --set) or --preset NAME")
+        return None
     config = load_preset(given.preset, given.set) if given.preset else load_file(given.config, given.set)
     os.environ |= in_environment(config.store.model_dump())
-    return config, given.waiting_code
+    return config
 
 
 def options(argv: Sequence[str] | None, model: type[Options], doc: str | None = None) -> Options:
