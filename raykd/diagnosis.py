@@ -261,8 +261,9 @@ def judge_lock(asked: Sequence[NodeReport], is_local: bool) -> list[Finding]:
         todo = "two jobs could work in it at once: take care to start one, or mount it with locks"
         return [warn("lock", f"{how} {some_names(twice)}", todo)]
     if none := [name for name, lock in held.items() if lock == "none"]:
-        what = f"no {'flock' if is_local else 'conditional writes'} on {some_names(none)}: a lease is taken instead"
-        return [warn("lock", what, "start one job at a time")]
+        how = "flock" if is_local else "conditional writes"
+        todo = "start one job at a time" + ("" if is_local else "; on S3: pip install raykd[s3]")
+        return [warn("lock", f"no {how} on {some_names(none)}: a lease that goes by time is taken instead", todo)]
     if "refused" in held.values():
         how = "flock holds between all" if is_local else "a second put with If-None-Match is refused"
         return [ok("lock", how)]

@@ -27,6 +27,7 @@ from raykd.images.reading import load_many
 from raykd.images.stored import ImageReader
 from raykd.images.transforms import Thumbnail
 from raykd.store.lock import NO_FLOCK
+from raykd.store.conditional import conditional
 from raykd.store.place import Place
 
 STORE_S = 6.0  # that a storage has to answer
@@ -181,7 +182,7 @@ def missing_folders(folder: Place) -> list[str]:
 
 
 def read_probes(asked: Looked, names: Sequence[str], me: str) -> dict[str, Any]:
-    """Read what the others wrote, and try for a lock that the driver holds.
+    """Read what the others wrote, and try for a lock that is held: on a disk nodes for the driver's.
 
     Returns:
         ``unseen``: names of those whose file is not here; ``error`` of the first; ``lock``: as :func:`try_lock` says;
@@ -198,16 +199,17 @@ def read_probes(asked: Looked, names: Sequence[str], me: str) -> dict[str, Any]:
         if unseen and time.monotonic() > until:
             break
         time.sleep(0.2 if unseen else 0)
-    lock = None if me == "driver" or "driver" in unseen else try_lock(asked.folder)
+    mine = (me == "driver") != asked.folder.is_local  # an object store's lease is the driver's alone, to take and renew
+    lock = try_lock(asked.folder) if mine and "driver" not in unseen else None
     return {"unseen": unseen, "error": why if unseen else "", "lock": lock, "time": time.time()}
 
 
 def take_lock(folder: Place) -> Any:
     """Take the lock that others then try for; None where there is none to be had. Close it with ``os.close``."""
     if not folder.is_local:
-        if (create := getattr(folder / "lock", "create_bytes", None)) is not None:
-            with suppress(Exception):  # said by those who try
-                create(b"driver")
+        if lock := conditional(folder / "lock"):
+            with suppress(OSError):  # said by those who try
+                lock.create(b"driver")
         return None
     descriptor = None
     with suppress(OSError):
@@ -219,16 +221,15 @@ def take_lock(folder: Place) -> Any:
 def try_lock(folder: Place) -> str | None:
     """Whether the lock that the driver holds is refused here: refused, given, none (there are no locks), None: unknown.
 
-    On a disk it is the kernel's; on an object store a put with If-None-Match (``Place.create_bytes``).
+    On a disk it is the kernel's; on an object store a conditional write.
     """
     file = folder / "lock"
     if not folder.is_local:
-        if (create := getattr(file, "create_bytes", None)) is None:
-            return None
-        try:
-            return "given" if create(b"other") else "refused"
-        except Exception:  # the store has none
+        if (lock := conditional(file)) is None:
             return "none"
+        with suppress(OSError):
+            return "refused" if lock.create(b"other") is None else "given"
+        return None
     try:
         descriptor = os.open(file.path, os.O_RDWR)
     except OSError:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import math
 import threading
 import time
 from collections.abc import Callable
 from typing import Any, NamedTuple, TypeVar
 
-from raykd.config import Config, least
+from raykd.config import Config
+from raykd.demands import demands_of, how_many
 from raykd.errors import AGAIN, UserError
 from raykd.stages.session import Session
 from raykd.stages.work import Work
@@ -104,17 +104,10 @@ def check_resources(config: Config, session: Session, say: Callable[[str, str], 
     Raises:
         UserError: A stage asks for more than a Ray of this machine has, or no Ray can be had (:meth:`Session.check`).
     """
-    teacher, student, selection = config.teacher, config.student, config.selection
-    asked = {  # Ray Data's own tasks want a CPU beside the actors
-        "teacher": Asked(least(teacher.replicas), teacher.num_cpus, teacher.num_gpus, 1),
-        "train": Asked(least(student.num_workers), student.num_cpus, student.num_gpus),
-        "predict": Asked(least(student.predict_replicas), student.num_cpus, student.num_gpus, 1),
-        "selection": Asked(selection.shards, selection.num_cpus, selection.num_gpus),
+    asked = {
+        each.stage: Asked(each.count, each.each["CPU"], each.each["GPU"], each.beside)
+        for each in demands_of(config, {})
     }
-    if teacher.rule == "table":
-        del asked["teacher"]
-    if student.is_frozen and student.network is None:  # a task a part, of heads alone
-        asked["predict"] = Asked(1, student.num_cpus)
     if not session.is_up:
         session.check()
     if session.is_local and not session.is_up and not any(gpus for _, _, gpus, _ in asked.values()):
@@ -163,8 +156,4 @@ def check_memory(work: Work, stage: str, asked_bytes: int) -> None:
 
 def room(nodes: list[dict[str, float]], cpus: float, gpus: float) -> int:
     """How many actors that each ask for so much fit on the nodes: one has all it asks for on one node."""
-    total = 0
-    for node in nodes:
-        parts = [node.get(kind, 0.0) / ask for kind, ask in (("CPU", cpus), ("GPU", gpus)) if ask]
-        total += math.floor(min(parts) + 1e-6)  # Ray counts in ten-thousandths
-    return total
+    return int(sum(how_many(node, {"CPU": cpus, "GPU": gpus}) for node in nodes))

@@ -45,6 +45,7 @@ ON_A_NODE = """
 i=$1; folder=$2; shift 2
 hostname node$i
 mount --bind $folder/ray$i /tmp/ray; mount --bind $folder/cache$i $HOME/.cache; mount --bind $folder/hosts$i /etc/hosts
+mount --bind $folder/resolv /etc/resolv.conf
 exec "$@"
 """
 
@@ -95,6 +96,8 @@ class Nodes:
     # ------------------------------------------------------------ links
 
     def up(self) -> None:
+        # nobody answers there at once: a name server that is out of reach would cost a minute in each process group
+        (self.folder / "resolv").write_text("nameserver 127.0.0.1\noptions timeout:1 attempts:1\n")
         Path("/tmp/ray").mkdir(exist_ok=True)
         (Path.home() / ".cache").mkdir(exist_ok=True)
         ip("link", "add", self.bridge, "type", "bridge")

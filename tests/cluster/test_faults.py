@@ -58,7 +58,7 @@ def test_whatever_dies_the_campaign_ends_as_the_undisturbed_one(request, row, co
 def test_twenty_kills_at_random_leave_no_trace(world):
     """Of drivers, of any of Ray's worker processes, and of a node, which another one replaces."""
     draw, kills = random.Random(0), []
-    world.base("disk")
+    world.base()
     job = world.start("disk", "random")
     while len(kills) < NUM_KILLS:
         until = time.monotonic() + draw.uniform(2, 15)
