@@ -44,6 +44,7 @@ from raykd.labels.ledger import Ledger
 from raykd.report.outlook import bound_in_words, words_of
 from raykd.report.words import plain
 from raykd.stages.progress import Progress
+from raykd.stages.resources import check_seen
 from raykd.stages.session import Session
 from raykd.stages.work import Work
 from raykd.store.lock import only_job
@@ -215,6 +216,7 @@ def open_campaign(config: Config) -> Iterator[Campaign]:
         campaign.still_ours = stack.enter_context(only_job(place))
         if not finished:
             note_config(campaign, before)
+            check_seen(campaign, {"storage_path": place, **places_of_sources(config)})
         if is_started(place):
             campaign.say(
                 "campaign", f"goes on in {place}: {campaign.num_done} of {len(campaign.rounds)} rounds are done"
@@ -246,6 +248,13 @@ def open_tracking(campaign: Campaign) -> Tracking | None:
     entry = read_history(place)[-1]
     run = tracked_run(place.name, config, entry["raykd"], entry["commit"])
     return Tracking(place, {word: make_tracker(word, place) for word in config.trackers}, run, campaign.say)
+
+
+def places_of_sources(config: Config) -> dict[str, Place]:
+    """Where images are read from, by the field that says so."""
+    sources = {"pool": config.pool, "test": config.test, "val": config.val}
+    given = {f"{name}.path": source.path for name, source in sources.items() if source is not None}
+    return {field: Place.of(path) for field, path in given.items() if not path.startswith("demo:") and "{" not in path}
 
 
 # ---------------------------------------------------------------- the history of its configs

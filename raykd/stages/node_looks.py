@@ -26,8 +26,8 @@ from raykd.errors import UserError, one_line
 from raykd.images.reading import load_many
 from raykd.images.stored import ImageReader
 from raykd.images.transforms import Thumbnail
-from raykd.store.lock import NO_FLOCK
 from raykd.store.conditional import conditional
+from raykd.store.lock import NO_FLOCK
 from raykd.store.place import Place
 
 STORE_S = 6.0  # that a storage has to answer

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from collections.abc import Callable
@@ -12,8 +13,10 @@ from raykd.demands import demands_of, how_many
 from raykd.errors import AGAIN, UserError
 from raykd.stages.session import Session
 from raykd.stages.work import Work
+from raykd.store.place import Place
 
 Result = TypeVar("Result")
+SEEN_S = 20.0  # that a node has to start a worker and look
 WORD_EVERY_S = 30.0  # while something is waited for
 
 
@@ -152,6 +155,37 @@ def check_memory(work: Work, stage: str, asked_bytes: int) -> None:
     if work.session.is_local:
         raise UserError(f"{words}: end other programs, or take a smaller batch size or model")
     work.say("cluster", f"{words}; it waits until such a node joins")
+
+
+def check_seen(work: Work, paths: dict[str, Place]) -> None:
+    """Whether every node of a cluster sees these folders and files; told before anything is read. Costs 2 s there.
+
+    What lies on an object store is the doctor's to look at.
+
+    Args:
+        paths: By the field that names them.
+
+    Raises:
+        UserError: Some do not; names the field, the path and the nodes.
+    """
+    local = {field: place.path for field, place in paths.items() if place.is_local}
+    if work.session.is_local or not local:
+        return
+    from raykd.stages.doctor import alive_nodes, ask_all
+
+    work.session.ensure()
+    answers = ask_all(alive_nodes(), unseen, lambda _: (local,), SEEN_S)
+    for field, path in local.items():
+        if blind := [name for name, answer in answers.items() if field in (answer.value or ())]:
+            raise UserError(
+                f"{field}: {path} is on this machine, and {', '.join(sorted(blind))} of the cluster cannot see it; give "
+                "a folder that all nodes mount, or s3://..., gs://..."
+            )
+
+
+def unseen(paths: dict[str, str]) -> list[str]:
+    """Which are not on the machine that is asked."""
+    return [field for field, path in paths.items() if not os.path.exists(path)]
 
 
 def room(nodes: list[dict[str, float]], cpus: float, gpus: float) -> int:
