@@ -178,8 +178,8 @@ def check_seen(work: Work, paths: dict[str, Place]) -> None:
     for field, path in local.items():
         if blind := [name for name, answer in answers.items() if field in (answer.value or ())]:
             raise UserError(
-                f"{field}: {path} is on this machine, and {', '.join(sorted(blind))} of the cluster cannot see it; give "
-                "a folder that all nodes mount, or s3://..., gs://..."
+                f"{field}: {path} is on this machine, and {', '.join(sorted(blind))} of the cluster cannot see it; "
+                "give a folder that all nodes mount, or s3://..., gs://..."
             )
 
 
