@@ -124,15 +124,18 @@ def draw_splits(rows: pa.Table, draws_N: np.ndarray, test_share: float, val_shar
     """
     if not test_share and not val_share:
         return rows
-    split = np.array(rows["split"].to_pylist(), dtype=object)
-    labeled = np.flatnonzero((split == "pool") & rows["label"].is_valid().to_numpy())
+    is_labeled = pc.and_(pc.equal(rows["split"], "pool"), rows["label"].is_valid())
+    labeled = np.flatnonzero(is_labeled.to_numpy(zero_copy_only=False))
     if not labeled.size:
         raise UserError("test_share and val_share need a pool with labels; give test: and val: sources instead")
     order = labeled[np.argsort(draws_N[labeled], kind="stable")]
     num_test, num_val = round(test_share * len(order)), round(val_share * len(order))
-    split[order[:num_test]] = "test"
-    split[order[num_test : num_test + num_val]] = "val"
-    return rows.set_column(rows.schema.get_field_index("split"), "split", pa.array(split.tolist(), pa.string()))
+    split = rows["split"]
+    for name, drawn in (("test", order[:num_test]), ("val", order[num_test : num_test + num_val])):
+        is_drawn_N = np.zeros(rows.num_rows, bool)
+        is_drawn_N[drawn] = True
+        split = pc.if_else(pa.array(is_drawn_N), name, split)
+    return rows.set_column(rows.schema.get_field_index("split"), "split", split)
 
 
 def check_label_names(rows: pa.Table, classes: Iterable[str]) -> None:

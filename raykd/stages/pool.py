@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from raykd.algo.keyed import hash_ids, uniform
+from raykd.algo.keyed import uniform
 from raykd.algo.prompts import ClassTexts
 from raykd.config import Config, Source
 from raykd.demo.digits import materialise
@@ -33,7 +33,7 @@ from raykd.stages.campaign import Campaign
 from raykd.store.outputs import CLASSES_FILE, MANIFEST_FILE, Pool, manifest_content, with_renamed
 from raykd.store.place import Place
 from raykd.store.stage_folder import Done, StageFolder
-from raykd.store.tables import MANIFEST, SPLITS, checked, count_splits, too_much_of_a_split
+from raykd.store.tables import MANIFEST, SPLITS, checked, count_splits, hash_column, too_much_of_a_split
 
 VERSION = 1
 CHECKED_IMAGES = 32
@@ -238,7 +238,7 @@ def drawn_rows(campaign: Campaign) -> tuple[pa.Table, list[str] | None]:
     if listing.mapping:
         pairs = ", ".join(f"{value!r} = {name}" for value, name in list(listing.mapping.items())[:SHOWN])
         campaign.say("pool", f"labels: {pairs}{', ...' if len(listing.mapping) > SHOWN else ''}")
-    hashes = hash_ids(rows["sample_id"].to_pylist())
+    hashes = hash_column(rows["sample_id"])
     if config.pool.limit:
         in_pool = pc.equal(rows["split"], "pool").to_numpy(zero_copy_only=False)
         draws = np.where(in_pool, uniform(hashes, config.split_seed, "limit"), -1.0)  # test and val all stay
@@ -288,7 +288,7 @@ def check_oracle(campaign: Campaign, rows: pa.Table, classes: Sequence[str]) -> 
 
 def check_readable(table: pa.Table, seed: int) -> None:
     """Look at a few images, drawn at random, before any expensive work. Raises UserError when most are bad."""
-    draws = uniform(hash_ids(table["sample_id"].to_pylist()), seed, "check")
+    draws = uniform(hash_column(table["sample_id"]), seed, "check")
     rows = table.take(np.argsort(draws, kind="stable")[:CHECKED_IMAGES]).to_pylist()
     reasons = load_many(ImageReader(), [row["uri"] for row in rows], lambda image: image.size, Thumbnail(1).shrinks)
     bad = [(row, reason) for row, reason in zip(rows, reasons, strict=True) if isinstance(reason, str)]
