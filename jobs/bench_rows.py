@@ -68,7 +68,7 @@ def write_source(folder: Path, rows: int) -> None:
                 out.write_table(pa.table({"sample_id": ids, "path": uris, "label": pa.array(classes)}))
 
 
-def campaign_at(folder: Path, source: str = "source", **labels: Any) -> Any:
+def campaign_at(folder: Path, source: str = "source", kind: str = "parquet", **labels: Any) -> Any:
     import io
 
     from raykd.config import load
@@ -77,13 +77,14 @@ def campaign_at(folder: Path, source: str = "source", **labels: Any) -> Any:
     from raykd.stages.session import Session
     from raykd.store.place import Place
 
-    columns = {"uri_column": "path", "label_column": "label"}
-    values = {
+    path = folder / f"{source}.{kind}" if source else folder
+    columns = {"uri_column": "path", "label_column": "label", "id_column": "sample_id"} if source else {}
+    values: dict[str, Any] = {
         "storage_path": str(folder / "run"),
         "rounds": 2,
-        "pool": {"path": str(folder / f"{source}.parquet"), "format": "parquet", **columns},
-        "test_share": 0.02,
-        "val_share": 0.01,
+        "pool": {"path": str(path), "format": "list" if kind == "csv" else kind, **columns},
+        "test_share": 0.02 if source else 0,
+        "val_share": 0.01 if source else 0,
         "teacher": {"model": "local-dir:/tmp"},
         "student": {"backbone": "test_vit", "pretrained": False, "steps": 6},
         "selection": {"strategy": "pcoreset", "budget": 1000, "shards": 8},
@@ -127,6 +128,47 @@ def step_list(folder: Path, rows: int) -> dict[str, Any]:
     return {"arrow_GiB": table.nbytes / 2**30}
 
 
+def step_csv(folder: Path, rows: int) -> dict[str, Any]:
+    """As ``list``, from a CSV."""
+    from raykd.stages.pool import listed_rows
+    from raykd.store.outputs import manifest_content
+
+    table, _ = listed_rows(campaign_at(folder, "source", "csv"), None)
+    return {"content": manifest_content(table.slice(0, 1000))}
+
+
+def write_csv(folder: Path) -> None:
+    import pyarrow.csv as pacsv
+    import pyarrow.parquet as pq
+
+    with (
+        pq.ParquetFile(folder / "source.parquet") as source,
+        pacsv.CSVWriter(folder / "source.csv", source.schema_arrow) as out,
+    ):
+        for batch in source.iter_batches(CHUNK):
+            out.write_batch(batch)
+
+
+def step_folder(folder: Path, rows: int) -> dict[str, Any]:
+    """As ``list``, of a folder of files; walking it is left out, its lists of names, sizes and times are not."""
+    from types import SimpleNamespace
+
+    from raykd.images import walk
+    from raykd.stages.pool import listed_rows
+
+    def walked(*_: Any) -> Any:
+        files = walk.Files()
+        for start in range(0, rows, CHUNK):
+            files.names += id_columns(start, min(CHUNK, rows - start))[0].to_pylist()
+        files.sizes = [1_000_000 + number for number in range(rows)]
+        files.times = [1_700_000_000_000_000_000 + number for number in range(rows)]
+        return SimpleNamespace(files=files)
+
+    walk.LocalWalk = walked  # type: ignore[assignment,misc]
+    table, _ = listed_rows(campaign_at(folder, "", "images"), None)
+    return {"arrow_GiB": table.nbytes / 2**30}
+
+
 def step_draw(folder: Path, rows: int) -> dict[str, Any]:
     """The same, and splits drawn, a few looked at, and the part written with the name of its content."""
     from raykd.stages import pool as stage
@@ -162,12 +204,12 @@ def step_grown(folder: Path, rows: int) -> dict[str, Any]:
     }
 
 
-def found_parts(folder: Path) -> Any:
+def found_parts(folder: Path, pool: Any) -> Any:
     from raykd.stages.map_images import find_parts
 
     campaign = campaign_at(folder)
     return find_parts(
-        campaign, opened_pool(folder).listed, at=campaign.place / "encode", name="encode", version=1,
+        campaign, pool.listed, at=campaign.place / "encode", name="encode", version=1,
         made_from={"model": "m"}, settings={"batch_size": 64},
     )  # fmt: skip
 
@@ -177,7 +219,7 @@ def step_parts(folder: Path, rows: int) -> dict[str, Any]:
     from raykd.stages.map_images import even_blocks
     from raykd.store.stage_folder import fingerprint
 
-    parts = found_parts(folder)
+    parts = found_parts(folder, opened_pool(folder))
     blocks = even_blocks(dict(enumerate(part.rows for part in parts)), 64, 8)
     names = fingerprint([part.folder.fingerprint for part in parts])
     return {"parts": len(parts), "blocks": len(blocks), "names": names}
@@ -187,16 +229,17 @@ def write_parts(folder: Path) -> None:
     """As if all were encoded, one image in a thousand broken: ids and errors only."""
     import numpy as np
     import pyarrow as pa
+    import pyarrow.compute as pc
 
     from raykd.store.outputs import BROKEN_FILE
 
-    for part in found_parts(folder):
+    for part in found_parts(folder, opened_pool(folder)):
         if part.done:
             continue
         with part.folder.writing() as out:
             count = part.rows.num_rows
             is_bad = np.arange(count) % BAD_EVERY == 0
-            errors = pa.array(np.where(is_bad, "broken", None), pa.string())
+            errors = pc.if_else(pa.array(is_bad), "broken", pa.scalar(None, pa.string()))
             bad = part.rows.filter(pa.array(is_bad))
             broken = [{"sample_id": row["sample_id"], "uri": row["uri"], "reason": "broken"} for row in bad.to_pylist()]
             (out.place / BROKEN_FILE).write_json(broken)
@@ -209,9 +252,10 @@ def step_encoded(folder: Path, rows: int) -> dict[str, Any]:
     """Parts found complete: the quarantine, and the rows that can be read."""
     from raykd.stages.budget import check_budgets
 
-    parts = found_parts(folder)
+    pool = opened_pool(folder)
+    parts = found_parts(folder, pool)
     assert all(part.done for part in parts)
-    encoded, pool = encoded_parts(folder), opened_pool(folder)
+    encoded = encoded_parts(folder)
     readable = encoded.readable(pool.split("pool")).num_rows
     check_budgets(campaign_at(folder), pool, readable)
     return {"parts": len(parts), "readable": readable, "quarantined": encoded.quarantine.num_rows}
@@ -327,19 +371,16 @@ def step_shard(folder: Path, rows: int) -> dict[str, Any]:
 
 
 STEPS: dict[str, Callable[[Path, int], dict[str, Any]]] = {
-    "list": step_list, "draw": step_draw, "again": step_again, "parts": step_parts, "encoded": step_encoded,
-    "start": step_start, "audits": step_audits, "space": step_space, "uris": step_uris, "shard": step_shard,
-    "labels": step_labels, "many_labels": step_many_labels, "grown": step_grown,
+    "list": step_list, "csv": step_csv, "folder": step_folder, "draw": step_draw, "again": step_again,
+    "parts": step_parts, "encoded": step_encoded, "start": step_start, "audits": step_audits, "space": step_space,
+    "uris": step_uris, "shard": step_shard, "labels": step_labels, "many_labels": step_many_labels, "grown": step_grown,
 }  # fmt: skip
-PREPARE: dict[str, Callable[[Path], None]] = {"parts": write_parts, "labels": write_labels}
+PREPARE: dict[str, Callable[[Path], None]] = {"csv": write_csv, "parts": write_parts, "labels": write_labels}
+ALONE = {"list", "csv", "folder", "shard"}  # which need no listed pool
 NEEDS = {
-    "encoded": "parts",
-    "start": "parts",
-    "audits": "parts",
-    "space": "parts",
-    "labels": "labels",
+    "csv": "csv", "encoded": "parts", "start": "parts", "audits": "parts", "space": "parts", "labels": "labels",
     "many_labels": "labels",
-}
+}  # fmt: skip
 
 
 # ---------------------------------------------------------------- processes
@@ -396,7 +437,9 @@ def main() -> None:
             folder = Path(name)
             run("source", folder, rows)
             prepared = set()
-            for step in (step for step in STEPS if step in given.steps or step == "draw"):  # which lists the pool
+            for step in (
+                step for step in STEPS if step in given.steps or (step == "draw" and {*given.steps} - ALONE)
+            ):  # which lists the pool
                 if (need := NEEDS.get(step)) and need not in prepared:
                     run(f"prepare {need}", folder, rows)
                     prepared.add(need)

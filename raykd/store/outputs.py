@@ -87,11 +87,11 @@ class Pool:
     @cached_property
     def listed(self) -> list[pa.Table]:
         """tables.MANIFEST of each part, with the labels as they were then."""
-        return [(part.place / MANIFEST_FILE).read_table() for part in self.parts]
+        return [(part.place / MANIFEST_FILE).read_table().combine_chunks() for part in self.parts]
 
     @cached_property
     def manifest(self) -> pa.Table:
-        """tables.MANIFEST; labels are today's class names."""
+        """tables.MANIFEST; labels are today's class names. Of a single part no copy."""
         return with_renamed(pa.concat_tables(self.listed).combine_chunks(), self.renamed)
 
     @cached_property
