@@ -400,9 +400,18 @@ def child(what: str, folder: Path, rows: int) -> None:
     else:
         gc.collect()
         base = memory("VmRSS")
-        started = time.perf_counter()
+        started, worked = time.perf_counter(), time.process_time()
         found = STEPS[what](folder, rows)
-        print(json.dumps({"seconds": time.perf_counter() - started, "peak_GiB": memory("VmHWM") - base, **found}))
+        print(
+            json.dumps(
+                {
+                    "seconds": time.perf_counter() - started,
+                    "cpu_s": time.process_time() - worked,
+                    "peak_GiB": memory("VmHWM") - base,
+                    **found,
+                }
+            )
+        )
 
 
 def memory(name: str) -> float:
@@ -431,7 +440,7 @@ def main() -> None:
         child(given.child, given.folder, given.rows[0])
         return
     results: list[dict[str, Any]] = []
-    print(f"{'rows':>12} {'step':<12}{'seconds':>9}{'peak GiB':>10}{'bytes a row':>13}")
+    print(f"{'rows':>12} {'step':<12}{'seconds':>9}{'CPU s':>9}{'peak GiB':>10}{'bytes a row':>13}")
     for rows in given.rows:
         with tempfile.TemporaryDirectory(prefix="raykd-rows-", dir=given.folder) as name:
             folder = Path(name)
@@ -445,11 +454,8 @@ def main() -> None:
                     prepared.add(need)
                 found = {"rows": rows, "step": step, **json.loads(run(step, folder, rows))}
                 results.append(found)
-                per_row = found["peak_GiB"] * 2**30 / rows
-                print(
-                    f"{rows:>12,} {step:<12}{found['seconds']:>9.1f}{found['peak_GiB']:>10.2f}{per_row:>13,.0f}",
-                    flush=True,
-                )
+                numbers = f"{found['seconds']:>9.1f}{found['cpu_s']:>9.1f}{found['peak_GiB']:>10.2f}"
+                print(f"{rows:>12,} {step:<12}{numbers}{found['peak_GiB'] * 2**30 / rows:>13,.0f}", flush=True)
     print(json.dumps({"results": results}))
 
 

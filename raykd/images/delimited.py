@@ -72,18 +72,19 @@ def delimited(text: str, mark: str, place: Place, header: list[str]) -> Iterator
     number = 1
     try:
         for cells in reader:
-            if any(cell.strip() for cell in cells):
+            if "".join(cells).strip():
                 if not header:
                     header += [cell.strip() for cell in cells]
                     if repeated := [name for name in header if name and header.count(name) > 1]:
                         raise UserError(f"{place} has {repeated[0]!r} more than once in its header; rename one")
-                elif any(cell.strip() for cell in cells[len(header) :]):
+                elif len(cells) > len(header) and "".join(cells[len(header) :]).strip():
                     raise UserError(
                         f"{place}, line {number}: {len(cells)} cells under a header of {len(header)}; put quotes "
                         f"around a cell that holds {mark!r}"
                     )
                 else:
-                    yield number, dict(zip(header, [*cells, *[""] * len(header)], strict=False))
+                    cells += [""] * (len(header) - len(cells))
+                    yield number, dict(zip(header, cells, strict=False))
             number = reader.line_num + 1
     except csv.Error as error:
         raise UserError(
