@@ -30,6 +30,8 @@ from raykd.store.tables import first_duplicates
 if TYPE_CHECKING:
     from raykd.config import Source
 
+MOST_BYTES = 2**31 - 1  # of text in a column that Arrow takes rows out of
+
 
 @dataclass(frozen=True)
 class Listing:
@@ -111,6 +113,22 @@ def check_ids_differ(rows: pa.Table) -> None:
             f"sample ids repeat, such as {', '.join(map(repr, repeated))}; every image needs its own. {repeated[0]!r} "
             f"is that of {few(uris, 2)}"
         )
+
+
+def check_fits(rows: pa.Table) -> None:
+    """Whether Arrow can take rows out of a manifest: a column of it in one piece has 2 GiB of text at most.
+
+    Raises:
+        UserError: It cannot; says for how many images there is room.
+    """
+    for name in ("sample_id", "uri"):
+        if (size := pc.sum(pc.binary_length(rows[name])).as_py() or 0) > MOST_BYTES:
+            room = rows.num_rows * MOST_BYTES // size
+            raise UserError(
+                f"pool: {rows.num_rows:,} images have {size / 2**30:.2g} GiB of {name} in all, and one campaign takes "
+                f"{MOST_BYTES / 2**30:.2g}: about {room:,} images of such names. Draw as many with pool.limit, cut the "
+                "pool into several campaigns, or shorten the paths"
+            )
 
 
 def draw_splits(rows: pa.Table, draws_N: np.ndarray, test_share: float, val_share: float) -> pa.Table:

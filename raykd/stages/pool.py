@@ -23,7 +23,16 @@ from raykd.demo.digits import materialise
 from raykd.errors import UserError
 from raykd.images.class_lists import class_list
 from raykd.images.reading import load_many
-from raykd.images.sources import Grown, Listing, check_ids_differ, check_label_names, draw_splits, grown, list_source
+from raykd.images.sources import (
+    Grown,
+    Listing,
+    check_fits,
+    check_ids_differ,
+    check_label_names,
+    draw_splits,
+    grown,
+    list_source,
+)
 from raykd.images.stored import ImageReader
 from raykd.images.transforms import Thumbnail
 from raykd.labels.files import labels_from
@@ -119,8 +128,10 @@ def grown_part(campaign: Campaign, parts: list[Done]) -> list[Done]:
     if not new.num_rows:
         return []
     classes, renamed = classes_now(config, at_first["found"])
+    both = pa.concat_tables([before, new])
+    check_fits(both)
     check_label_names(with_renamed(new, renamed), classes)
-    check_oracle(campaign, with_renamed(pa.concat_tables([before, new]), renamed), list(classes))
+    check_oracle(campaign, with_renamed(both, renamed), list(classes))
     with part_folder(campaign, len(parts)).writing() as out:
         check_readable(new, config.split_seed)
         write_part(out, new)
@@ -243,7 +254,10 @@ def drawn_rows(campaign: Campaign) -> tuple[pa.Table, list[str] | None]:
         in_pool = pc.equal(rows["split"], "pool").to_numpy(zero_copy_only=False)
         draws = np.where(in_pool, uniform(hashes, config.split_seed, "limit"), -1.0)  # test and val all stay
         keep = np.argsort(draws, kind="stable")[: int((~in_pool).sum()) + config.pool.limit]
-        rows, hashes = rows.take(np.sort(keep)), hashes[np.sort(keep)]
+        is_kept = np.zeros(rows.num_rows, bool)
+        is_kept[keep] = True
+        rows, hashes = rows.filter(pa.array(is_kept)), hashes[is_kept]
+    check_fits(rows)
     rows = draw_splits(rows, uniform(hashes, config.split_seed, "split"), config.test_share, config.val_share)
     return rows, listing.found_classes
 
