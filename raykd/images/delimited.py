@@ -32,7 +32,7 @@ def read_text(place: Place) -> str:
         ) from error
 
 
-class Lines:
+class ListLines:
     """The lines of a table: their number, and themselves, read anew each time, so that none need be kept."""
 
     def __init__(self, read: Callable[[], Iterator[Line]], count: int) -> None:
@@ -45,7 +45,7 @@ class Lines:
         return self._read()
 
 
-def read_delimited(place: Place, known: Collection[str]) -> tuple[list[str], Lines]:
+def read_delimited(place: Place, known: Collection[str]) -> tuple[list[str], ListLines]:
     """The column names of a table, and its lines; empty ones are passed over, cells that are not there are empty.
 
     The delimiter is comma, semicolon or tab: that which finds the most of the ``known`` names in the header, then the
@@ -63,7 +63,7 @@ def read_delimited(place: Place, known: Collection[str]) -> tuple[list[str], Lin
     mark = max(found, key=lambda mark: (len({cell.strip().lower() for cell in found[mark]} & names), len(found[mark])))
     header: list[str] = []
     count = sum(1 for _ in delimited(text, mark, place, header))
-    return header, Lines(lambda: delimited(text, mark, place, []), count)
+    return header, ListLines(lambda: delimited(text, mark, place, []), count)
 
 
 def delimited(text: str, mark: str, place: Place, header: list[str]) -> Iterator[Line]:

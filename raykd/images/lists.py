@@ -13,7 +13,7 @@ import pyarrow as pa
 
 from raykd.errors import UserError, did_you_mean
 from raykd.images.columns import RUN_ROWS, Columns, value_as_text
-from raykd.images.delimited import Line, Lines, read_delimited, read_text
+from raykd.images.delimited import Line, ListLines, read_delimited, read_text
 from raykd.images.manifest import LIST_SUFFIXES, Say, few, manifest_rows
 from raykd.store.place import Place
 
@@ -90,7 +90,7 @@ def uri_column(header: list[str], place: Place, split: str, say: Say) -> str:
     return found[0]
 
 
-def read_list(source: Source, place: Place) -> tuple[list[str], Lines]:
+def read_list(source: Source, place: Place) -> tuple[list[str], ListLines]:
     """The columns, and the lines with their numbers."""
     if place.name.lower().endswith(JSON_SUFFIXES):
         return read_jsonl(place)
@@ -98,7 +98,7 @@ def read_list(source: Source, place: Place) -> tuple[list[str], Lines]:
     return read_delimited(place, [*URI_NAMES, *(name for name in named if name)])
 
 
-def read_jsonl(place: Place) -> tuple[list[str], Lines]:
+def read_jsonl(place: Place) -> tuple[list[str], ListLines]:
     """Keys of all lines, and the lines."""
     text = read_text(place)
     keys: dict[str, None] = {}
@@ -106,7 +106,7 @@ def read_jsonl(place: Place) -> tuple[list[str], Lines]:
     for _, value in objects(text, place):
         keys |= dict.fromkeys(value)
         count += 1
-    return list(keys), Lines(lambda: objects(text, place), count)
+    return list(keys), ListLines(lambda: objects(text, place), count)
 
 
 def objects(text: str, place: Place) -> Iterator[Line]:
