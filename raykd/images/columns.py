@@ -20,6 +20,8 @@ from raykd.store.place import Place
 if TYPE_CHECKING:
     from raykd.config import Source
 
+RUN_ROWS = 65_536  # of a table that are Python objects at a time
+
 
 def from_zero(row: int) -> str:
     return f"row {row} (counted from 0)"
@@ -68,7 +70,7 @@ class Columns:
                 f"{self.what(column)} holds URIs such as {given[0].as_py()!r:.80}: {not_read(schemes[0].as_py())}"
             )
         if "://" in self.file.uri:
-            return given, pa.array([beside(self.file, uri).uri for uri in given.to_pylist()], pa.string())
+            return given, each_text(given, lambda uri: beside(self.file, uri).uri)
         stays = pc.or_(pc.starts_with(given, "/"), pc.match_substring(given, "://"))
         folder = self.file.path.rpartition("/")[0]
         return given, pc.if_else(stays, given, pc.binary_join_element_wise(folder, given, "/"))
@@ -138,6 +140,12 @@ def as_text(column: pa.ChunkedArray, what: str) -> pa.ChunkedArray:
         return pc.cast(column, pa.string())
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
         raise UserError(f"{what} is {column.type} and cannot be text: {one_line(error)}") from error
+
+
+def each_text(column: pa.ChunkedArray, change: Callable[[str], str]) -> pa.ChunkedArray:
+    """A function of each text of a column without nulls; :data:`RUN_ROWS` of them are Python strings at a time."""
+    runs = (column.slice(start, RUN_ROWS).to_pylist() for start in range(0, len(column), RUN_ROWS))
+    return pa.chunked_array([pa.array([change(text) for text in run], pa.string()) for run in runs], pa.string())
 
 
 def plain_type(kind: pa.DataType) -> pa.DataType:

@@ -9,6 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from raykd.errors import UserError
+from raykd.images.columns import RUN_ROWS
 from raykd.images.decoding import SUFFIXES
 from raykd.images.manifest import SPLIT_NAMES, Say, endings, few, in_order, manifest_rows, other_format
 from raykd.images.walk import files_below
@@ -68,7 +69,10 @@ def class_folders(
     return labels, in_order(classes)
 
 
-def uris_of(place: Place, names: list[str]) -> pa.Array | list[str]:
+def uris_of(place: Place, names: list[str]) -> pa.Array | pa.ChunkedArray:
     if "://" in place.uri:
-        return [(place / name).uri for name in names]
+        runs = (names[start : start + RUN_ROWS] for start in range(0, len(names), RUN_ROWS))
+        return pa.chunked_array(
+            [pa.array([(place / name).uri for name in run], pa.string()) for run in runs], pa.string()
+        )
     return pc.binary_join_element_wise(place.path.rstrip("/"), pa.array(names, pa.string()), "/")

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import re
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pyarrow as pa
 
 from raykd.errors import UserError, did_you_mean
-from raykd.images.columns import Columns, value_as_text
-from raykd.images.delimited import read_delimited, read_text
+from raykd.images.columns import RUN_ROWS, Columns, value_as_text
+from raykd.images.delimited import Line, ListLines, read_delimited, read_text
 from raykd.images.manifest import LIST_SUFFIXES, Say, few, manifest_rows
 from raykd.store.place import Place
 
@@ -52,8 +56,22 @@ def list_list(source: Source, place: Place, split: str, say: Say) -> pa.Table:
         text = value_as_text(cells.get(name), f"{split}: {name} in line {number} of {place}")
         return text.strip() if text and name in (source.label_column, splits) else text
 
-    texts = {name: pa.array([cell(name, *line) for line in lines], pa.string()) for name in wanted}
-    columns = Columns(pa.table(texts), source, split, place, say, lambda row: f"line {lines[row][0]}")
+    numbers: list[np.ndarray] = []
+    cells: dict[str, list[pa.Array]] = {name: [] for name in wanted}
+    problems: dict[str, UserError] = {}
+    every = iter(lines)
+    while some := list(itertools.islice(every, RUN_ROWS)):
+        numbers.append(np.array([number for number, _ in some], np.int64))
+        for name in wanted:
+            try:
+                cells[name].append(pa.array([cell(name, *line) for line in some], pa.string()))
+            except UserError as error:
+                problems.setdefault(name, error)
+    if first := next((problems[name] for name in wanted if name in problems), None):
+        raise first
+    number_N = np.concatenate(numbers)
+    texts = {name: pa.chunked_array(chunks, pa.string()) for name, chunks in cells.items()}
+    columns = Columns(pa.table(texts), source, split, place, say, lambda row: f"line {number_N[row]}")
     given, uris = columns.uris(column)
     ids = columns.filled(source.id_column, "its own id") if source.id_column else given
     return manifest_rows(split, ids, uris, labels=columns.labels(), splits=columns.splits())
@@ -72,26 +90,33 @@ def uri_column(header: list[str], place: Place, split: str, say: Say) -> str:
     return found[0]
 
 
-def read_list(source: Source, place: Place) -> tuple[list[str], list[tuple[int, dict[str, Any]]]]:
+def read_list(source: Source, place: Place) -> tuple[list[str], ListLines]:
     """The columns, and the lines with their numbers."""
     if place.name.lower().endswith(JSON_SUFFIXES):
         return read_jsonl(place)
     named = (source.uri_column, source.id_column, source.label_column, source.split_column)
-    header, lines = read_delimited(place, [*URI_NAMES, *(name for name in named if name)])
-    return header, list(lines)
+    return read_delimited(place, [*URI_NAMES, *(name for name in named if name)])
 
 
-def read_jsonl(place: Place) -> tuple[list[str], list[tuple[int, dict[str, Any]]]]:
+def read_jsonl(place: Place) -> tuple[list[str], ListLines]:
     """Keys of all lines, and the lines."""
-    lines: list[tuple[int, dict[str, Any]]] = []
-    for number, text in enumerate(read_text(place).split("\n"), 1):
-        if not text.strip():
+    text = read_text(place)
+    keys: dict[str, None] = {}
+    count = 0
+    for _, value in objects(text, place):
+        keys |= dict.fromkeys(value)
+        count += 1
+    return list(keys), ListLines(lambda: objects(text, place), count)
+
+
+def objects(text: str, place: Place) -> Iterator[Line]:
+    for number, match in enumerate(re.finditer("[^\n]*(?:\n|$)", text), 1):
+        if not (line := match[0].removesuffix("\n")).strip():
             continue
         try:
-            value = json.loads(text)
+            value = json.loads(line)
         except ValueError as error:
             raise UserError(f"{place}, line {number}: not JSON ({error}); expected an object a line") from error
         if not isinstance(value, dict):
-            raise UserError(f'{place}, line {number}: {text.strip():.60}; expected an object, such as {{"path": ...}}')
-        lines.append((number, value))
-    return list(dict.fromkeys(key for _, value in lines for key in value)), lines
+            raise UserError(f'{place}, line {number}: {line.strip():.60}; expected an object, such as {{"path": ...}}')
+        yield number, value

@@ -62,8 +62,12 @@ def other_format(names: list[str]) -> str:
     return "".join(f"; format {word} reads {' and '.join(known[word])}" for word, _ in counts.most_common(1))
 
 
-def endings(names: list[str], most: int = 5) -> str:
+def endings(names: Iterable[str], most: int = 5) -> str:
     """The endings of file names and how often each is there: ``12 .heic, 3 .txt``."""
     counts = Counter(os.path.splitext(name)[1].lower() or "without ending" for name in names).most_common()
-    more = [f"{len(names) - sum(count for _, count in counts[:most]):,} others"] if len(counts) > most else []
+    more = (
+        [f"{sum(count for _, count in counts) - sum(count for _, count in counts[:most]):,} others"]
+        if len(counts) > most
+        else []
+    )
     return ", ".join([f"{count:,} {ending}" for ending, count in counts[:most]] + more)

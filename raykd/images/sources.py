@@ -30,6 +30,8 @@ from raykd.store.tables import first_duplicates
 if TYPE_CHECKING:
     from raykd.config import Source
 
+MOST_BYTES = 2**31 - 1  # of text in a column that Arrow takes rows out of
+
 
 @dataclass(frozen=True)
 class Listing:
@@ -113,6 +115,22 @@ def check_ids_differ(rows: pa.Table) -> None:
         )
 
 
+def check_fits(rows: pa.Table) -> None:
+    """Whether Arrow can take rows out of a manifest: a column of it in one piece has 2 GiB of text at most.
+
+    Raises:
+        UserError: It cannot; says for how many images there is room.
+    """
+    for name in ("sample_id", "uri"):
+        if (size := pc.sum(pc.binary_length(rows[name])).as_py() or 0) > MOST_BYTES:
+            room = rows.num_rows * MOST_BYTES // size
+            raise UserError(
+                f"pool: {rows.num_rows:,} images have {size / 2**30:.2g} GiB of {name} in all, and one campaign takes "
+                f"{MOST_BYTES / 2**30:.2g}: about {room:,} images of such names. Draw as many with pool.limit, cut the "
+                "pool into several campaigns, or shorten the paths"
+            )
+
+
 def draw_splits(rows: pa.Table, draws_N: np.ndarray, test_share: float, val_share: float) -> pa.Table:
     """Set aside random shares of the labeled pool rows as test and val.
 
@@ -124,15 +142,18 @@ def draw_splits(rows: pa.Table, draws_N: np.ndarray, test_share: float, val_shar
     """
     if not test_share and not val_share:
         return rows
-    split = np.array(rows["split"].to_pylist(), dtype=object)
-    labeled = np.flatnonzero((split == "pool") & rows["label"].is_valid().to_numpy())
+    is_labeled = pc.and_(pc.equal(rows["split"], "pool"), rows["label"].is_valid())
+    labeled = np.flatnonzero(is_labeled.to_numpy(zero_copy_only=False))
     if not labeled.size:
         raise UserError("test_share and val_share need a pool with labels; give test: and val: sources instead")
     order = labeled[np.argsort(draws_N[labeled], kind="stable")]
     num_test, num_val = round(test_share * len(order)), round(val_share * len(order))
-    split[order[:num_test]] = "test"
-    split[order[num_test : num_test + num_val]] = "val"
-    return rows.set_column(rows.schema.get_field_index("split"), "split", pa.array(split.tolist(), pa.string()))
+    split = rows["split"]
+    for name, drawn in (("test", order[:num_test]), ("val", order[num_test : num_test + num_val])):
+        is_drawn_N = np.zeros(rows.num_rows, bool)
+        is_drawn_N[drawn] = True
+        split = pc.if_else(pa.array(is_drawn_N), name, split)
+    return rows.set_column(rows.schema.get_field_index("split"), "split", split)
 
 
 def check_label_names(rows: pa.Table, classes: Iterable[str]) -> None:

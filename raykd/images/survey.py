@@ -14,12 +14,13 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from raykd.errors import UserError
-from raykd.images.columns import names_of_numbers, plain_type
+from raykd.images.columns import RUN_ROWS, names_of_numbers, plain_type
 from raykd.images.decoding import SUFFIXES
 from raykd.images.lists import URI_NAMES, read_list
 from raykd.images.manifest import LIST_SUFFIXES, NUMBER, SPLIT_NAMES, endings, few, in_order
@@ -110,8 +111,8 @@ def survey(path: str, classes: list[str] | None = None) -> Survey:
 def looked_at(found: Survey, listing: Listing) -> Survey:
     """The survey, with what a listing and a few of its images say."""
     rows = listing.rows
-    step = max(1, rows.num_rows // LOOKED_AT)
-    uris = rows["uri"].to_pylist()[::step][:LOOKED_AT]
+    places = np.arange(0, rows.num_rows, max(1, rows.num_rows // LOOKED_AT))[:LOOKED_AT]
+    uris = [rows["uri"][place].as_py() for place in places.tolist()]
     loaded = list(load_many(ImageReader(), uris, lambda image: image.size))
     bad = [(uri, each) for uri, each in zip(uris, loaded, strict=True) if isinstance(each, str)]
     if len(bad) == len(uris):
@@ -128,9 +129,10 @@ def looked_at(found: Survey, listing: Listing) -> Survey:
     return found
 
 
-def uris_as_names(rows: pa.Table) -> list[str]:
+def uris_as_names(rows: pa.Table) -> Iterator[str]:
     """The uris, without the row of those inside a Parquet file."""
-    return [uri.partition("#")[0] for uri in rows["uri"].to_pylist()]
+    for batch in rows.select(["uri"]).to_batches(max_chunksize=RUN_ROWS):
+        yield from (uri.partition("#")[0] for uri in batch["uri"].to_pylist())
 
 
 def listed_quietly(

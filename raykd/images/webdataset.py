@@ -86,7 +86,8 @@ def list_webdataset(source: Source, split: str, say: Say, kept: Place | None = N
     for tar, index in zip(tars, indexes, strict=True):
         samples = Samples(source, split, tar, index)
         tables.append(samples.rows(by_cls))
-        others += samples.others
+        if not any(table.num_rows for table in tables):
+            others += samples.others  # to be said if there is no image at all
         without += samples.without_image
         keys |= samples.json_keys
     rows = pa.concat_tables(tables)

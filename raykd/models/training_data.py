@@ -13,6 +13,7 @@ from typing import Any, Protocol
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import torch
 import torch.nn.functional as F
 
@@ -141,7 +142,8 @@ class TrainingImages:
         sizes = [self.crop.size] if crops_NK5 is None else []  # stored boxes are of what was decoded for the teacher
         sizes += [] if teacher_size is None else [teacher_size]
         self.shrinks: Shrinks | None = None if exact else Least(tuple(replace(self.crop, size=size) for size in sizes))
-        self.reader, self.decoded = ImageReader(), kept_images(uris, self.shrinks, int(cache_gib * GIB))
+        self.reader = ImageReader()
+        self.decoded, self.kept_at_N = kept_images(uris, self.shrinks, int(cache_gib * GIB))
         # object store clients do not survive a fork
         self.start_method = "spawn" if len(uris) and "://" in uris[0].as_py() else "fork"
 
@@ -203,7 +205,7 @@ class TrainingImages:
                 )
             return found
 
-        return self.decoded.get(uri, decode)
+        return self.decoded.get(int(self.kept_at_N[place]), decode)
 
     def to_input(self, items: torch.Tensor) -> torch.Tensor:
         return items if items.is_floating_point() else normalised(items, self.preprocess)
@@ -279,25 +281,21 @@ def pinned(made: Made) -> Made:
 # ---------------------------------------------------------------- decoded images outlive a training
 
 
-class KeptImages:
-    """Decoded images by uri."""
-
-    def __init__(self, uris: pa.ChunkedArray, most_bytes: int) -> None:
-        self.numbers = {uri: number for number, uri in enumerate(uris.to_pylist())}
-        self.images = DecodedImages(len(self.numbers), most_bytes)
-
-    def get(self, uri: str, decode: Any) -> np.ndarray:
-        return self.images.get(self.numbers[uri], decode)
+_KEPT: dict[Any, tuple[pa.ChunkedArray, DecodedImages]] = {}  # the last training's, for the next round of the same job
 
 
-_KEPT: dict[Any, KeptImages] = {}  # of this process: the last training's, for the next round of the same job
+def kept_images(uris: pa.ChunkedArray, shrinks: Shrinks | None, most_bytes: int) -> tuple[DecodedImages, np.ndarray]:
+    """Decoded images of this process, and the number of each uri among them, int64 [N].
 
-
-def kept_images(uris: pa.ChunkedArray, shrinks: Shrinks | None, most_bytes: int) -> KeptImages:
-    """What an earlier training of this process has decoded in the same way, if it has all these images; or none yet."""
+    They are what an earlier training has decoded in the same way, if it had all these images; or none yet.
+    """
     key = (shrinks, most_bytes)
-    found = _KEPT.get(key)
-    if found is None or not found.numbers.keys() >= set(uris.to_pylist()):
-        _KEPT.clear()
-        found = _KEPT[key] = KeptImages(uris, most_bytes)
-    return found
+    if (found := _KEPT.get(key)) is not None:
+        before, images = found
+        numbers = pc.index_in(uris, value_set=before)
+        if not numbers.null_count:
+            return images, numbers.to_numpy().astype(np.int64)
+    _KEPT.clear()
+    images = DecodedImages(len(uris), most_bytes)
+    _KEPT[key] = uris, images
+    return images, np.arange(len(uris))

@@ -25,6 +25,7 @@ from raykd.algo.few_shot.stat_a import ITERATIONS, pool_moments, start, update
 from raykd.algo.few_shot.support import Support
 from raykd.algo.few_shot.trained import CLAP_SETTINGS
 from raykd.algo.heads import HEADS, Mixture, probabilities
+from raykd.algo.keyed import hash_ids
 from raykd.algo.selection.kcenter import coverage_radius
 from raykd.algo.selection.rows import Rows
 from raykd.algo.selection.shard import LocalShards
@@ -160,7 +161,7 @@ def picked_rows(problem: Problem, config: Config, number: int, before: After | N
     if before is None and labels.start == "one_per_class":
         pool = problem.pool
         chosen = some_of_each_class(
-            problem.ids[pool].tolist(), problem.labels_N[pool], len(problem.classes), labels.shots, config.seed
+            hash_ids(problem.ids[pool]), problem.labels_N[pool], len(problem.classes), labels.shots, config.seed
         )
         return pool[chosen]
     shards, labeled = teacher_rows(problem, config) if before is None else before.space

@@ -13,12 +13,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from raykd.algo.audit import audit_order, chooses, is_aside, last_draw
-from raykd.algo.keyed import hash_ids
 from raykd.stages.budget import audits_of, num_to_set_aside
 from raykd.stages.campaign import Campaign
 from raykd.store.outputs import Encoded, Pool, read_picks
 from raykd.store.stage_folder import StageFolder
-from raykd.store.tables import ASKED
+from raykd.store.tables import ASKED, hash_column
 
 VERSION = 1
 
@@ -31,7 +30,7 @@ class Aside(NamedTuple):
 
     def among(self, ids: pa.ChunkedArray) -> np.ndarray:
         """bool [n]."""
-        return is_aside(hash_ids(ids.to_pylist()), *self)
+        return is_aside(hash_column(ids), *self)
 
 
 def audit_folder(campaign: Campaign) -> StageFolder:
@@ -69,7 +68,7 @@ def set_aside(campaign: Campaign, pool: Pool, encoded: Encoded, taken: pa.Chunke
     free = without(encoded.readable(pool.split("pool"))["sample_id"], taken)
     with audit_folder(campaign).writing() as out:
         count = num_to_set_aside(campaign, pool, len(free))
-        out.facts |= {"last": last_draw(hash_ids(free.to_pylist()), campaign.config.seed, count)}
+        out.facts |= {"last": last_draw(hash_column(free), campaign.config.seed, count)}
         out.facts |= {"set_aside": count, "of": len(free), "since_round": campaign.num_done}
     campaign.say(
         "audit",
@@ -83,7 +82,7 @@ def next_audits(pool: Pool, encoded: Encoded, taken: pa.ChunkedArray, aside: Asi
     """The next images to audit, in their order; those that were asked for and have no answer come again."""
     ids = encoded.readable(pool.split("pool"))["sample_id"]
     free = without(ids.filter(pa.array(aside.among(ids))), taken)
-    return free.take(pa.array(audit_order(hash_ids(free.to_pylist()), aside.seed)[:count]))
+    return free.take(pa.array(audit_order(hash_column(free), aside.seed)[:count]))
 
 
 def without(ids: pa.ChunkedArray, others: pa.ChunkedArray) -> pa.ChunkedArray:
@@ -92,4 +91,4 @@ def without(ids: pa.ChunkedArray, others: pa.ChunkedArray) -> pa.ChunkedArray:
 
 def may_choose(campaign: Campaign, ids: pa.ChunkedArray) -> np.ndarray:
     """bool [n]: which audited images may choose a mixture; the others measure it."""
-    return chooses(hash_ids(ids.to_pylist()), campaign.config.seed)
+    return chooses(hash_column(ids), campaign.config.seed)

@@ -16,14 +16,23 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from raykd.algo.keyed import hash_ids, uniform
+from raykd.algo.keyed import uniform
 from raykd.algo.prompts import ClassTexts
 from raykd.config import Config, Source
 from raykd.demo.digits import materialise
 from raykd.errors import UserError
 from raykd.images.class_lists import class_list
 from raykd.images.reading import load_many
-from raykd.images.sources import Grown, Listing, check_ids_differ, check_label_names, draw_splits, grown, list_source
+from raykd.images.sources import (
+    Grown,
+    Listing,
+    check_fits,
+    check_ids_differ,
+    check_label_names,
+    draw_splits,
+    grown,
+    list_source,
+)
 from raykd.images.stored import ImageReader
 from raykd.images.transforms import Thumbnail
 from raykd.labels.files import labels_from
@@ -33,7 +42,7 @@ from raykd.stages.campaign import Campaign
 from raykd.store.outputs import CLASSES_FILE, MANIFEST_FILE, Pool, manifest_content, with_renamed
 from raykd.store.place import Place
 from raykd.store.stage_folder import Done, StageFolder
-from raykd.store.tables import MANIFEST, SPLITS, checked, count_splits, too_much_of_a_split
+from raykd.store.tables import MANIFEST, SPLITS, checked, count_splits, hash_column, too_much_of_a_split
 
 VERSION = 1
 CHECKED_IMAGES = 32
@@ -119,8 +128,10 @@ def grown_part(campaign: Campaign, parts: list[Done]) -> list[Done]:
     if not new.num_rows:
         return []
     classes, renamed = classes_now(config, at_first["found"])
+    both = pa.concat_tables([before, new])
+    check_fits(both)
     check_label_names(with_renamed(new, renamed), classes)
-    check_oracle(campaign, with_renamed(pa.concat_tables([before, new]), renamed), list(classes))
+    check_oracle(campaign, with_renamed(both, renamed), list(classes))
     with part_folder(campaign, len(parts)).writing() as out:
         check_readable(new, config.split_seed)
         write_part(out, new)
@@ -246,12 +257,15 @@ def drawn_rows(campaign: Campaign) -> tuple[pa.Table, list[str] | None]:
     if listing.mapping:
         pairs = ", ".join(f"{value!r} = {name}" for value, name in list(listing.mapping.items())[:SHOWN])
         campaign.say("pool", f"labels: {pairs}{', ...' if len(listing.mapping) > SHOWN else ''}")
-    hashes = hash_ids(rows["sample_id"].to_pylist())
+    hashes = hash_column(rows["sample_id"])
     if config.pool.limit:
         in_pool = pc.equal(rows["split"], "pool").to_numpy(zero_copy_only=False)
         draws = np.where(in_pool, uniform(hashes, config.split_seed, "limit"), -1.0)  # test and val all stay
         keep = np.argsort(draws, kind="stable")[: int((~in_pool).sum()) + config.pool.limit]
-        rows, hashes = rows.take(np.sort(keep)), hashes[np.sort(keep)]
+        is_kept = np.zeros(rows.num_rows, bool)
+        is_kept[keep] = True
+        rows, hashes = rows.filter(pa.array(is_kept)), hashes[is_kept]
+    check_fits(rows)
     rows = draw_splits(rows, uniform(hashes, config.split_seed, "split"), config.test_share, config.val_share)
     return rows, listing.found_classes
 
@@ -296,7 +310,7 @@ def check_oracle(campaign: Campaign, rows: pa.Table, classes: Sequence[str]) -> 
 
 def check_readable(table: pa.Table, seed: int) -> None:
     """Look at a few images, drawn at random, before any expensive work. Raises UserError when most are bad."""
-    draws = uniform(hash_ids(table["sample_id"].to_pylist()), seed, "check")
+    draws = uniform(hash_column(table["sample_id"]), seed, "check")
     rows = table.take(np.argsort(draws, kind="stable")[:CHECKED_IMAGES]).to_pylist()
     reasons = load_many(ImageReader(), [row["uri"] for row in rows], lambda image: image.size, Thumbnail(1).shrinks)
     bad = [(row, reason) for row, reason in zip(rows, reasons, strict=True) if isinstance(reason, str)]

@@ -18,7 +18,7 @@ from raykd.stages.pick_tables import picks_table
 from raykd.stages.probability_space import acquisition_mixture, close_space, open_space
 from raykd.store.outputs import PICKS_FILE, Encoded, Picks, Pool, Round, Teacher
 from raykd.store.stage_folder import fingerprint
-from raykd.store.tables import ASKED, NO_IDS, PICKS, ROLES, checked
+from raykd.store.tables import ASKED, NO_IDS, PICKS, ROLES, checked, hash_column
 
 VERSION = 1
 
@@ -115,7 +115,7 @@ def some_per_class(campaign: Campaign, pool: Pool, encoded: Encoded) -> pa.Table
             f"{pool.classes[least]!r} with {counts_C[least]}: all of theirs are taken",
         )
     ids = rows["sample_id"]
-    places = some_of_each_class(ids.to_pylist(), classes_N, len(pool.classes), shots, campaign.config.seed)
+    places = some_of_each_class(hash_column(ids), classes_N, len(pool.classes), shots, campaign.config.seed)
     return in_this_order(ids.take(pa.array(places)))
 
 

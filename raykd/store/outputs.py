@@ -45,6 +45,7 @@ from raykd.store.tables import (
     CARDS,
     CONFUSION,
     DOUBTFUL,
+    HASHED_ROWS,
     MANIFEST,
     MEASURED,
     MISTAKES,
@@ -86,11 +87,11 @@ class Pool:
     @cached_property
     def listed(self) -> list[pa.Table]:
         """tables.MANIFEST of each part, with the labels as they were then."""
-        return [(part.place / MANIFEST_FILE).read_table() for part in self.parts]
+        return [(part.place / MANIFEST_FILE).read_table().combine_chunks() for part in self.parts]
 
     @cached_property
     def manifest(self) -> pa.Table:
-        """tables.MANIFEST; labels are today's class names."""
+        """tables.MANIFEST; labels are today's class names. Of a single part no copy."""
         return with_renamed(pa.concat_tables(self.listed).combine_chunks(), self.renamed)
 
     @cached_property
@@ -140,11 +141,15 @@ class Pool:
         return table.filter(kept), indices.filter(kept).to_numpy().astype(np.int64)
 
 
-def manifest_content(table: pa.Table) -> str:
-    """Names what tables.MANIFEST says, in any row order."""
-    texts = [table[name].fill_null("") for name in ("sample_id", "uri", "label", "split")]
-    rows = hash_ids(pc.binary_join_element_wise(*texts, "\n").to_pylist())
-    return fingerprint([len(rows), int(np.bitwise_xor.reduce(rows)), int(rows.sum(dtype=np.uint64))])
+def manifest_content(table: pa.Table, batch_rows: int = HASHED_ROWS) -> str:
+    """Names what tables.MANIFEST says, in any row order. Some rows at a time: their texts are longer than the table."""
+    xor, total = 0, 0
+    for batch in table.select(["sample_id", "uri", "label", "split"]).to_batches(max_chunksize=batch_rows):
+        texts = [column.fill_null("") for column in batch.columns]
+        rows = hash_ids(pc.binary_join_element_wise(*texts, "\n").to_pylist())
+        xor ^= int(np.bitwise_xor.reduce(rows))
+        total = (total + int(rows.sum(dtype=np.uint64))) % 2**64
+    return fingerprint([table.num_rows, xor, total])
 
 
 def renamed_labels(labels: pa.ChunkedArray, renamed: Mapping[str, str]) -> pa.ChunkedArray:

@@ -1,11 +1,17 @@
 """Lists of images in CSV, TSV and JSONL, as spreadsheets and scripts write them. Starts no Ray."""
 
 import codecs
+import io
 
 import pytest
 from fakes import ids, listed, pictures, write_pngs
+from hypothesis import given
+from hypothesis import strategies as st
 
 from raykd.errors import UserError
+from raykd.images import columns, lists
+from raykd.images.delimited import lines_of
+from raykd.store.place import Place
 
 
 @pytest.fixture
@@ -115,3 +121,39 @@ def test_a_list_of_another_kind_is_refused_with_the_kinds_there_are(name, listin
 def test_a_list_with_a_header_only_is_refused(listing):
     with pytest.raises(UserError, match=r"list\.csv has no row"):
         listing("path,label\n", label_column="label")
+
+
+# ---------------------------------------------------------------- long lists: a run of lines at a time
+
+
+@given(st.text('ab,"\r\n\u2028\x0b ', max_size=20))
+def test_lines_end_where_python_ends_those_of_a_file_of_csv(text):
+    assert list(lines_of(text)) == list(io.StringIO(text, newline=""))
+
+
+@given(st.text('{}"a\r\n\u2028 ', max_size=20))
+def test_lines_of_jsonl_are_numbered_by_line_feeds(text):
+    texts = [line for line in enumerate(text.split("\n"), 1) if line[1].strip()]
+    numbers = []
+    try:
+        numbers += [number for number, _ in lists.objects(text, Place("list.jsonl"))]
+    except UserError as error:
+        assert f"line {texts[len(numbers)][0]}" in str(error)  # noqa: PT017
+        numbers += [number for number, _ in texts[len(numbers) :]]
+    assert numbers == [number for number, _ in texts]
+
+
+@pytest.mark.parametrize("written", SAME.values(), ids=SAME)
+def test_a_list_is_the_same_however_many_lines_are_taken_at_a_time(written, listing, monkeypatch):
+    whole, _ = listing(*written, label_column="label")
+    for module in (lists, columns):
+        monkeypatch.setattr(module, "RUN_ROWS", 1)
+    assert listing(*written, label_column="label")[0].rows.equals(whole.rows)
+
+
+@pytest.mark.parametrize("rows", [1, 2, 99])
+def test_what_is_wrong_first_in_the_first_column_is_said(rows, listing, monkeypatch):
+    monkeypatch.setattr(lists, "RUN_ROWS", rows)
+    content = '{"path": "a.png", "label": []}\n\n{"path": "b.png"}\n{"path": {}, "label": "cat"}\n{"path": []}\n'
+    with pytest.raises(UserError, match="path in line 4 of"):
+        listing(content, "list.jsonl", label_column="label")

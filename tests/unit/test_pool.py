@@ -252,6 +252,18 @@ def test_the_content_of_a_manifest_has_one_name_in_any_row_order(build, tmp_path
     assert manifest_content(relabeled) != name
 
 
+def test_a_pool_with_more_text_than_a_column_holds_is_refused_unless_a_limit_makes_it_fit(
+    build, refused, tmp_path, monkeypatch
+):
+    from raykd.images import sources
+
+    source = write_parquet(tmp_path / "many")  # 30 ids of 5 letters, uris that are longer
+    size = sum(map(len, build(pool=source)[1].manifest["uri"].to_pylist()))
+    monkeypatch.setattr(sources, "MOST_BYTES", size - 1)
+    assert "about 29 images of such names. Draw as many with pool.limit" in refused(pool=source)
+    assert build(pool=source | {"limit": 29})[1].manifest.num_rows == 29
+
+
 def test_a_limit_takes_a_random_subset_of_the_pool_and_all_of_test_and_val(rows, tmp_path):
     source = write_parquet(tmp_path / "limit", part=["train"] * 20 + ["val"] * 4 + ["test"] * 6)
     source["split_column"] = "part"

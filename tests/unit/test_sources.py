@@ -1,7 +1,9 @@
 """Listings compared, what the data's own labels mean, and CoOp's splits. Starts no Ray."""
 
+import itertools
 import json
 
+import numpy as np
 import pyarrow as pa
 import pytest
 from fakes import listed, write_pngs
@@ -9,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from raykd.errors import UserError
-from raykd.images.sources import grown
+from raykd.images.sources import draw_splits, grown
 from raykd.store.tables import MANIFEST
 
 # ---------------------------------------------------------------- what has come, gone and changed
@@ -58,3 +60,36 @@ def test_an_entry_of_a_split_file_that_is_none_is_named(entry, tmp_path):
         UserError, match=r"entry 1 of 'train' in '.*split\.json' is .*expected \[path, label, class name\]"
     ):
         listed(tmp_path, format="coop_split", split_file=str(tmp_path / "split.json"))
+
+
+# ---------------------------------------------------------------- splits that are drawn
+
+
+def plain_splits(rows: list[dict], draws: list[float], test_share: float, val_share: float) -> list[str]:
+    split = [row["split"] for row in rows]
+    places = [i for i, row in enumerate(rows) if row["split"] == "pool" and row["label"] is not None]
+    order = sorted(places, key=lambda i: draws[i])
+    num_test, num_val = round(test_share * len(order)), round(val_share * len(order))
+    for number, place in enumerate(order[: num_test + num_val]):
+        split[place] = "test" if number < num_test else "val"
+    return split
+
+
+drawn_row = st.tuples(st.sampled_from(["pool", "pool", "val", "test"]), st.sampled_from(["cat", None]), st.floats(0, 1))
+
+
+@given(st.lists(st.lists(drawn_row, max_size=9), max_size=4), st.floats(0, 0.5), st.floats(0, 0.4))
+def test_drawn_splits_do_not_depend_on_chunks(chunks, test_share, val_share):
+    every = [row for chunk in chunks for row in chunk]
+    rows = [{"sample_id": str(i), "uri": "u", "split": row[0], "label": row[1]} for i, row in enumerate(every)]
+    ends = np.cumsum([0, *map(len, chunks)])
+    parts = [pa.Table.from_pylist(rows[a:b], MANIFEST) for a, b in itertools.pairwise(ends)]
+    table, draws = pa.concat_tables([MANIFEST.empty_table(), *parts]), [row[2] for row in every]
+    if (test_share or val_share) and not any(row["split"] == "pool" and row["label"] for row in rows):
+        with pytest.raises(UserError, match="need a pool with labels"):
+            draw_splits(table, np.array(draws), test_share, val_share)
+        return
+    found = draw_splits(table, np.array(draws), test_share, val_share)
+    assert found.schema == MANIFEST
+    assert found["split"].to_pylist() == plain_splits(rows, draws, test_share, val_share)
+    assert found.drop_columns("split").equals(table.drop_columns("split"))

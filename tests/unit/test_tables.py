@@ -11,8 +11,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from profiles import examples
 
+from raykd.algo.keyed import hash_ids
 from raykd.store import tables
-from raykd.store.tables import first_duplicates, matrix, positions, vectors
+from raykd.store.outputs import manifest_content
+from raykd.store.stage_folder import fingerprint
+from raykd.store.tables import MANIFEST, first_duplicates, hash_column, matrix, positions, vectors
 
 DTYPES = [np.float16, np.float32, np.float64, np.int32, np.uint8]
 
@@ -159,3 +162,50 @@ def test_a_table_with_other_columns_than_its_schema_is_our_own_mistake():
     for bad in (good.drop_columns("rank"), good.select(["rank", "sample_id", "distance"]), wide):
         with pytest.raises(AssertionError, match="is not"):
             tables.checked(bad, tables.PICKS)
+
+
+# ---------------------------------------------------------------- the whole pool is never Python strings at once
+
+texts = st.text(st.characters(codec="utf-8"), max_size=4)
+chunks_of = st.lists(st.lists(texts, max_size=7), max_size=4)
+
+
+@examples(60)
+@given(chunks_of, st.integers(1, 5), st.integers(0, 3))
+def test_hashes_of_a_column_are_those_of_its_strings_whatever_its_chunks(chunks, rows, skipped):
+    column = pa.chunked_array(chunks, pa.string()).slice(skipped)
+    found = hash_column(column, rows)
+    assert found.dtype == np.uint64
+    np.testing.assert_array_equal(found, hash_ids(column.to_pylist()))
+    if len(column):
+        np.testing.assert_array_equal(hash_column(column.combine_chunks(), rows), found)
+
+
+def test_hashes_of_a_column_go_through_a_run_of_it_at_a_time(monkeypatch):
+    given, hashed = [], tables.hash_ids
+    monkeypatch.setattr(tables, "hash_ids", lambda ids: (given.append(len(ids)), hashed(ids))[1])
+    hash_column(pa.chunked_array([["a"] * 5, ["b"] * 6]), 4)
+    assert given == [4, 4, 3]
+
+
+def plain_content(table: pa.Table) -> str:
+    """As it was first written: campaigns that are there already have these names."""
+    rows = [[row[name] or "" for name in ("sample_id", "uri", "label", "split")] for row in table.to_pylist()]
+    hashes = hash_ids(["\n".join(row) for row in rows])
+    return fingerprint([len(rows), int(np.bitwise_xor.reduce(hashes)), int(hashes.sum(dtype=np.uint64))])
+
+
+manifest_row = st.tuples(texts, texts, st.none() | texts, st.sampled_from(tables.SPLITS))
+
+
+@examples(60)
+@given(st.lists(st.lists(manifest_row, max_size=7), max_size=4), st.integers(1, 5))
+def test_the_content_of_a_manifest_does_not_depend_on_chunks(chunks, rows):
+    parts = [
+        pa.Table.from_pylist(
+            [dict(zip(("sample_id", "uri", "label", "split"), row, strict=True)) for row in chunk], MANIFEST
+        )
+        for chunk in chunks
+    ]
+    table = pa.concat_tables([MANIFEST.empty_table(), *parts])
+    assert manifest_content(table, rows) == manifest_content(table.combine_chunks()) == plain_content(table)
