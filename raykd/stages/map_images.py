@@ -32,7 +32,7 @@ from raykd.images.decoding import CHANGES, UNREACHABLE
 from raykd.images.pixel_batches import PIXEL_BATCHES, URI_BATCHES, Fetch, FetchViews, batches_of
 from raykd.models.threads import num_cores
 from raykd.stages.progress import Ticker
-from raykd.stages.resources import Asked, check_memory, shortage
+from raykd.stages.resources import Bundles, check_memory, shortage
 from raykd.stages.work import Work
 from raykd.store.outputs import BROKEN_FILE, FromImages
 from raykd.store.place import Place
@@ -153,7 +153,7 @@ def make_parts(
     if missing := num_missing(parts):
         work.session.ensure()
         check_memory(work, name, max(fetch.memory_bytes, 0 if here else model.memory_bytes))
-    asked = Asked(least(model.replicas), model.num_cpus, model.num_gpus, beside=1)
+    asked = Bundles(least(model.replicas), model.num_cpus, model.num_gpus, beside=1)
     with work.progress.stage(name, missing, "images", here=here, lacks=lambda: shortage(asked)) as ticker:
         return map_parts(parts, fetch, model, ticker, here=here, check=check)
 
@@ -325,7 +325,7 @@ def run(
     low, high = (model.replicas, model.replicas) if isinstance(model.replicas, int) else model.replicas
     blocks = even_blocks(runs, fetch.batch_size, high)
     write = WriteBlock(places, model.schema)
-    asked = Asked(least(model.replicas), model.num_cpus, model.num_gpus, beside=1)
+    asked = Bundles(least(model.replicas), model.num_cpus, model.num_gpus, beside=1)
     with data_context(), workers_words(lambda: shortage(asked)):
         fetched = ray.data.from_blocks(blocks).map_batches(  # from_arrow would start a task for each
             fetch,

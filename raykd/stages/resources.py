@@ -20,7 +20,7 @@ SEEN_S = 20.0  # that a node has to start a worker and look
 WORD_EVERY_S = 30.0  # while something is waited for
 
 
-class Asked(NamedTuple):
+class Bundles(NamedTuple):
     """What a stage asks Ray for: so many actors, and the CPUs and GPUs of each; CPUs beside them for tasks."""
 
     actors: int
@@ -32,7 +32,7 @@ class Asked(NamedTuple):
         return f"{self.actors} x ({self.cpus:g} CPUs, {self.gpus:g} GPUs)"
 
 
-def lack(asked: Asked, nodes: list[dict[str, float]]) -> str | None:
+def lack(asked: Bundles, nodes: list[dict[str, float]]) -> str | None:
     """Why this can't all run on nodes with these resources, in words; None when it can."""
     cpus, gpus = (sum(node.get(kind, 0.0) for node in nodes) for kind in ("CPU", "GPU"))
     fits = room(nodes, asked.cpus, asked.gpus)
@@ -42,7 +42,7 @@ def lack(asked: Asked, nodes: list[dict[str, float]]) -> str | None:
     return f"it asks for {asked}{beside}, and the nodes have room for {fits} ({cpus:g} CPUs, {gpus:g} GPUs)"
 
 
-def shortage(asked: Asked) -> str | None:
+def shortage(asked: Bundles) -> str | None:
     """:func:`lack` on the nodes that are there now. Ray must be up."""
     import ray
 
@@ -50,7 +50,7 @@ def shortage(asked: Asked) -> str | None:
 
 
 def with_patience(
-    call: Callable[[], Result], stage: str, asked: Asked, stall_s: float, done: Callable[[], int],
+    call: Callable[[], Result], stage: str, asked: Bundles, stall_s: float, done: Callable[[], int],
     say: Callable[[str], None],
 ) -> Result:  # fmt: skip
     """What ``call`` returns; its end is not waited for when nothing goes on, and each wait is told why.
@@ -108,7 +108,7 @@ def check_resources(config: Config, session: Session, say: Callable[[str, str], 
         UserError: A stage asks for more than a Ray of this machine has, or no Ray can be had (:meth:`Session.check`).
     """
     asked = {
-        each.stage: Asked(each.count, each.each["CPU"], each.each["GPU"], each.beside)
+        each.stage: Bundles(each.count, each.each["CPU"], each.each["GPU"], each.beside)
         for each in demands_of(config, {})
     }
     if not session.is_up:

@@ -25,7 +25,7 @@ import ray.exceptions
 from raykd.algo.selection.rows import Rows
 from raykd.algo.selection.shard import Params, Reply, Shard
 from raykd.errors import AGAIN, UserError
-from raykd.stages.resources import Asked, shortage
+from raykd.stages.resources import Bundles, shortage
 from raykd.stages.shard_rows import FileSlice, PoolSource, joined, open_pool, plan, read_slices
 
 SHARED_BYTES = 2**20  # larger arguments go to the object store once, not once for each shard
@@ -58,7 +58,7 @@ class ShardActor:
 class RayShards:
     """The actors, as :class:`raykd.algo.selection.shard.Shards`; made by :func:`open_shards`."""
 
-    def __init__(self, source: PoolSource, actors: list[Any], asked: Asked, stall_s: float) -> None:
+    def __init__(self, source: PoolSource, actors: list[Any], asked: Bundles, stall_s: float) -> None:
         self.source, self.actors, self.asked, self.stall_s = source, actors, asked, stall_s
 
     @property
@@ -151,7 +151,7 @@ def open_shards(
         num_cpus=num_cpus, num_gpus=num_gpus, max_restarts=-1, max_task_retries=-1, scheduling_strategy="SPREAD"
     )(ShardActor)
     actors = [actor_class.remote(source, pieces) for pieces in slices]
-    shards = RayShards(source, actors, Asked(num_shards, num_cpus, num_gpus), stall_s)
+    shards = RayShards(source, actors, Bundles(num_shards, num_cpus, num_gpus), stall_s)
     try:
         shards.sizes()  # so that all have read their rows
         yield shards

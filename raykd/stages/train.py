@@ -19,7 +19,7 @@ from raykd.models.preprocess import ABOUT
 from raykd.models.saved import WEIGHTS
 from raykd.stages.campaign import Campaign
 from raykd.stages.progress import Ticker
-from raykd.stages.resources import Asked, with_patience
+from raykd.stages.resources import Bundles, with_patience
 from raykd.stages.scratch import clear_scratch, folders_of, of_round
 from raykd.stages.views import encode_views
 from raykd.stages.weights import fetch_backbone, fetch_texts, read_student_texts
@@ -78,9 +78,9 @@ def train(campaign: Campaign, number: int, pool: Pool, encoded: Encoded, teacher
         else:
             campaign.session.ensure()
             make_trainer = partial(trainer_of, job, scratch, name, ticker)
-            fit = partial(fitted, make_trainer, partial(folders_of, scratch / name), out.place)
+            fit = partial(fitted_on_ray, make_trainer, partial(folders_of, scratch / name), out.place)
             say = partial(campaign.say, folder.name)
-            asked = Asked(least(config.num_workers), config.num_cpus, config.num_gpus)
+            asked = Bundles(least(config.num_workers), config.num_cpus, config.num_gpus)
             with_patience(fit, folder.name, asked, campaign.config.stall_s, ticker.done, say)
         out.facts |= {
             "steps": job.num_steps,
@@ -251,7 +251,7 @@ def trainer_of(job: Job, scratch: Place, name: str, ticker: Ticker) -> Any:
     )
 
 
-def fitted(make_trainer: Callable[[], Any], checkpoints: Callable[[], list[str]], out: Place) -> None:
+def fitted_on_ray(make_trainer: Callable[[], Any], checkpoints: Callable[[], list[str]], out: Place) -> None:
     """Train on Ray Train's workers, and copy the student and ``steps.jsonl`` out of the last checkpoint.
 
     Workers and nodes that are lost count (``max_failures``) only until the next checkpoint: on spot machines a long

@@ -64,8 +64,9 @@ VICTIM = 2  # the node that is lost
 OVERRIDES = (
     *("rounds=1", "labels.start=none", "progress=lines", "stall_s=120", "selection.shards=4"),
     *("teacher.replicas=2", "student.predict_replicas=2", "student.num_workers=2"),
-    *("student.steps=30", "student.checkpoints=3", "teacher.batch_size=32", "student.predict_batch_size=32"),
+    *("student.steps=12", "student.checkpoints=3", "teacher.batch_size=32", "student.predict_batch_size=32"),
 )
+NUM_IMAGES = 450
 GOES_ON_S = 240.0
 
 
@@ -103,11 +104,11 @@ class World:
         return s3_server.uri(name, f"{self.nodes.here}:{self.proxy.port}")
 
     def pool(self, kind: str) -> str:
-        """The pool's file, made when missing."""
-        from raykd.demo.digits import pool_bytes
-
+        """A quarter of the demo's digits, as one file, made when missing."""
         if not (place := self.place(kind, "digits.parquet")).exists():
-            place.write_bytes(pool_bytes())
+            from raykd.demo.digits import pool_table
+
+            place.write_table(pool_table().slice(0, NUM_IMAGES), row_group_rows=64)
         return self.path(kind, "digits.parquet")
 
     # ------------------------------------------------------------ jobs

@@ -74,7 +74,7 @@ class Nodes:
         cpus: Of each but the head.
     """
 
-    def __init__(self, folder: Path, count: int, cpus: int = 4) -> None:
+    def __init__(self, folder: Path, count: int, cpus: int = 3) -> None:
         self.folder, self.count, self.cpus = folder, count, cpus
         number = os.getpid() % 10_000
         self.bridge, self.prefix = f"rb{number}", f"rk{number}"
@@ -216,7 +216,7 @@ def command_line(pid: int) -> str:
 
 
 @contextmanager
-def nodes_of(folder: Path, count: int, cpus: int = 4) -> Iterator[Nodes]:
+def nodes_of(folder: Path, count: int, cpus: int = 3) -> Iterator[Nodes]:
     """Nodes without any Ray yet; all that runs on them ends with the block."""
     nodes = Nodes(folder, count, cpus)
     try:

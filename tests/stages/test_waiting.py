@@ -12,7 +12,7 @@ import pytest
 
 from raykd.errors import UserError
 from raykd.stages import resources, session
-from raykd.stages.resources import Asked, lack, shortage, with_patience
+from raykd.stages.resources import Bundles, lack, shortage, with_patience
 
 NODES = [{"CPU": 4.0}, {"CPU": 2.0, "GPU": 1.0}]
 
@@ -20,13 +20,13 @@ NODES = [{"CPU": 4.0}, {"CPU": 2.0, "GPU": 1.0}]
 @pytest.mark.parametrize(
     ("asked", "words"),
     [
-        (Asked(6, 1), None),
-        (Asked(7, 1), "it asks for 7 x (1 CPUs, 0 GPUs), and the nodes have room for 6 (6 CPUs, 1 GPUs)"),
-        (Asked(2, 3), "it asks for 2 x (3 CPUs, 0 GPUs), and the nodes have room for 1 (6 CPUs, 1 GPUs)"),
-        (Asked(1, 1, 1), None),
-        (Asked(1, 1, 2), "it asks for 1 x (1 CPUs, 2 GPUs), and the nodes have room for 0 (6 CPUs, 1 GPUs)"),
+        (Bundles(6, 1), None),
+        (Bundles(7, 1), "it asks for 7 x (1 CPUs, 0 GPUs), and the nodes have room for 6 (6 CPUs, 1 GPUs)"),
+        (Bundles(2, 3), "it asks for 2 x (3 CPUs, 0 GPUs), and the nodes have room for 1 (6 CPUs, 1 GPUs)"),
+        (Bundles(1, 1, 1), None),
+        (Bundles(1, 1, 2), "it asks for 1 x (1 CPUs, 2 GPUs), and the nodes have room for 0 (6 CPUs, 1 GPUs)"),
         (
-            Asked(6, 1, beside=1),
+            Bundles(6, 1, beside=1),
             "it asks for 6 x (1 CPUs, 0 GPUs) and 1 CPUs for tasks, and the nodes have room for 6 (6 CPUs, 1 GPUs)",
         ),
     ],
@@ -37,9 +37,9 @@ def test_what_does_not_fit_is_told_with_the_numbers(asked, words):
 
 def test_a_call_that_ends_gives_what_it_returns_or_raises(ray_cluster):
     told = []
-    assert with_patience(lambda: 7, "stage", Asked(1, 1), 60, lambda: 0, told.append) == 7
+    assert with_patience(lambda: 7, "stage", Bundles(1, 1), 60, lambda: 0, told.append) == 7
     with pytest.raises(KeyError, match="mine"):
-        with_patience(lambda: {}["mine"], "stage", Asked(1, 1), 60, lambda: 0, told.append)
+        with_patience(lambda: {}["mine"], "stage", Bundles(1, 1), 60, lambda: 0, told.append)
     assert told == []
 
 
@@ -50,7 +50,7 @@ def test_a_call_that_gets_nowhere_is_told_and_given_up_naming_what_was_missing(r
         r"round 2 train: nothing was done for 1.5 s: it asks for 9 x \(1 CPUs, 0 GPUs\), and the nodes have room for 4"
     )
     with pytest.raises(UserError, match=words):
-        with_patience(lambda: never.wait(60), "round 2 train", Asked(9, 1), 1.5, lambda: 0, told.append)
+        with_patience(lambda: never.wait(60), "round 2 train", Bundles(9, 1), 1.5, lambda: 0, told.append)
     never.set()
     assert told
     assert all("it asks for 9 x" in line and "gives up after 1.5 s" in line for line in told)
@@ -64,7 +64,7 @@ def test_a_call_that_goes_on_slowly_is_waited_for(ray_cluster):
             ended.set()
         return step
 
-    assert with_patience(lambda: ended.wait(60), "stage", Asked(1, 1), 1.2, done, print)
+    assert with_patience(lambda: ended.wait(60), "stage", Bundles(1, 1), 1.2, done, print)
 
 
 def test_a_shard_that_has_no_place_to_be_is_not_waited_for_for_ever(ray_cluster, tmp_path, caplog):
@@ -74,7 +74,7 @@ def test_a_shard_that_has_no_place_to_be_is_not_waited_for_for_ever(ray_cluster,
     probs = list(np.full((4, 2), 0.5, np.float32))
     pq.write_table(pa.table({"sample_id": list("abcd"), "probs": probs}), tmp_path / "pool.parquet")
     source = PoolSource(uris=(str(tmp_path / "pool.parquet"),))
-    assert shortage(Asked(2, 3)) is not None
+    assert shortage(Bundles(2, 3)) is not None
     words = r"selection waited for \d of 2 shards for \d+ s: it asks for 2 x \(3 CPUs.*room for 1.*Ask for less"
     with pytest.raises(UserError, match=words), open_shards(source, 2, num_cpus=3, stall_s=1):
         pytest.fail("there is no room")
