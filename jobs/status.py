@@ -19,12 +19,14 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
 from raykd import cli
 from raykd.config import load_file
+from raykd.store.options import in_environment
 
 
 def main(argv: Sequence[str] | None = None) -> NoReturn:
@@ -33,7 +35,11 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
     parser.add_argument("--json", action="store_true", help="print status.json")
     given = cli.parse_known(parser, argv)
     with cli.user_errors():
-        where = load_file(given.run).storage_path if given.run.endswith((".yaml", ".yml")) else given.run
+        where = given.run
+        if where.endswith((".yaml", ".yml")):
+            config = load_file(where)
+            os.environ |= in_environment(config.store.model_dump())
+            where = config.storage_path
         from raykd.store.place import Place  # imports Arrow
         from raykd.store.status import read_status, standing
 

@@ -15,6 +15,7 @@ import raykd
 from raykd.labels.files import TASKS_FILE
 from raykd.labels.ledger import count_answers
 from raykd.paths import IN_JOB
+from raykd.planning import plan_error
 from raykd.report import page
 from raykd.report.words import counted, gained, interval, labels_apart, number, percent, plain
 from raykd.stages.campaign import Campaign, answers_folder, commit, versions
@@ -126,6 +127,8 @@ def print_summary(campaign: Campaign) -> list[RoundFigures]:
     print()
     for row in rows:
         print(plain("  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True))))
+    if lines := plan_error(campaign.place):
+        print("\n".join(["", "the plan, and what it took:", *lines]))
     print(f"\nreport: {campaign.place / 'report.html'}", flush=True)
     return figures
 

@@ -147,6 +147,7 @@ def not_writable(storage: Place, error: OSError) -> StorageError:
         what = "is on a disk without space left; free some, then run the same command again, or give another"
     elif isinstance(error, PermissionError) or error.errno == errno.EROFS:
         what = "cannot be written to (no permission); make it writable, or give another"
+        what += f". To see how a campaign stands, python jobs/status.py {storage} only reads"
     else:
         reason = of_store(error)
         what = f"cannot be used: {reason or why(error)}"

@@ -18,7 +18,7 @@ from raykd.config import STRATEGY_NAMES
 from raykd.stages.pick_tables import Request, check_request, pick_from_tables
 from raykd.stages.session import ray_session
 
-ROWS, CLASSES, WIDTH, LABELED, BUDGET = 600, 6, 8, 12, 60
+ROWS, CLASSES, WIDTH, LABELED, BUDGET = 300, 6, 8, 12, 12
 
 
 def write_tables(folder: Path) -> tuple[str, str]:

@@ -13,10 +13,10 @@ from nodes import REPOSITORY
 
 LOST = {
     "CoreWorkerService.grpc_client.PushTask": {
-        "num_failures": 400,
-        "req_failure_prob": 10,
-        "resp_failure_prob": 10,
-        "in_flight_failure_prob": 10,
+        "num_failures": 200,  # of a process; each costs about a second
+        "req_failure_prob": 5,
+        "resp_failure_prob": 5,
+        "in_flight_failure_prob": 5,
     }
 }
 ENVIRONMENT = {
