@@ -59,6 +59,12 @@ PASSING = {  # what is over when one waits
 }
 
 
+LOST = (  # Ray's errors (ray.exceptions) of processes and machines that are gone
+    *("ActorDiedError", "ActorUnavailableError", "ActorUnschedulableError", "LocalRayletDiedError", "NodeDiedError"),
+    *("ObjectLostError", "OutOfMemoryError", "OwnerDiedError", "RaySystemError", "WorkerCrashedError"),
+)
+
+
 class StorageError(UserError):
     """The network, the credentials or the disk fail; one line, for the reader."""
 
@@ -94,6 +100,8 @@ def for_the_reader(error: BaseException) -> str | None:
         return f"cannot write or read {where}: {STORAGE[error.errno]}, then {AGAIN}"
     if isinstance(error, OSError) and (reason := of_store(error)):
         return f"{reason}; then {AGAIN}"
+    if any(kind.__module__ == "ray.exceptions" and kind.__name__ in LOST for kind in type(error).__mro__):
+        return f"Ray lost a process or a machine ({one_line(error)}); what is complete is kept: {AGAIN}"
     return None
 
 

@@ -78,7 +78,9 @@ def train(campaign: Campaign, number: int, pool: Pool, encoded: Encoded, teacher
         else:
             campaign.session.ensure()
             make_trainer = partial(trainer_of, job, scratch, name, ticker)
-            fit = partial(fitted_on_ray, make_trainer, partial(folders_of, scratch / name), out.place)
+            fit = partial(
+                fitted_on_ray, make_trainer, partial(folders_of, scratch / name), config.max_failures, out.place
+            )
             say = partial(campaign.say, folder.name)
             asked = Bundles(least(config.num_workers), config.num_cpus, config.num_gpus)
             with_patience(fit, folder.name, asked, campaign.config.stall_s, ticker.done, say)
@@ -251,7 +253,9 @@ def trainer_of(job: Job, scratch: Place, name: str, ticker: Ticker) -> Any:
     )
 
 
-def fitted_on_ray(make_trainer: Callable[[], Any], checkpoints: Callable[[], list[str]], out: Place) -> None:
+def fitted_on_ray(
+    make_trainer: Callable[[], Any], checkpoints: Callable[[], list[str]], max_failures: int, out: Place
+) -> None:
     """Train on Ray Train's workers, and copy the student and ``steps.jsonl`` out of the last checkpoint.
 
     Workers and nodes that are lost count (``max_failures``) only until the next checkpoint: on spot machines a long
@@ -263,11 +267,16 @@ def fitted_on_ray(make_trainer: Callable[[], Any], checkpoints: Callable[[], lis
     import ray.exceptions
     import ray.train
 
+    lost_controllers = 0
     while True:
         before = checkpoints()
         try:
             result: Any = make_trainer().fit()
             break
+        except ray.exceptions.RayError:  # what controls the workers was lost itself
+            lost_controllers = 1 + (lost_controllers if checkpoints() == before else 0)
+            if -1 < max_failures < lost_controllers:
+                raise
         except ray.train.WorkerGroupError as error:
             causes = [getattr(failure, "_base_exc", failure) for failure in error.worker_failures.values()]
             for cause in causes:  # all attempts failed: the storage

@@ -38,7 +38,7 @@ def three_nodes(folder: Path) -> Iterator[Nodes]:
     if why := several.missing():
         pytest.skip(why)
     with several.nodes_of(folder, 3) as nodes:
-        nodes.head()
+        nodes.head(jobs=True)
         nodes.join(1)
         nodes.join(2)
         yield nodes

@@ -85,3 +85,16 @@ def test_other_errors_are_no_object_stores():
     assert of_store(OSError("something else")) is None
     assert of_store(ValueError("AWS")) is None
     assert for_the_reader(OSError("something else")) is None
+
+
+# ---------------------------------------------------------------- of machines that are gone
+
+
+def test_what_ray_has_lost_is_a_line_and_any_other_error_of_ray_is_not():
+    import ray.exceptions
+
+    words = for_the_reader(ray.exceptions.ActorDiedError())
+    assert words.startswith("Ray lost a process or a machine (ActorDiedError: ")
+    assert words.endswith("run the same command again to go on")
+    assert for_the_reader(ray.exceptions.NodeDiedError("gone")) is not None
+    assert for_the_reader(ray.exceptions.RayError()) is None
