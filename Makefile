@@ -34,9 +34,10 @@ test: $(SETUP)
 quick: $(SETUP)
 	$(PY) -m pytest -m "not ray and not slow and not nightly" --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
-# the whole fault matrix, on several nodes of this machine (root, iproute2): an hour, and jobs/results/faults.md
+# all tests with several nodes (root, iproute2), those that take too long for every change too: the fault matrix, an hour,
+# and jobs/results/faults.md
 faults: $(SETUP)
-	RAYKD_WRITE_FAULTS=1 $(PY) -m pytest tests/cluster/test_faults.py -m cluster
+	RAYKD_WRITE_FAULTS=1 $(PY) -m pytest tests/cluster -m cluster
 
 check: $(SETUP)
 	$(PY) -m ruff check .

@@ -101,7 +101,8 @@ def for_the_reader(error: BaseException) -> str | None:
     if isinstance(error, OSError) and (reason := of_store(error)):
         return f"{reason}; then {AGAIN}"
     if any(kind.__module__ == "ray.exceptions" and kind.__name__ in LOST for kind in type(error).__mro__):
-        return f"Ray lost a process or a machine ({one_line(error)}); what is complete is kept: {AGAIN}"
+        why = of_store(error) or f"Ray lost a process or a machine ({one_line(error)})"  # the store's, on a worker
+        return f"{why}; what is complete is kept: {AGAIN}"
     return None
 
 

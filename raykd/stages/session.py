@@ -115,8 +115,9 @@ class Session:
             sys.modules["ray.data"].DataContext.get_current().execution_no_progress_timeout_s = self.stall_s
         else:  # it takes a second to import, and not every job needs it
             os.environ["RAY_DATA_EXECUTION_NO_PROGRESS_TIMEOUT_S"] = str(math.ceil(self.stall_s))
-        for name in ("ray", "ray.data", "ray.train", "ray.tune"):
+        for name in ("ray", "ray.train", "ray.tune"):
             logging.getLogger(name).setLevel(logging.ERROR)
+        logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # it logs the tracebacks of errors that it also raises
         if callable(handler) and threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, handler)  # Ray has put its own there, and its C++ another, that prints frames
 

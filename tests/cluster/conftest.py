@@ -27,9 +27,20 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session")
 def folder() -> Iterator[Path]:
-    """A short path, for Ray's sockets."""
+    """A short path, for Ray's sockets; ``small`` in it is a disk that can be filled, where root may mount one.
+
+    It is there before any node is, as a node sees no mount that is made later.
+    """
     with tempfile.TemporaryDirectory(prefix="rk", dir="/tmp", ignore_cleanup_errors=True) as path:
-        yield Path(path)
+        small = Path(path) / "small"
+        small.mkdir()
+        command = ["mount", "-t", "tmpfs", "-o", f"size={SMALL_DISK_MIB}m", "raykd", str(small)]
+        mounted = not subprocess.run(command, capture_output=True, check=False).returncode
+        try:
+            yield Path(path)
+        finally:
+            if mounted:
+                subprocess.run(["umount", "-l", small], check=False)
 
 
 @pytest.fixture(scope="session")
@@ -38,6 +49,7 @@ def three_nodes(folder: Path) -> Iterator[Nodes]:
     if why := several.missing():
         pytest.skip(why)
     with several.nodes_of(folder, 3) as nodes:
+        nodes.environment |= s3_server.environment()  # credentials are those of each machine
         nodes.head(jobs=True)
         nodes.join(1)
         nodes.join(2)
@@ -67,15 +79,8 @@ def proxy(store: int) -> Iterator[Proxy]:
 
 
 @pytest.fixture(scope="session")
-def world(three_nodes: Nodes, folder: Path) -> Iterator[World]:
-    """The cluster, and a disk that is small enough to be filled."""
-    small = folder / "small"
-    small.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={SMALL_DISK_MIB}m", "raykd", small], check=True)
-    try:
-        yield World(three_nodes, folder)
-    finally:
-        subprocess.run(["umount", "-l", small], check=False)
+def world(three_nodes: Nodes, folder: Path) -> World:
+    return World(three_nodes, folder)
 
 
 @pytest.fixture

@@ -117,8 +117,7 @@ class World:
         log = self.folder / f"{kind}-{name}.log"
         command = [sys.executable, "jobs/active_round.py", "--preset", "demo", "--set", *OVERRIDES]
         command += [f"storage_path={self.path(kind, name)}", f"pool.path={self.pool(pool)}"]
-        more = s3_server.environment() if kind == "s3" else {}
-        process = self.nodes.popen(0, command, log, RAY_ADDRESS=self.nodes.ray_address, **more)
+        process = self.nodes.popen(0, command, log, RAY_ADDRESS=self.nodes.ray_address)
         return Job(process, log, log.stat().st_size if log.exists() else 0, time.monotonic())
 
     def base(self) -> None:

@@ -78,6 +78,7 @@ def raylets(nodes: Nodes) -> int:
     return sum("/raylet/raylet" in command_line(pid).split(" ")[0] for pid in nodes.pids(0))
 
 
+@pytest.mark.nightly
 @pytest.mark.timeout(500)
 def test_every_stage_brings_nodes_from_zero_and_they_go_when_it_is_over(from_zero):
     nodes = from_zero

@@ -26,7 +26,7 @@ ENVIRONMENT = {
     "PYTHONPATH": str(REPOSITORY),
 }
 
-pytestmark = pytest.mark.timeout(500)
+pytestmark = [pytest.mark.timeout(500), pytest.mark.nightly]
 
 
 def run(command: list[str], tmp_path: Path, lossy: bool) -> tuple[str, int]:

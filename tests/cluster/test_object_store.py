@@ -135,12 +135,13 @@ def test_one_set_of_options_serves_every_place(store, monkeypatch):
 # ---------------------------------------------------------------- the lease
 
 
-def test_of_jobs_that_start_at_once_exactly_one_holds_the_folder(place):
+def test_of_jobs_that_start_at_once_exactly_one_holds_the_folder(place, monkeypatch):
+    monkeypatch.setattr(lock, "RENEW_S", 0.05)  # so that others see it live while they watch
     held, refused, leave = [], [], threading.Event()
 
     def job(number: int) -> None:
         try:
-            with only_job(place, wait=lambda _: None):
+            with only_job(place, wait=lambda seconds: time.sleep(min(seconds, 0.5))):
                 held.append(number)
                 leave.wait(60)
         except UserError as error:

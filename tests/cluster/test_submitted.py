@@ -9,7 +9,7 @@ from nodes import JOBS_PORT, REPOSITORY, Nodes
 
 from raykd.store.place import Place
 
-pytestmark = pytest.mark.timeout(500)
+pytestmark = [pytest.mark.timeout(500), pytest.mark.nightly]
 
 
 def submit(nodes: Nodes, *command: str) -> str:
