@@ -19,14 +19,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
 from raykd import cli
 from raykd.config import load_file
-from raykd.store.options import in_environment
+from raykd.store.options import use
 
 
 def main(argv: Sequence[str] | None = None) -> NoReturn:
@@ -38,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
         where = given.run
         if where.endswith((".yaml", ".yml")):
             config = load_file(where)
-            os.environ |= in_environment(config.store.model_dump())
+            use(config.store.model_dump())
             where = config.storage_path
         from raykd.store.place import Place  # imports Arrow
         from raykd.store.status import read_status, standing

@@ -27,7 +27,7 @@ from pydantic import ValidationError
 from raykd.config import Config, Section, load_file
 from raykd.errors import AGAIN, UserError, WaitingForLabels, did_you_mean, for_the_reader
 from raykd.presets import PRESETS, load_preset
-from raykd.store.options import in_environment
+from raykd.store.options import use
 
 Options = TypeVar("Options", bound=Section)
 Result = TypeVar("Result")
@@ -134,7 +134,7 @@ def given_config(given: argparse.Namespace) -> Config | None:
     if given.preset is None and given.config is None:
         return None
     config = load_preset(given.preset, given.set) if given.preset else load_file(given.config, given.set)
-    os.environ |= in_environment(config.store.model_dump())
+    use(config.store.model_dump())
     return config
 
 

@@ -877,6 +877,12 @@ class Config(Section):
         return self
 
     @property
+    def sources(self) -> dict[str, Source]:
+        """Where images come from: the pool, then test and val where they have a source of their own."""
+        named = {"pool": self.pool, "test": self.test, "val": self.val}
+        return {name: source for name, source in named.items() if source is not None}
+
+    @property
     def trackers(self) -> list[str]:
         """The words of ``tracking``, each once."""
         words = [self.tracking] if isinstance(self.tracking, str) else self.tracking

@@ -51,11 +51,16 @@ def attempt(name: str, check: Callable[[], Any]) -> Finding:
     """A check that raises, as a finding; what it returns is said."""
     try:
         return ok(name, str(check() or "nothing is in its way"))
-    except UserError as error:
+    except Exception as error:
+        return failed(name, error)
+
+
+def failed(name: str, error: Exception) -> Finding:
+    """What a check has raised, as a finding."""
+    if isinstance(error, UserError):
         what, _, todo = str(error).partition("; ")
         return fail(name, what, todo)
-    except Exception as error:
-        return fail(name, one_line(error), "RAYKD_DEBUG=1 and the campaign's own job show more")
+    return fail(name, one_line(error), "RAYKD_DEBUG=1 and the campaign's own job show more")
 
 
 def first_line(findings: Sequence[Finding]) -> str:

@@ -16,11 +16,10 @@ from raykd.images.manifest import SPLIT_NAMES, Say
 from raykd.images.stored import SCHEMES, beside, not_read
 from raykd.images.walk import is_utf8
 from raykd.store.place import Place
+from raykd.store.tables import RUN_ROWS
 
 if TYPE_CHECKING:
     from raykd.config import Source
-
-RUN_ROWS = 65_536  # of a table that are Python objects at a time
 
 
 def from_zero(row: int) -> str:

@@ -9,11 +9,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from raykd.errors import UserError
-from raykd.images.columns import RUN_ROWS
 from raykd.images.decoding import SUFFIXES
 from raykd.images.manifest import SPLIT_NAMES, Say, endings, few, in_order, manifest_rows, other_format
 from raykd.images.walk import files_below
 from raykd.store.place import Place
+from raykd.store.tables import RUN_ROWS
 
 if TYPE_CHECKING:
     from raykd.config import Source

@@ -12,10 +12,11 @@ import numpy as np
 import pyarrow as pa
 
 from raykd.errors import UserError, did_you_mean
-from raykd.images.columns import RUN_ROWS, Columns, value_as_text
+from raykd.images.columns import Columns, value_as_text
 from raykd.images.delimited import Line, ListLines, read_delimited, read_text
 from raykd.images.manifest import LIST_SUFFIXES, Say, few, manifest_rows
 from raykd.store.place import Place
+from raykd.store.tables import RUN_ROWS
 
 if TYPE_CHECKING:
     from raykd.config import Source

@@ -20,7 +20,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from raykd.errors import UserError
-from raykd.images.columns import RUN_ROWS, names_of_numbers, plain_type
+from raykd.images.columns import names_of_numbers, plain_type
 from raykd.images.decoding import SUFFIXES
 from raykd.images.lists import URI_NAMES, read_list
 from raykd.images.manifest import LIST_SUFFIXES, NUMBER, SPLIT_NAMES, endings, few, in_order
@@ -31,7 +31,7 @@ from raykd.images.stored import PARQUET_SUFFIXES, ImageReader
 from raykd.images.walk import files_below, is_utf8
 from raykd.images.webdataset import BRACES, COMPRESSED
 from raykd.store.place import Place
-from raykd.store.tables import first_duplicates
+from raykd.store.tables import RUN_ROWS, first_duplicates
 
 if TYPE_CHECKING:
     from raykd.config import Source

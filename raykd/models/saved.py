@@ -16,6 +16,7 @@ from raykd.store.place import Place
 
 WEIGHTS = "model.safetensors"
 NETWORK = "network.safetensors"
+MODEL_BYTES = 2**30  # of a process with torch, without a model's weights
 
 
 def deploy(student: Place, folder: Place, mixture: Mixture, network: Place | None = None) -> None:

@@ -252,8 +252,7 @@ def open_tracking(campaign: Campaign) -> Tracking | None:
 
 def places_of_sources(config: Config) -> dict[str, Place]:
     """Where images are read from, by the field that says so."""
-    sources = {"pool": config.pool, "test": config.test, "val": config.val}
-    given = {f"{name}.path": source.path for name, source in sources.items() if source is not None}
+    given = {f"{name}.path": source.path for name, source in config.sources.items()}
     return {field: Place.of(path) for field, path in given.items() if not path.startswith("demo:") and "{" not in path}
 
 

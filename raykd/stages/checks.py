@@ -27,13 +27,7 @@ def check_everything_cheap(campaign: Campaign) -> None:
     campaign.session.check()
     if config.cache_path:
         (campaign.cache / "encode").check_writable()
-    templates(config.teacher.templates)
-    if config.teacher.rule == "table":
-        check_brought(campaign)
-    else:
-        check_teacher(config.teacher)
-        for path in own_files(config.teacher):
-            check_opens("teacher", path)
+    check_the_teacher(campaign)
     if config.mixture.search == "optuna":
         imported_optuna()
     if given := campaign.new_given:
@@ -41,10 +35,29 @@ def check_everything_cheap(campaign: Campaign) -> None:
     if config.labels.answers:
         check_answers(config.labels.answers)
     if read_done(campaign.round_place(campaign.num_done) / "train") is None:
-        start = fetched_backbone(campaign)
-        check_weights(config.student, fetched=start is not None)
-        try_student(config.student, num_classes=2, start=start.place if start else None)
+        check_the_student(campaign)
     check_resources(config, campaign.session, campaign.say)
+
+
+def check_the_teacher(campaign: Campaign) -> str:
+    """Names and files, or the table that is brought; what it is. Raises UserError."""
+    config = campaign.config.teacher
+    templates(config.templates)
+    if config.rule == "table":
+        check_brought(campaign)
+        return f"{config.table}, brought"
+    check_teacher(config)
+    for path in own_files(config):
+        check_opens("teacher", path)
+    return f"{config.model} {config.pretrained or ''}".rstrip()
+
+
+def check_the_student(campaign: Campaign) -> str:
+    """Built, trained for a step and saved; what it is. Raises UserError."""
+    config, start = campaign.config.student, fetched_backbone(campaign)
+    check_weights(config, fetched=start is not None)
+    try_student(config, num_classes=2, start=start.place if start else None)
+    return f"{config.backbone} builds, trains a step and can be saved"
 
 
 def check_brought(campaign: Campaign) -> None:

@@ -5,30 +5,26 @@ from __future__ import annotations
 import os
 import urllib.error
 import urllib.request
-from functools import partial
 from pathlib import Path
 
 from raykd.algo.mixture_search import imported_optuna
-from raykd.algo.prompts import templates
 from raykd.config import Config
-from raykd.diagnosis import FAIL, Finding, attempt, fail, ok
+from raykd.diagnosis import FAIL, Finding, attempt, fail, failed, ok
 from raykd.errors import one_line
 from raykd.images.decoding import LARGE_BYTES
 from raykd.images.pixel_batches import CACHE_BYTES, PROCESS_BYTES
-from raykd.models.student import check_weights, try_student
-from raykd.models.teacher import check_teacher, own_files
+from raykd.models.saved import MODEL_BYTES
+from raykd.models.teacher import own_files
 from raykd.stages.campaign import Campaign, check_unchanged, read_history
-from raykd.stages.checks import check_answers, check_brought, check_opens
+from raykd.stages.checks import check_answers, check_the_student, check_the_teacher
 from raykd.stages.node_looks import STORE_S, given_up_after
 from raykd.stages.progress import Progress
-from raykd.stages.samples import raise_it
 from raykd.stages.session import Session
-from raykd.stages.weights import fetched_as, fetched_backbone, names_of_teacher
+from raykd.stages.weights import fetched_as, names_of_teacher
 from raykd.store.place import Place
 
 HUB_S = 4.0
 READER_BYTES = PROCESS_BYTES + CACHE_BYTES + LARGE_BYTES  # of a process that reads, without its batches
-MODEL_BYTES = 2**30  # of a process with torch, without weights, as in stages/map_images.py, which imports Ray Data
 
 
 def look_at_config(config: Config) -> list[Finding]:
@@ -42,7 +38,7 @@ def look_at_config(config: Config) -> list[Finding]:
         todo = "check its name and region, your credentials and the network"
         return [fail("storage", f"{place}: {error}", todo)]
     except Exception as error:
-        findings = [attempt("campaign", partial(raise_it, error))]
+        findings = [failed("campaign", error)]
     else:
         findings = [attempt("campaign", lambda: check_unchanged(place, config, history))]
     if config.cache_path:
@@ -57,26 +53,6 @@ def look_at_config(config: Config) -> list[Finding]:
     ]
     hub = [] if any(each.state == FAIL for each in models) else look_at_hub(campaign)
     return findings + models + hub
-
-
-def check_the_teacher(campaign: Campaign) -> str:
-    config = campaign.config.teacher
-    templates(config.templates)
-    if config.rule == "table":
-        check_brought(campaign)
-        return f"{config.table}, brought"
-    check_teacher(config)
-    for path in own_files(config):
-        check_opens("teacher", path)
-    return f"{config.model} {config.pretrained or ''}".rstrip()
-
-
-def check_the_student(campaign: Campaign) -> str:
-    """The student, as ``stages/checks.py`` tries it."""
-    config, start = campaign.config.student, fetched_backbone(campaign)
-    check_weights(config, fetched=start is not None)
-    try_student(config, num_classes=2, start=start.place if start else None)
-    return f"{config.backbone} builds, trains a step and can be saved"
 
 
 # ---------------------------------------------------------------- weights that are to be downloaded

@@ -27,12 +27,13 @@ from ray.data import ActorPoolStrategy, DataContext, Dataset, TaskPoolStrategy
 from ray.data.exceptions import ExecutionTimeoutError
 
 from raykd.config import least
-from raykd.errors import AGAIN, StorageError, UserError, for_the_reader
+from raykd.errors import StorageError, UserError, for_the_reader
 from raykd.images.decoding import CHANGES, UNREACHABLE
 from raykd.images.pixel_batches import PIXEL_BATCHES, URI_BATCHES, Fetch, FetchViews, batches_of
+from raykd.models.saved import MODEL_BYTES
 from raykd.models.threads import num_cores
 from raykd.stages.progress import Ticker
-from raykd.stages.resources import Bundles, check_memory, shortage
+from raykd.stages.resources import Bundles, check_memory, given_up, shortage
 from raykd.stages.work import Work
 from raykd.store.outputs import BROKEN_FILE, FromImages
 from raykd.store.place import Place
@@ -46,7 +47,6 @@ FLOW_BYTES = 8 * 2**20  # of pixels that go from one process to another at a tim
 WRITTEN_ROWS = 4096  # of a file, about
 WRITE_BYTES = 512 * 2**20  # of a process that writes
 SHOWN_REASONS = 4  # why images cannot be read
-MODEL_BYTES = 2**30  # of a process with torch, without a model's weights
 RECEIPT = pa.schema([("part", pa.int64()), ("rows", pa.int64()), ("changes", PIXEL_BATCHES.field("changes").type)])
 ROWS = ("sample_id", "uri", "split")
 STAMPS = ("size_bytes", "mtime_ns")
@@ -73,6 +73,10 @@ class Model:
     num_cpus: float
     num_gpus: float
     memory_bytes: int
+
+    def lacks(self) -> str | None:
+        """Why there is no room for it now; None where there is. Ray must be up."""
+        return shortage(Bundles(least(self.replicas), self.num_cpus, self.num_gpus, beside=1))
 
 
 def model_memory(place: Place) -> int:
@@ -153,8 +157,7 @@ def make_parts(
     if missing := num_missing(parts):
         work.session.ensure()
         check_memory(work, name, max(fetch.memory_bytes, 0 if here else model.memory_bytes))
-    asked = Bundles(least(model.replicas), model.num_cpus, model.num_gpus, beside=1)
-    with work.progress.stage(name, missing, "images", here=here, lacks=lambda: shortage(asked)) as ticker:
+    with work.progress.stage(name, missing, "images", here=here, lacks=model.lacks) as ticker:
         return map_parts(parts, fetch, model, ticker, here=here, check=check)
 
 
@@ -325,8 +328,7 @@ def run(
     low, high = (model.replicas, model.replicas) if isinstance(model.replicas, int) else model.replicas
     blocks = even_blocks(runs, fetch.batch_size, high)
     write = WriteBlock(places, model.schema)
-    asked = Bundles(least(model.replicas), model.num_cpus, model.num_gpus, beside=1)
-    with data_context(), workers_words(lambda: shortage(asked)):
+    with data_context(), workers_words(model.lacks):
         fetched = ray.data.from_blocks(blocks).map_batches(  # from_arrow would start a task for each
             fetch,
             batch_size=None,
@@ -467,7 +469,4 @@ def workers_words(lacks: Callable[[], str | None] = lambda: None) -> Iterator[No
     except ExecutionTimeoutError as error:
         why = lacks() or "the nodes have room for it, so a machine, the storage or Ray hangs"
         seconds = DataContext.get_current().execution_no_progress_timeout_s
-        raise UserError(
-            f"no image came for {seconds:g} s: {why}. What is complete is kept: ask for less, or see to it that nodes "
-            f"join, and {AGAIN}; stall_s sets how long is waited"
-        ) from error
+        raise given_up(f"no image came for {seconds:g} s", why) from error

@@ -19,6 +19,7 @@ import pyarrow.compute as pc
 from raykd.algo.keyed import uniform
 from raykd.algo.prompts import ClassTexts
 from raykd.config import Config, Source
+from raykd.demo import POOL
 from raykd.demo.digits import materialise
 from raykd.errors import UserError
 from raykd.images.class_lists import class_list
@@ -212,7 +213,7 @@ def names_given(config: Config) -> list[str] | None:
 
 def measured_on(config: Config) -> list[tuple[str, Source]]:
     """Test and val, where they have a source of their own."""
-    return [(split, source) for split, source in (("test", config.test), ("val", config.val)) if source is not None]
+    return [(split, source) for split, source in config.sources.items() if split != "pool"]
 
 
 def listed_rows(campaign: Campaign, given: list[str] | None, again: bool = False) -> tuple[pa.Table, Listing]:
@@ -244,6 +245,8 @@ def listed_rows(campaign: Campaign, given: list[str] | None, again: bool = False
 
 def demo_folder(campaign: Campaign) -> Place | None:
     """Where the demo's pool lies: where all nodes of a cluster see it; None: in the user's cache."""
+    if campaign.config.pool.path != POOL:
+        return None
     shared = campaign.place / "demo"
     at_first = part_folder(campaign, 0).done()
     lies_there = shared.exists() if at_first else not (campaign.session.is_local and campaign.place.is_local)

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple, TypeVar
 from raykd.config import Config
 from raykd.demands import demands_of, how_many
 from raykd.errors import AGAIN, UserError
+from raykd.stages.all_nodes import alive_nodes, ask_all
 from raykd.stages.session import Session
 from raykd.stages.work import Work
 from raykd.store.place import Place
@@ -49,6 +50,14 @@ def shortage(asked: Bundles) -> str | None:
     return lack(asked, [node["Resources"] for node in ray.nodes() if node["Alive"]])
 
 
+def given_up(waited: str, why: str, how: str = "") -> UserError:
+    """The end of a wait that led nowhere: what was waited for, why it did not come, and what to do."""
+    return UserError(
+        f"{waited}: {why}. Ask for less{how}, or see to it that nodes join, and {AGAIN}: what is complete is kept; "
+        "stall_s sets how long is waited"
+    )
+
+
 def with_patience(
     call: Callable[[], Result], stage: str, asked: Bundles, stall_s: float, done: Callable[[], int],
     say: Callable[[str], None],
@@ -85,10 +94,7 @@ def with_patience(
             last, since = count, now
         if now - since >= stall_s:
             why = shortage(asked) or "the nodes have room for it, so Ray or a machine hangs"
-            raise UserError(
-                f"{stage}: nothing was done for {stall_s:g} s: {why}. What is complete is kept: ask for less, or see "
-                f"to it that nodes join, and {AGAIN}; stall_s sets how long is waited"
-            )
+            raise given_up(f"{stage}: nothing was done for {stall_s:g} s", why)
         if now - max(since, told) >= WORD_EVERY_S and (lacks := shortage(asked)):
             told = now
             say(f"waits for {now - since:.0f} s: {lacks}; gives up after {stall_s:g} s")
@@ -171,8 +177,6 @@ def check_seen(work: Work, paths: dict[str, Place]) -> None:
     local = {field: place.path for field, place in paths.items() if place.is_local}
     if work.session.is_local or not local:
         return
-    from raykd.stages.doctor import alive_nodes, ask_all
-
     work.session.ensure()
     answers = ask_all(alive_nodes(), unseen, lambda _: (local,), SEEN_S)
     for field, path in local.items():

@@ -7,14 +7,13 @@ import logging
 import random
 import threading
 from collections.abc import Iterator
-from functools import partial
 from pathlib import Path
 
 import pyarrow.fs as pafs
 
-from raykd.config import Config, Source
+from raykd.config import Config
 from raykd.demo.digits import materialise
-from raykd.diagnosis import Finding, attempt, warn
+from raykd.diagnosis import Finding, failed, warn
 from raykd.errors import UserError
 from raykd.images.decoding import SUFFIXES
 from raykd.images.sources import list_rows
@@ -28,8 +27,7 @@ class Listings:
     """The images of a config's sources, listed beside what this process does next."""
 
     def __init__(self, config: Config) -> None:
-        named: dict[str, Source | None] = {"pool": config.pool, "test": config.test, "val": config.val}
-        self.sources = {split: source for split, source in named.items() if source}
+        self.sources = config.sources
         self.found: dict[str, list[str] | Exception] = {}
         self.thread = threading.Thread(target=self._list, daemon=True)  # a listing cannot be broken off
         self.thread.start()
@@ -53,7 +51,7 @@ class Listings:
         for split, source in self.sources.items():
             listed = self.found.get(split)
             if isinstance(listed, Exception):
-                told.append(attempt("images", partial(raise_it, listed)))
+                told.append(failed("images", listed))
             elif listed is None:
                 some[split] = tuple(itertools.islice(first_images(Place.of(source.path)), SAMPLED))
                 what = (
@@ -63,10 +61,6 @@ class Listings:
             else:
                 some[split] = some_of(listed)
         return some, told
-
-
-def raise_it(error: Exception) -> None:
-    raise error
 
 
 def some_of(uris: list[str]) -> tuple[str, ...]:

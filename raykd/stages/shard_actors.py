@@ -24,8 +24,8 @@ import ray.exceptions
 
 from raykd.algo.selection.rows import Rows
 from raykd.algo.selection.shard import Params, Reply, Shard
-from raykd.errors import AGAIN, UserError
-from raykd.stages.resources import Bundles, shortage
+from raykd.errors import UserError
+from raykd.stages.resources import Bundles, given_up, shortage
 from raykd.stages.shard_rows import FileSlice, PoolSource, joined, open_pool, plan, read_slices
 
 SHARED_BYTES = 2**20  # larger arguments go to the object store once, not once for each shard
@@ -87,11 +87,8 @@ class RayShards:
             short_since = (short_since or now) if why else None
             words = f"{len(waiting)} of {len(calls)} shards for {now - started:.0f} s"
             if short_since is not None and now - short_since >= self.stall_s:
-                raise UserError(
-                    f"selection waited for {words}: {why}. Ask for less (shards, or num_cpus of each: the picks are "
-                    f"the same for any number), or see to it that nodes join, and {AGAIN}; stall_s sets how long is "
-                    "waited"
-                )
+                how = " (shards, or num_cpus of each: the picks are the same for any number)"
+                raise given_up(f"selection waited for {words}", why or "", how)
             log.warning("waiting for %s: %s", words, why or "still reading or computing")
         return ray.get(calls)
 

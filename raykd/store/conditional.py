@@ -6,15 +6,14 @@ stores: none yet, and :mod:`raykd.store.lock` says so.
 
 from __future__ import annotations
 
-import json
-import os
 from importlib.util import find_spec
 from typing import Any
 
 import pyarrow.fs as pafs
 
 from raykd.errors import one_line
-from raykd.store.filesystems import ATTEMPTS, OPTIONS, address_of
+from raykd.store.filesystems import ATTEMPTS, address_of, s3_options
+from raykd.store.options import options_now
 from raykd.store.place import Place
 
 REFUSED = ("PreconditionFailed", "ConditionalRequestConflict", "412", "409")
@@ -75,24 +74,18 @@ def client_for(place: Place) -> Any:
     from botocore import UNSIGNED
     from botocore.config import Config
 
-    address, given = address_of(place.uri), json.loads(os.environ.get(OPTIONS, "{}"))
-    query = dict(address.query)
-    endpoint = given.get("endpoint")
-    if endpoint and "://" not in endpoint:
-        endpoint = f"https://{endpoint}"
-    if host := query.get("endpoint_override"):
-        endpoint = f"{query.get('scheme', 'https')}://{host}"
-    anonymous = given.get("anonymous") or query.get("anonymous") == "true"
-    return boto3.session.Session(profile_name=query.get("profile") or given.get("profile")).client(
+    values = s3_options(address_of(place.uri), options_now())
+    endpoint = values.get("endpoint_override")
+    return boto3.session.Session(profile_name=values.get("profile")).client(
         "s3",
-        endpoint_url=endpoint,
-        region_name=query.get("region") or given.get("region") or place.fs.region,
-        aws_access_key_id=address.user,
-        aws_secret_access_key=address.password,
-        verify=query.get("tls_ca_file_path"),
+        endpoint_url=endpoint and f"{values.get('scheme', 'https')}://{endpoint}",
+        region_name=values.get("region") or place.fs.region,
+        aws_access_key_id=values.get("access_key"),
+        aws_secret_access_key=values.get("secret_key"),
+        verify=values.get("tls_ca_file_path"),
         config=Config(
             retries={"mode": "standard", "total_max_attempts": ATTEMPTS},
-            signature_version=UNSIGNED if anonymous else None,
+            signature_version=UNSIGNED if values.get("anonymous") else None,
             s3={"addressing_style": "path"} if endpoint else {},
         ),
     )

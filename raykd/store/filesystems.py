@@ -10,8 +10,8 @@ and Ray Train's checkpoints alike.
 
 from __future__ import annotations
 
-import json
 import os
+from collections.abc import Mapping
 from datetime import timedelta
 from functools import lru_cache
 from typing import Any, NamedTuple
@@ -21,16 +21,15 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 
 from raykd.errors import UserError, of_store
-from raykd.store.options import OPTIONS
+from raykd.store.options import options_now
 
 ATTEMPTS = 9  # of a request to S3: a minute and a half of an overloaded store, 45 s of one that does not answer at all
 PATIENCE = timedelta(seconds=90)  # the same, of Google's
 QUICK = 2  # attempts of the first look, when nobody has waited for anything yet
-OF_A_URI = {  # what a query may say, and what S3FileSystem calls it
-    **{name: name for name in ("region", "scheme", "endpoint_override", "tls_ca_file_path")},
-    **{name: name for name in ("anonymous", "allow_bucket_creation", "force_virtual_addressing")},
-    "profile": "profile",
-}
+OF_A_URI = (  # what a query may say, as S3FileSystem calls it
+    *("allow_bucket_creation", "anonymous", "endpoint_override", "force_virtual_addressing", "profile", "region"),
+    *("scheme", "tls_ca_file_path"),
+)
 
 
 class Address(NamedTuple):
@@ -64,7 +63,7 @@ def open_uri(uri: str, attempts: int = ATTEMPTS) -> tuple[pafs.FileSystem, str]:
         if uri.startswith(("s3://", "gs://", "gcs://")):
             address = address_of(uri)
             make = _s3 if address.scheme == "s3" else _gcs
-            now = os.environ.get(OPTIONS, "{}")
+            now = tuple(sorted(options_now().items()))
             return make(address._replace(path=""), now, attempts), address.path
         return pafs.FileSystem.from_uri(uri)
     except (pa.ArrowInvalid, OSError) as error:
@@ -75,20 +74,34 @@ def open_uri(uri: str, attempts: int = ATTEMPTS) -> tuple[pafs.FileSystem, str]:
         ) from error
 
 
-@lru_cache(maxsize=64)
-def _s3(address: Address, options: str, attempts: int) -> pafs.S3FileSystem:
-    given, query = json.loads(options), dict(address.query)
-    if unknown := query.keys() - OF_A_URI.keys():
-        raise pa.ArrowInvalid(f"unknown options {sorted(unknown)} behind ?; known: {', '.join(sorted(OF_A_URI))}")
+def s3_options(address: Address, given: Mapping[str, Any]) -> dict[str, Any]:
+    """How a place on S3 is opened, by S3FileSystem's names, and ``profile``; its URI's own query comes first.
+
+    Raises:
+        ArrowInvalid: The query has an option that there is not.
+    """
+    query = dict(address.query)
+    if unknown := query.keys() - set(OF_A_URI):
+        raise pa.ArrowInvalid(f"unknown options {sorted(unknown)} behind ?; known: {', '.join(OF_A_URI)}")
     values: dict[str, Any] = {name: given[name] for name in ("region", "anonymous") if name in given}
-    if endpoint := given.get("endpoint"):
-        scheme, mark, host = endpoint.rpartition("://")
-        values |= {"endpoint_override": host.rstrip("/")} | ({"scheme": scheme} if mark else {})
+    values |= endpoint_of(given)
     values |= {name: value if value not in ("true", "false") else value == "true" for name, value in query.items()}
-    if profile := values.pop("profile", None):
-        os.environ["AWS_PROFILE"] = profile
     if address.user:
         values |= {"access_key": address.user, "secret_key": address.password or ""}
+    return values
+
+
+def endpoint_of(given: Mapping[str, Any]) -> dict[str, str]:
+    """``endpoint`` of the options, ``host:port`` or a URL, by pyarrow's names."""
+    scheme, mark, host = given.get("endpoint", "").rpartition("://")
+    return ({"endpoint_override": host.rstrip("/")} if host else {}) | ({"scheme": scheme} if mark else {})
+
+
+@lru_cache(maxsize=64)
+def _s3(address: Address, options: tuple[tuple[str, Any], ...], attempts: int) -> pafs.S3FileSystem:
+    values = s3_options(address, dict(options))
+    if profile := values.pop("profile", None):
+        os.environ["AWS_PROFILE"] = profile
     own_endpoint = "endpoint_override" in values or "AWS_ENDPOINT_URL" in os.environ
     if "region" not in values and not own_endpoint and not {"AWS_REGION", "AWS_DEFAULT_REGION"} & os.environ.keys():
         values["region"] = pafs.resolve_s3_region(address.bucket)
@@ -97,11 +110,10 @@ def _s3(address: Address, options: str, attempts: int) -> pafs.S3FileSystem:
 
 
 @lru_cache(maxsize=64)
-def _gcs(address: Address, options: str, attempts: int) -> pafs.GcsFileSystem:
-    given, query = json.loads(options), dict(address.query)
+def _gcs(address: Address, options: tuple[tuple[str, Any], ...], attempts: int) -> pafs.GcsFileSystem:
+    given, query = dict(options), dict(address.query)
     values: dict[str, Any] = {"anonymous": True} if given.get("anonymous") or address.user == "anonymous" else {}
     values |= {name: query[name] for name in ("scheme", "endpoint_override", "project_id") if name in query}
-    if (endpoint := given.get("endpoint")) and "endpoint_override" not in values:
-        scheme, mark, host = endpoint.rpartition("://")
-        values |= {"endpoint_override": host.rstrip("/")} | ({"scheme": scheme} if mark else {})
+    if "endpoint_override" not in values:
+        values |= endpoint_of(given)
     return pafs.GcsFileSystem(**values, retry_time_limit=PATIENCE if attempts > QUICK else timedelta(seconds=5))

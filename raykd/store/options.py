@@ -28,6 +28,17 @@ def in_environment(options: Mapping[str, Any]) -> dict[str, str]:
     return found | ({} if options.get("checksums", True) else OLDER)
 
 
+def use(options: Mapping[str, Any]) -> None:
+    """Open stores so in this process from now on, and in those that it starts; of :func:`in_environment`."""
+    os.environ |= in_environment(options)
+
+
+def options_now() -> dict[str, Any]:
+    """What this process was told; options that were left out are missing."""
+    given: dict[str, Any] = json.loads(os.environ.get(OPTIONS, "{}"))
+    return given
+
+
 def handed_on() -> dict[str, str]:
     """What this process was told, for those that it starts on other machines."""
     names = (OPTIONS, *OLDER, "AWS_PROFILE") if OPTIONS in os.environ or OLDER.keys() & os.environ.keys() else ()

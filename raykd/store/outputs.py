@@ -45,12 +45,12 @@ from raykd.store.tables import (
     CARDS,
     CONFUSION,
     DOUBTFUL,
-    HASHED_ROWS,
     MANIFEST,
     MEASURED,
     MISTAKES,
     QUARANTINE,
     ROLES,
+    RUN_ROWS,
     SPLITS,
     matrix,
     positions,
@@ -141,7 +141,7 @@ class Pool:
         return table.filter(kept), indices.filter(kept).to_numpy().astype(np.int64)
 
 
-def manifest_content(table: pa.Table, batch_rows: int = HASHED_ROWS) -> str:
+def manifest_content(table: pa.Table, batch_rows: int = RUN_ROWS) -> str:
     """Names what tables.MANIFEST says, in any row order. Some rows at a time: their texts are longer than the table."""
     xor, total = 0, 0
     for batch in table.select(["sample_id", "uri", "label", "split"]).to_batches(max_chunksize=batch_rows):

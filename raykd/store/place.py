@@ -168,7 +168,7 @@ class Place:
         try:
             self.check_reachable()
             attempt.write_bytes(b"raykd")
-            attempt.fs.delete_file(attempt.path)
+            self.fs.delete_file(attempt.path)
         except OSError as error:
             in_the_way = isinstance(error, (FileExistsError, NotADirectoryError))
             what = "a file is where its folder should be" if in_the_way else of_store(error) or why(error)

@@ -55,7 +55,7 @@ from raykd.errors import UserError
 SPLITS = ("pool", "val", "test")
 NO_IDS = pa.chunked_array([pa.array([], pa.string())])
 GROUP_ROWS = 8192  # of a row group of wide vectors: as many are read at a time
-HASHED_ROWS = 65_536  # of a column that are Python strings at a time
+RUN_ROWS = 65_536  # of a table that are Python objects at a time
 ROLES = ("train", "audit")  # what a label is for: to learn from, or to measure and choose by
 
 _VECTOR_F16, _VECTOR_F32 = pa.list_(pa.float16()), pa.list_(pa.float32())
@@ -196,7 +196,7 @@ def matrix(column: pa.ChunkedArray | pa.Array, name: str = "column") -> np.ndarr
     return array.flatten().to_numpy(zero_copy_only=False).reshape(len(array), width)
 
 
-def hash_column(ids: pa.ChunkedArray | pa.Array, rows: int = HASHED_ROWS) -> np.ndarray:
+def hash_column(ids: pa.ChunkedArray | pa.Array, rows: int = RUN_ROWS) -> np.ndarray:
     """:func:`raykd.algo.keyed.hash_ids` of a column, uint64 [N]; never all of it as Python strings: 8 bytes a row."""
     hashes_N = np.empty(len(ids), np.uint64)
     for start in range(0, len(ids), rows):

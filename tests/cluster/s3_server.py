@@ -12,14 +12,14 @@ import shutil
 import socket
 import subprocess
 import sys
-import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from urllib.parse import urlencode
 
 import pyarrow.fs as pafs
+from nodes import until
 
 KEYS = {"AWS_ACCESS_KEY_ID": "AKRAYKD", "AWS_SECRET_ACCESS_KEY": "SKRAYKD", "AWS_EC2_METADATA_DISABLED": "true"}
 # this Ceph, like other older stores, does not know the checksums that newer SDKs send
@@ -106,14 +106,6 @@ def s3_server(folder: Path) -> Iterator[int]:
 def free_port() -> int:
     with socket.create_server(("127.0.0.1", 0)) as found:
         return int(found.getsockname()[1])
-
-
-def until(true: Callable[[], object], seconds: float, what: str) -> None:
-    """Look again and again; an AssertionError when it does not become true in time."""
-    end = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < end, f"{what}: not within {seconds:g} s"
-        time.sleep(0.05)
 
 
 def listens(port: int, host: str = "127.0.0.1") -> bool:
