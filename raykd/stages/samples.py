@@ -12,6 +12,7 @@ from pathlib import Path
 import pyarrow.fs as pafs
 
 from raykd.config import Config
+from raykd.demo import POOL
 from raykd.demo.digits import materialise
 from raykd.diagnosis import Finding, failed, warn
 from raykd.errors import UserError
@@ -24,10 +25,15 @@ LISTING_S = 8.0
 
 
 class Listings:
-    """The images of a config's sources, listed beside what this process does next."""
+    """The images of a config's sources, listed beside what this process does next.
 
-    def __init__(self, config: Config) -> None:
-        self.sources = config.sources
+    Not the demo's where it lies in the campaign's folder, as on a cluster: it is only made when a campaign begins.
+    """
+
+    def __init__(self, config: Config, on_one_machine: bool) -> None:
+        self.sources = {
+            split: source for split, source in config.sources.items() if on_one_machine or source.path != POOL
+        }
         self.found: dict[str, list[str] | Exception] = {}
         self.thread = threading.Thread(target=self._list, daemon=True)  # a listing cannot be broken off
         self.thread.start()

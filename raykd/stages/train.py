@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 
 from raykd.algo.heads import HEADS
 from raykd.config import least
-from raykd.errors import AGAIN, UserError, one_line
+from raykd.errors import AGAIN, UserError, for_the_reader, one_line
 from raykd.models.preprocess import ABOUT
 from raykd.models.saved import WEIGHTS
 from raykd.stages.campaign import Campaign
@@ -279,11 +279,12 @@ def fitted_on_ray(
                 raise
         except ray.train.WorkerGroupError as error:
             causes = [getattr(failure, "_base_exc", failure) for failure in error.worker_failures.values()]
-            for cause in causes:  # all attempts failed: the storage
-                if isinstance(cause, UserError):
-                    raise cause from error
             lost = [cause for cause in causes if type(cause).__module__.startswith("ray.")]
-            if len(lost) < len(causes):
+            raised = [cause for cause in causes if cause not in lost]
+            for cause in raised:  # all attempts failed: the storage, a disk
+                if words := for_the_reader(cause):
+                    raise UserError(words) from error
+            if raised:
                 raise
             if checkpoints() == before:
                 raise UserError(

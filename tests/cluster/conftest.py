@@ -45,7 +45,7 @@ def folder() -> Iterator[Path]:
 
 @pytest.fixture(scope="session")
 def three_nodes(folder: Path) -> Iterator[Nodes]:
-    """A head without CPUs and two nodes with four each."""
+    """A head without CPUs and two nodes with three each."""
     if why := several.missing():
         pytest.skip(why)
     with several.nodes_of(folder, 3) as nodes:

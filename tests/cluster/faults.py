@@ -161,6 +161,12 @@ class World:
             return stage
         return None
 
+    def has_begun(self, kind: str, name: str, column: str) -> bool:
+        """Whether a stage is at work. Labels are settled in milliseconds, so theirs begins when the ledger has some."""
+        if column == "label":
+            return (self.place(kind, name) / "ledger").exists()
+        return self.stage_of(kind, name) == STAGE.get(column, f"round 0 {column}")
+
     # ------------------------------------------------------------ a cell
 
     def cell(self, row: str, column: str) -> tuple[str, float]:
@@ -174,8 +180,9 @@ class World:
         alone, pool = self.alone_s(column), "s3" if (kind, column) == ("s3", "encode") else "disk"
         self.begin(kind, name, column)
         started, job, again = time.monotonic(), self.start(kind, name, pool), 0
-        stage = STAGE.get(column, f"round 0 {column}")
-        until(lambda: self.stage_of(kind, name) == stage or job.ended, GOES_ON_S, f"{name}: stage {stage}")
+        until(lambda: self.has_begun(kind, name, column) or job.ended, GOES_ON_S, f"{name}: {column} begins")
+        if job.ended:
+            raise WentWrong(f"{name}: it ended before {column} was seen\n{job.said[-1500:]}")
         fault = self.strike(row, kind, name, job)
         with suppress(subprocess.TimeoutExpired):
             job.process.wait(GOES_ON_S)

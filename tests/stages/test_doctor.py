@@ -11,6 +11,7 @@ from fakes import ended
 
 from raykd.diagnosis import judge_storage
 from raykd.errors import UserError
+from raykd.presets import load_preset
 from raykd.stages.doctor import Answer, alive_nodes, ask_all, clock_off, examine, report_of, said_by_ray
 from raykd.stages.node_looks import (
     Looked,
@@ -285,9 +286,16 @@ def test_a_listing_that_takes_long_is_not_waited_for(settings, monkeypatch):
 
     monkeypatch.setattr("raykd.stages.samples.LISTING_S", 0.2)
     monkeypatch.setattr("raykd.stages.samples.list_rows", lambda *_: time.sleep(3))
-    some, told = Listings(load(settings)).samples()
+    some, told = Listings(load(settings), on_one_machine=True).samples()
     assert len(some["pool"]) == 8
     assert [each.state for each in told] == ["warn"]
+
+
+def test_the_demo_of_a_cluster_is_not_looked_for_in_the_drivers_own_cache():
+    """It will lie in the campaign's folder, which all nodes have been asked about."""
+    config = load_preset("demo")
+    assert Listings(config, on_one_machine=False).samples() == ({}, [])
+    assert list(Listings(config, on_one_machine=True).samples()[0]) == ["pool"]
 
 
 def test_the_working_dir_is_counted_as_ray_packs_it(tmp_path):

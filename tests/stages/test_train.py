@@ -1,5 +1,6 @@
 """A training gives the same student wherever it runs, however many workers share it, whatever kills it on the way."""
 
+import errno
 import io
 import json
 import os
@@ -409,6 +410,33 @@ def test_what_a_user_can_mend_ends_all_workers_after_one_attempt(ray_cluster, tr
     with pytest.raises(UserError, match=r"^image 'red/015\.png' was readable and is no more: [^\n]*$"):
         train("student.num_workers=2", "student.steps=20")
     assert log.read_text() == "attempt\n" * 2
+
+
+def fitted_by(failures: dict[int, Exception], tmp_path: Path) -> None:
+    """A training whose workers all end so, each time."""
+    from ray.train import WorkerGroupError
+
+    from raykd.stages.train import fitted_on_ray
+
+    def fit() -> None:
+        raise WorkerGroupError("as each worker says it", failures)
+
+    fitted_on_ray(lambda: SimpleNamespace(fit=fit), list, 1, Place.of(tmp_path))
+
+
+def test_a_disk_that_is_full_is_told_as_a_line_beside_workers_that_were_lost_over_it(tmp_path):
+    import ray.exceptions
+
+    full = OSError(errno.ENOSPC, "Error writing bytes to file", "checkpoint")
+    with pytest.raises(UserError, match=r"^cannot write or read checkpoint: no space left; [^\n]*$"):
+        fitted_by({0: ray.exceptions.WorkerCrashedError(), 1: full}, tmp_path)
+
+
+def test_a_mistake_in_a_worker_is_shown_in_full(tmp_path):
+    from ray.train import WorkerGroupError
+
+    with pytest.raises(WorkerGroupError):
+        fitted_by({0: ZeroDivisionError()}, tmp_path)
 
 
 # ---------------------------------------------------------------- what is trained on
