@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from raykd.errors import UserError, one_line
+from raykd.errors import for_the_reader, one_line
 
 OK, WARN, FAIL = "ok", "warn", "FAIL"
 CLOCK_WARN_S, CLOCK_FAIL_S = 5.0, 60.0  # the lease on an object store is given up after 60 s (store/lock.py)
@@ -57,8 +57,8 @@ def attempt(name: str, check: Callable[[], Any]) -> Finding:
 
 def failed(name: str, error: Exception) -> Finding:
     """What a check has raised, as a finding."""
-    if isinstance(error, UserError):
-        what, _, todo = str(error).partition("; ")
+    if words := for_the_reader(error):
+        what, _, todo = words.partition("; ")
         return fail(name, what, todo)
     return fail(name, one_line(error), "RAYKD_DEBUG=1 and the campaign's own job show more")
 
@@ -254,7 +254,7 @@ def judge_storage(place: str, reports: Sequence[NodeReport], is_local: bool) -> 
         findings.append(fail("storage", what, todo))
     if findings:
         return findings
-    said = f"{place}: written, listed and read back by {len(asked)}, and left as it was"
+    said = f"{place}: written, listed and read back by {len(asked)}, and deleted again"
     return [ok("storage", said), *judge_lock(asked, is_local)]
 
 

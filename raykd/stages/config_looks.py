@@ -51,7 +51,8 @@ def look_at_config(config: Config) -> list[Finding]:
         attempt("teacher", lambda: check_the_teacher(campaign)),
         attempt("student", lambda: check_the_student(campaign)),
     ]
-    hub = [] if any(each.state == FAIL for each in models) else look_at_hub(campaign)
+    legible = findings[0].state != FAIL  # the folder, which may have the weights already
+    hub = look_at_hub(campaign) if legible and all(each.state != FAIL for each in models) else []
     return findings + models + hub
 
 

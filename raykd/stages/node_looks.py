@@ -257,6 +257,9 @@ def clean(asked: Looked, me: str, made: Sequence[str]) -> str | None:
     if me == "driver":
         with suppress(OSError):
             asked.folder.fs.delete_file((asked.folder / "lock").path)
+        if not asked.folder.is_local:
+            with suppress(OSError):  # what stands for an empty folder; by then all nodes have deleted theirs
+                asked.folder.fs.delete_dir(asked.folder.path)
     for path in made:
         with suppress(OSError):  # others have files there still
             os.rmdir(path)

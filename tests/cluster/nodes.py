@@ -143,7 +143,7 @@ class Nodes:
             return subprocess.Popen(
                 [*inside, str(node), str(self.folder), *command], stdin=subprocess.DEVNULL, stdout=stream,
                 stderr=subprocess.STDOUT, cwd=REPOSITORY, start_new_session=True,
-                env=environment | self.environment | more | {"PYTHONPATH": str(REPOSITORY)},
+                env=environment | self.environment | {"PYTHONPATH": str(REPOSITORY)} | more,
             )  # fmt: skip
 
     def run(self, node: int, command: list[str], seconds: float = 120, **more: str) -> str:
@@ -175,12 +175,13 @@ class Nodes:
             *(dashboard if jobs else ["--include-dashboard=false"]), *more,
         )  # fmt: skip
 
-    def join(self, node: int, cpus: int | None = None) -> None:
-        self.start(node, f"--address={self.ray_address}", f"--num-cpus={self.cpus if cpus is None else cpus}")
+    def join(self, node: int, **more: str) -> None:
+        """A worker node; ``more`` is for the environment of all that runs on it."""
+        self.start(node, f"--address={self.ray_address}", f"--num-cpus={self.cpus}", **more)
 
-    def start(self, node: int, *arguments: str) -> None:
+    def start(self, node: int, *arguments: str, **more: str) -> None:
         ray = [sys.executable, "-m", "ray.scripts.scripts", "start", f"--node-ip-address={self.address(node)}"]
-        self.run(node, [*ray, f"--object-store-memory={STORE_BYTES}", "--disable-usage-stats", *arguments])
+        self.run(node, [*ray, f"--object-store-memory={STORE_BYTES}", "--disable-usage-stats", *arguments], **more)
 
     def kill(self, node: int) -> None:
         """End all of a node at once, as when its machine is taken away."""

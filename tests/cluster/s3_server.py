@@ -7,6 +7,7 @@ Ceph is a monitor, one OSD in memory and the gateway: about 15 s, 300 MB.
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import socket
@@ -16,12 +17,14 @@ import uuid
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlencode
 
 import pyarrow.fs as pafs
 from nodes import until
 
 KEYS = {"AWS_ACCESS_KEY_ID": "AKRAYKD", "AWS_SECRET_ACCESS_KEY": "SKRAYKD", "AWS_EC2_METADATA_DISABLED": "true"}
+LIMITED, LIMITED_KEYS = "limited", {"AWS_ACCESS_KEY_ID": "AKLIMITED", "AWS_SECRET_ACCESS_KEY": "SKLIMITED"}
 # this Ceph, like other older stores, does not know the checksums that newer SDKs send
 OLDER_STORE = {"AWS_REQUEST_CHECKSUM_CALCULATION": "when_required", "AWS_RESPONSE_CHECKSUM_VALIDATION": "when_required"}
 BUCKET = "raykd"
@@ -93,6 +96,10 @@ def filesystem(address: str) -> pafs.S3FileSystem:
     )  # fmt: skip
 
 
+def all_of_bucket() -> pafs.FileSelector:
+    return pafs.FileSelector(BUCKET, recursive=True)
+
+
 @contextmanager
 def s3_server(folder: Path) -> Iterator[int]:
     """A server with an empty bucket, listening on all of this machine's addresses; the port it has."""
@@ -159,6 +166,24 @@ def ceph(folder: Path, stack: ExitStack) -> int:
     serve("ceph-osd", "-i", "0")
     serve("radosgw", "-n", "client.admin", "--rgw_data", str(folder))
     until(lambda: listens(port), 60, "Ceph's gateway")
-    run("radosgw-admin", "user", "create", "--uid=t", "--display-name=t",
-        f"--access-key={KEYS['AWS_ACCESS_KEY_ID']}", f"--secret-key={KEYS['AWS_SECRET_ACCESS_KEY']}")  # fmt: skip
+    for user, keys in {"t": KEYS, LIMITED: LIMITED_KEYS}.items():
+        run("radosgw-admin", "user", "create", f"--uid={user}", f"--display-name={user}",
+            f"--access-key={keys['AWS_ACCESS_KEY_ID']}", f"--secret-key={keys['AWS_SECRET_ACCESS_KEY']}")  # fmt: skip
     return port
+
+
+def keep_from_listing(port: int) -> None:
+    """Let the limited user do all in the bucket but list it; only Ceph's server minds."""
+    import boto3
+
+    client: Any = boto3.client(
+        "s3", endpoint_url=f"http://127.0.0.1:{port}", region_name="us-east-1",
+        aws_access_key_id=KEYS["AWS_ACCESS_KEY_ID"], aws_secret_access_key=KEYS["AWS_SECRET_ACCESS_KEY"],
+    )  # fmt: skip
+    rights = {
+        "Effect": "Allow",
+        "Principal": {"AWS": [f"arn:aws:iam:::user/{LIMITED}"]},
+        "Action": ["s3:GetObject", "s3:PutObject", "s3:DeleteObject"],
+        "Resource": [f"arn:aws:s3:::{BUCKET}/*"],
+    }
+    client.put_bucket_policy(Bucket=BUCKET, Policy=json.dumps({"Version": "2012-10-17", "Statement": [rights]}))
