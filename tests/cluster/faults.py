@@ -170,14 +170,14 @@ class World:
     # ------------------------------------------------------------ a cell
 
     def cell(self, row: str, column: str) -> tuple[str, float]:
-        """Let it happen. Gives ``went on`` or ``in a line, then went on``, and the seconds that were lost.
+        """Let it happen. Gives how it went on, and the seconds that it took.
 
         Raises:
             WentWrong: Anything else.
         """
         kind = "s3" if row.startswith("S3") else "small" if row == "disk full" else "disk"
         name = f"{row}-{column}".replace(" ", "-").replace(",", "")
-        alone, pool = self.alone_s(column), "s3" if (kind, column) == ("s3", "encode") else "disk"
+        pool = "s3" if (kind, column) == ("s3", "encode") else "disk"
         self.begin(kind, name, column)
         started, job, again = time.monotonic(), self.start(kind, name, pool), 0
         until(lambda: self.has_begun(kind, name, column) or job.ended, GOES_ON_S, f"{name}: {column} begins")
@@ -202,12 +202,12 @@ class World:
             job = self.start(kind, name, pool)
             job.process.wait(GOES_ON_S)
         self.same(kind, name)
-        lost = time.monotonic() - started - alone
+        seconds = time.monotonic() - started
         if kind != "s3":
             shutil.rmtree(self.place(kind, name).path)
         if row == "raylet" or row.startswith(("node", "link")):
             self.heal()
-        return how, lost
+        return how, seconds
 
     def heal(self) -> None:
         """All nodes alive again."""
