@@ -115,9 +115,10 @@ class Session:
             sys.modules["ray.data"].DataContext.get_current().execution_no_progress_timeout_s = self.stall_s
         else:  # it takes a second to import, and not every job needs it
             os.environ["RAY_DATA_EXECUTION_NO_PROGRESS_TIMEOUT_S"] = str(math.ceil(self.stall_s))
-        for name in ("ray", "ray.train", "ray.tune"):
+        for name in ("ray", "ray.train"):
             logging.getLogger(name).setLevel(logging.ERROR)
-        logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # it logs the tracebacks of errors that it also raises
+        for name in ("ray.data", "ray.tune"):  # they log the tracebacks of errors that they also raise, and Tune those
+            logging.getLogger(name).setLevel(logging.CRITICAL)  # of notes for a search that goes on, which none does
         if callable(handler) and threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, handler)  # Ray has put its own there, and its C++ another, that prints frames
 
