@@ -57,7 +57,7 @@ def examine(config: Config | None) -> list[Finding]:
         try:
             session.begin()
             if config:
-                findings, images = look_from_here(config, session.is_local)
+                findings, images = look_from_here(config, session)
             session.ensure()
         except UserError as error:
             return [fail("cluster", *said_by_ray(error)), *findings]
@@ -66,9 +66,9 @@ def examine(config: Config | None) -> list[Finding]:
         return [*told, *findings, *look_at_upload(session.is_local)]
 
 
-def look_from_here(config: Config, is_local: bool) -> tuple[list[Finding], dict[str, tuple[str, ...]]]:
+def look_from_here(config: Config, session: Session) -> tuple[list[Finding], dict[str, tuple[str, ...]]]:
     """What the driver tells of a config, beside Ray's start; and images to be read by all."""
-    listings = Listings(config, on_one_machine=is_local and Place.of(config.storage_path).is_local)
+    listings = Listings(config, on_one_machine=session.is_at_home(Place.of(config.storage_path)))
     from raykd.stages.config_looks import look_at_config  # here: it imports torch, which takes as long as Ray does
 
     findings = look_at_config(config)

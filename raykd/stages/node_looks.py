@@ -255,10 +255,10 @@ def clean(asked: Looked, me: str, made: Sequence[str]) -> str | None:
     except OSError as error:
         why = one_line(error)
     if me == "driver":
-        with suppress(OSError):
-            asked.folder.fs.delete_file((asked.folder / "lock").path)
-        if not asked.folder.is_local:
-            with suppress(OSError):  # what stands for an empty folder; by then all nodes have deleted theirs
+        with suppress(OSError):  # it is the last one; on a bucket something stands for an empty folder
+            if asked.folder.is_local:
+                asked.folder.fs.delete_file((asked.folder / "lock").path)
+            else:
                 asked.folder.fs.delete_dir(asked.folder.path)
     for path in made:
         with suppress(OSError):  # others have files there still

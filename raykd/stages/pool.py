@@ -249,7 +249,7 @@ def demo_folder(campaign: Campaign) -> Place | None:
         return None
     shared = campaign.place / "demo"
     at_first = part_folder(campaign, 0).done()
-    lies_there = shared.exists() if at_first else not (campaign.session.is_local and campaign.place.is_local)
+    lies_there = shared.exists() if at_first else not campaign.session.is_at_home(campaign.place)
     return shared if lies_there else None
 
 

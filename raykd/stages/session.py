@@ -22,6 +22,7 @@ from raykd.store.options import handed_on
 
 if TYPE_CHECKING:
     from raykd.stages.progress import Progress
+    from raykd.store.place import Place
 
 LOST_S = 45.0  # without an answer of the cluster's head, after which a job ends by itself: Ray would after 60, mutely
 LOOK_S = 5.0  # between two looks at it
@@ -62,6 +63,10 @@ class Session:
     def is_local(self) -> bool:
         """Whether the Ray is, or will be, one of this machine alone, that raykd starts itself."""
         return os.environ.get("RAY_ADDRESS", "local") in ("", "local")
+
+    def is_at_home(self, place: Place) -> bool:
+        """Whether this machine alone works there, on its own disk."""
+        return self.is_local and place.is_local
 
     @property
     def is_up(self) -> bool:
@@ -117,8 +122,9 @@ class Session:
             os.environ["RAY_DATA_EXECUTION_NO_PROGRESS_TIMEOUT_S"] = str(math.ceil(self.stall_s))
         for name in ("ray", "ray.train"):
             logging.getLogger(name).setLevel(logging.ERROR)
-        for name in ("ray.data", "ray.tune"):  # they log the tracebacks of errors that they also raise, and Tune those
-            logging.getLogger(name).setLevel(logging.CRITICAL)  # of notes for a search that goes on, which none does
+        # they log the tracebacks of errors that they also raise, and Tune those of notes that a search goes on by
+        for name in ("ray.data", "ray.tune"):
+            logging.getLogger(name).setLevel(logging.CRITICAL)
         if callable(handler) and threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, handler)  # Ray has put its own there, and its C++ another, that prints frames
 

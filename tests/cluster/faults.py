@@ -156,10 +156,7 @@ class World:
             raise WentWrong(f"{name}: not as undisturbed: {wrong}")
 
     def stage_of(self, kind: str, name: str) -> str | None:
-        with suppress(OSError, ValueError):
-            stage: str | None = json.loads((self.place(kind, name) / "status.json").read_bytes())["stage"]
-            return stage
-        return None
+        return stage_of(self.place(kind, name))
 
     def has_begun(self, kind: str, name: str, column: str) -> bool:
         """Whether a stage is at work. Labels are settled in milliseconds, so theirs begins when the ledger has some."""
@@ -291,6 +288,14 @@ class Job:
         ).stdout.split():
             kill(int(pid))
         self.process.wait(10)
+
+
+def stage_of(place: Place) -> str | None:
+    """The stage that a campaign is in, as ``status.json`` says; None: in none, or nothing can be read yet."""
+    with suppress(OSError, ValueError):
+        stage: str | None = json.loads((place / "status.json").read_bytes())["stage"]
+        return stage
+    return None
 
 
 def fill(filler: Path) -> None:

@@ -17,11 +17,13 @@ import uuid
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
 from urllib.parse import urlencode
 
 import pyarrow.fs as pafs
 from nodes import until
+
+from raykd.store.conditional import client_for
+from raykd.store.place import Place
 
 KEYS = {"AWS_ACCESS_KEY_ID": "AKRAYKD", "AWS_SECRET_ACCESS_KEY": "SKRAYKD", "AWS_EC2_METADATA_DISABLED": "true"}
 LIMITED, LIMITED_KEYS = "limited", {"AWS_ACCESS_KEY_ID": "AKLIMITED", "AWS_SECRET_ACCESS_KEY": "SKLIMITED"}
@@ -94,10 +96,6 @@ def filesystem(address: str) -> pafs.S3FileSystem:
         access_key=KEYS["AWS_ACCESS_KEY_ID"], secret_key=KEYS["AWS_SECRET_ACCESS_KEY"], endpoint_override=address,
         scheme="http", region="us-east-1", allow_bucket_creation=True,
     )  # fmt: skip
-
-
-def all_of_bucket() -> pafs.FileSelector:
-    return pafs.FileSelector(BUCKET, recursive=True)
 
 
 @contextmanager
@@ -174,16 +172,11 @@ def ceph(folder: Path, stack: ExitStack) -> int:
 
 def keep_from_listing(port: int) -> None:
     """Let the limited user do all in the bucket but list it; only Ceph's server minds."""
-    import boto3
-
-    client: Any = boto3.client(
-        "s3", endpoint_url=f"http://127.0.0.1:{port}", region_name="us-east-1",
-        aws_access_key_id=KEYS["AWS_ACCESS_KEY_ID"], aws_secret_access_key=KEYS["AWS_SECRET_ACCESS_KEY"],
-    )  # fmt: skip
     rights = {
         "Effect": "Allow",
         "Principal": {"AWS": [f"arn:aws:iam:::user/{LIMITED}"]},
         "Action": ["s3:GetObject", "s3:PutObject", "s3:DeleteObject"],
         "Resource": [f"arn:aws:s3:::{BUCKET}/*"],
     }
-    client.put_bucket_policy(Bucket=BUCKET, Policy=json.dumps({"Version": "2012-10-17", "Statement": [rights]}))
+    policy = json.dumps({"Version": "2012-10-17", "Statement": [rights]})
+    client_for(Place.of(uri("", f"127.0.0.1:{port}"))).put_bucket_policy(Bucket=BUCKET, Policy=policy)

@@ -7,13 +7,14 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import suppress
 from pathlib import Path
 
 import nodes as several
 import pytest
-from faults import OVERRIDES
+from faults import OVERRIDES, stage_of
 from nodes import PORT, Nodes, command_line, until
+
+from raykd.store.place import Place
 
 HEAD_ID = "f" * 51 + "00000"
 HEAD = "ray.head.default"  # as the stand-in for a cloud calls it
@@ -89,9 +90,8 @@ def nodes_of_stages(nodes: Nodes, place: Path, *more: str) -> tuple[dict[str, in
     seen: dict[str, int] = {}
 
     def look() -> bool:
-        with suppress(OSError, ValueError):
-            if stage := json.loads((place / "status.json").read_bytes())["stage"]:
-                seen[stage] = max(seen.get(stage, 0), raylets(nodes))
+        if stage := stage_of(Place.of(place)):
+            seen[stage] = max(seen.get(stage, 0), raylets(nodes))
         return job.poll() is not None
 
     until(look, 300, "the campaign's end")

@@ -1,4 +1,4 @@
-"""The doctor on three nodes: a cluster with nothing to mend, and one with all that can be wrong with its nodes."""
+"""The doctor on three nodes, with all that can be wrong with them; test_submitted.py has nodes without fault."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import nodes as several
+import pyarrow.fs as pafs
 import pytest
 import s3_server
 from nodes import REPOSITORY, Nodes
@@ -19,14 +20,13 @@ AN_HOUR_AHEAD = "import time\n_time = time.time\ntime.time = lambda: _time() + 3
 
 @pytest.fixture(scope="module")
 def odd(tmp_path_factory) -> Iterator[Nodes]:
-    """A head, a node whose clock is an hour ahead and whose torch and raykd are others, and a good one."""
+    """A head, a node whose clock is an hour ahead and whose torch is another, and a good one."""
     if why := several.missing():
         pytest.skip(why)
     changed = tmp_path_factory.mktemp("changed")
     (changed / "sitecustomize.py").write_text(AN_HOUR_AHEAD)
     (changed / "torch-9.9.9.dist-info").mkdir()
     (changed / "torch-9.9.9.dist-info" / "METADATA").write_text("Metadata-Version: 2.1\nName: torch\nVersion: 9.9.9\n")
-    (changed / "raykd").symlink_to(REPOSITORY / "raykd")
     with (
         tempfile.TemporaryDirectory(prefix="rd", dir="/tmp", ignore_cleanup_errors=True) as folder,
         several.nodes_of(Path(folder), 3) as nodes,
@@ -90,8 +90,8 @@ def test_an_object_store_is_tried_by_all_and_left_as_it_was(odd, store):
     assert code == 2  # the clock
     assert line(lines, "ok", "storage", "written, listed and read back by 4"), lines
     assert line(lines, "ok", "lock", "If-None-Match") or line(lines, "warn", "lock", "conditional"), lines
-    left = s3_server.filesystem(f"127.0.0.1:{store}")
-    assert [info.path for info in left.get_file_info(s3_server.all_of_bucket())] == [f"{s3_server.BUCKET}/examined"]
+    left, everything = s3_server.filesystem(f"127.0.0.1:{store}"), pafs.FileSelector(s3_server.BUCKET, recursive=True)
+    assert [info.path for info in left.get_file_info(everything)] == [f"{s3_server.BUCKET}/examined"]
 
 
 def test_a_bucket_without_the_right_to_list_is_found(odd, store):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import random
 import time
@@ -15,7 +16,6 @@ TABLE = Path(__file__).parents[2] / "jobs" / "results" / "faults.md"
 WRITES = bool(os.environ.get("RAYKD_WRITE_FAULTS"))
 EVERY_TIME = {("node, none joins", "train")}  # with gloo on two nodes, a node lost, and what it ran made up for
 NUM_KILLS = 20
-CELLS: dict[tuple[str, str], str] = {}
 
 pytestmark = pytest.mark.timeout(900)
 
@@ -31,30 +31,29 @@ def cells() -> list:
     ]
 
 
-@pytest.fixture(autouse=True)
-def _table():
-    """Put what was found into the table, when that was asked for; cells that did not run stay as they are."""
-    yield
-    if CELLS and WRITES:
-        head, line, table = TABLE.read_text().partition("| what dies")
-        TABLE.write_text(f"{head}{as_markdown(from_markdown(line + table) | CELLS)}\n")
+def write_cell(row: str, column: str, text: str) -> None:
+    """Put what was found into the table; the other cells stay as they are."""
+    head, line, table = TABLE.read_text().partition("| what dies")
+    TABLE.write_text(f"{head}{as_markdown(from_markdown(line + table) | {(row, column): text})}\n")
 
 
 @pytest.mark.parametrize(("row", "column"), cells())
 def test_whatever_dies_the_campaign_ends_as_the_undisturbed_one(request, row, column):
     needs = "world_with_store" if row.startswith("S3") else "world"
     world: World = request.getfixturevalue(needs)
-    CELLS[row, column] = "**failed**"
+    if WRITES:
+        write_cell(row, column, "**failed**")
     how, seconds = world.cell(row, column)
     if WRITES:
-        CELLS[row, column] = f"{how}, {max(seconds - world.alone_s(column), 0):.0f} s"
+        write_cell(row, column, f"{how}, {max(seconds - world.alone_s(column), 0):.0f} s")
 
 
 @pytest.mark.nightly
 def test_twenty_kills_at_random_leave_no_trace(world):
     """Of drivers, of any of Ray's worker processes, and of a node, which another one replaces; campaign after campaign
     until there were so many."""
-    draw, kills, name = random.Random(0), [], "random-0"
+    draw, kills, names = random.Random(0), [], map("random-{}".format, itertools.count())
+    name = next(names)
     world.base()
     job = world.start("disk", name)
     while len(kills) < NUM_KILLS:
@@ -66,7 +65,7 @@ def test_twenty_kills_at_random_leave_no_trace(world):
                 job.ended_in_a_line()
             else:
                 world.same("disk", name)
-                name = f"random-{len(kills)}"
+                name = next(names)
             job = world.start("disk", name)
             continue
         what = draw.choices(["driver", "worker", "node"], [2, 4, 1])[0]
