@@ -5,9 +5,10 @@
 The nodes are network namespaces of this machine that share its cores (tests/cluster/nodes.py; root and iproute2), so
 nothing here says how fast a cluster is. Each campaign runs at two sizes, and a stage takes a + b x size: ``fixed s`` is
 a, the starts, imports and waits that more images or steps would not lengthen. ``MB`` went over the links of all nodes
-in the larger campaign; a pick round is one question to all shards, a step one exchange of gradients. ``held`` is the
-mean of the logical CPUs that the stage kept others from, of those that there are; what it holds idle is about held x
-fixed s.
+in the larger campaign. A pick round is one question to all shards. A step is one exchange of gradients, an image one
+row, both by what more of them added; ``moved`` is an image's bytes over those of its pixels, which go from the task
+that reads it to the model: over 1, and rows go over links twice. ``held`` is the mean of the logical CPUs that the
+stage kept others from, of those that there are; what it holds idle is about held x fixed s.
 """
 
 from __future__ import annotations
@@ -21,12 +22,16 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
+from raykd.store.place import Place
+
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "cluster"))
 
 CPUS = 4  # logical, of each node
 SMALL, LARGE = 300, 1200  # pool images
 STEPS = {SMALL: 10, LARGE: 40}
+BUDGET = {SMALL: 20, LARGE: 200}
 STAGES = {"encode": "encode", "round 0 select": "select", "round 0 train": "train", "round 0 predict": "predict"}
+PIXEL_BYTES = {"encode": 48 * 48 * 3, "predict": 32 * 32 * 3}  # of an image, as the demo's teacher and student see it
 EVERY_S = 0.05
 HELD = """
 import sys, time, ray
@@ -45,7 +50,9 @@ def main() -> dict[str, Any]:
     rows = [row for count in given.nodes for row in measured(count)]
     print(f"{'nodes':>5}  {'stage':8} {'fixed s':>8} {'seconds':>8} {'held':>10} {'MB':>8}  each")
     for row in rows:
-        each = f"{row['bytes_each']:,.0f} bytes a {row['unit']}" if row["unit"] else ""
+        each = f"{row['bytes_each']:,.0f} bytes a {row['unit']}"
+        if row["moved"] is not None:
+            each += f", moved {row['moved']:.2f} times"
         held = f"{row['held_cpus']:.1f} of {row['cpus']}"
         shown = f"{row['fixed_s']:8.1f} {row['seconds']:8.1f} {held:>10} {row['megabytes']:8.2f}"
         print(f"{row['nodes']:5}  {row['stage']:8} {shown}  {each}")
@@ -73,14 +80,13 @@ def measured(count: int) -> list[dict[str, Any]]:
     for stage in STAGES.values():
         grown = STEPS[LARGE] / STEPS[SMALL] if stage == "train" else large["images"] / small["images"]
         fixed = (grown * small["seconds"][stage] - large["seconds"][stage]) / (grown - 1)
-        unit, each = "", 0.0
+        more = large["bytes"][stage] - small["bytes"][stage]
         if stage == "select":
-            unit, each = "pick round", large["bytes"][stage] / max(1, large["pick_rounds"])
+            unit, each = "pick round", more / max(1, large["pick_rounds"] - small["pick_rounds"])
         elif stage == "train":
-            more = large["bytes"][stage] - small["bytes"][stage]
             unit, each = "step", more / (STEPS[LARGE] - STEPS[SMALL])
-        elif stage in ("encode", "predict"):
-            unit, each = "image", large["bytes"][stage] / large["images"]
+        else:
+            unit, each = "image", more / (large["images"] - small["images"])
         rows.append(
             {
                 "nodes": count,
@@ -92,6 +98,8 @@ def measured(count: int) -> list[dict[str, Any]]:
                 "megabytes": round(large["bytes"][stage] / 1e6, 2),
                 "unit": unit,
                 "bytes_each": round(each),
+                "pick_rounds": large["pick_rounds"] if stage == "select" else None,
+                "moved": round(each / PIXEL_BYTES[stage], 2) if stage in PIXEL_BYTES else None,
             }
         )
     return rows
@@ -99,8 +107,11 @@ def measured(count: int) -> list[dict[str, Any]]:
 
 def campaign(nodes: Any, count: int, size: int, name: str) -> dict[str, Any]:
     """Seconds and bytes of each stage, as ``status.json`` and the links' counters tell them."""
+    from faults import stage_of
+
     place, log = nodes.folder / name, nodes.folder / f"{name}.log"
     overrides = ["rounds=1", "labels.start=none", f"pool.limit={size}", f"student.steps={STEPS[size]}"]
+    overrides += [f"selection.budget={BUDGET[size]}"]
     overrides += [f"student.num_workers={max(2, count)}", f"teacher.replicas={count}", "progress=lines"]
     overrides += [f"student.predict_replicas={count}", f"selection.shards={2 * count}", f"storage_path={place}"]
     command = [sys.executable, "jobs/active_round.py", "--preset", "demo", "--set", *overrides]
@@ -111,11 +122,8 @@ def campaign(nodes: Any, count: int, size: int, name: str) -> dict[str, Any]:
     stage, since, before = None, time.monotonic(), over_links(nodes)
     while job.poll() is None:
         time.sleep(EVERY_S)
-        try:
-            now = json.loads((place / "status.json").read_bytes())["stage"]
-        except (OSError, ValueError):
-            continue
-        if now != stage:
+        now = stage_of(Place.of(place))
+        if now is not None and now != stage:
             at, bytes_now = time.monotonic(), over_links(nodes)
             if stage is not None and stage in STAGES:
                 seconds[STAGES[stage]] += at - since

@@ -6,6 +6,7 @@ machine's disk, but each has a /tmp/ray and a ~/.cache of its own: only what lie
 
 from __future__ import annotations
 
+import itertools
 import os
 import shutil
 import signal
@@ -60,6 +61,9 @@ def missing() -> str | None:
     return f"no namespaces here: {tried.stderr.strip()}" if tried.returncode else None
 
 
+NETWORKS = itertools.count()  # of this process
+
+
 def ip(*arguments: str, check: bool = True) -> None:
     done = subprocess.run(["ip", *arguments], capture_output=True, text=True)
     assert not (check and done.returncode), f"ip {' '.join(arguments)}: {done.stderr}"
@@ -76,7 +80,7 @@ class Nodes:
 
     def __init__(self, folder: Path, count: int, cpus: int = 3) -> None:
         self.folder, self.count, self.cpus = folder, count, cpus
-        number = os.getpid() % 10_000
+        number = (7 * os.getpid() + next(NETWORKS)) % 10_000  # two of a process may be up
         self.bridge, self.prefix = f"rb{number}", f"rk{number}"
         self.subnet = f"10.{100 + number // 250}.{number % 250}"
         self.environment = dict(ENVIRONMENT)

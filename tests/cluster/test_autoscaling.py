@@ -112,3 +112,20 @@ def test_every_stage_brings_nodes_from_zero_and_they_go_when_it_is_over(from_zer
     seen, _ = nodes_of_stages(nodes, place, "rounds=2")  # begins with a selection
     assert seen.get("round 1 select", 0) > 1, seen
     until(lambda: raylets(nodes) == 1, 90, "back to the head alone once more")
+
+
+@pytest.mark.nightly
+@pytest.mark.timeout(120)
+def test_the_doctor_finds_a_type_that_holds_no_replica_and_one_that_does(from_zero):
+    """Before any machine is there."""
+    place = from_zero.folder / "asked"
+    command = [sys.executable, "jobs/doctor.py", "--preset", "demo", "--set", f"storage_path={place}"]
+    too_small = "teacher asks for 8 CPUs, 1.0 GiB for one process, the biggest, type cpu, has 4 CPUs"
+    enough = "teacher asks for 2 x (3 CPUs, 1.0 GiB), 0 find room now; nothing, if the autoscaler brings the others"
+    for cpus, code, told in ((8, 2, too_small), (3, 0, enough)):
+        log = from_zero.folder / f"doctor{cpus}"
+        asked = [*command, "teacher.replicas=2", f"teacher.num_cpus={cpus}"]
+        job = from_zero.popen(0, asked, log, RAY_ADDRESS=from_zero.ray_address)
+        assert job.wait(60) == code, log.read_text()
+        assert told in log.read_text()
+    assert raylets(from_zero) == 1

@@ -7,6 +7,8 @@ import sys
 import pytest
 from nodes import JOBS_PORT, REPOSITORY, Nodes
 
+from raykd.planning import PLAN_FILE
+from raykd.stages.probe import PROBED
 from raykd.store.place import Place
 
 pytestmark = [pytest.mark.timeout(500), pytest.mark.nightly]
@@ -29,13 +31,13 @@ def test_the_demo_runs_on_a_cluster_with_its_pool_in_the_storage_path(three_node
     assert (Place.of(place) / "round_000" / "evaluate" / "metrics.json").read_json()["num_test"] == 400
 
 
-def test_the_doctor_finds_nothing_to_mend_there(three_nodes, folder):
-    said = submit(
-        three_nodes, "jobs/doctor.py", "--preset", "demo", "--set", f"storage_path={folder / 'examined'}"
-    )  # fmt: skip
+def test_the_doctor_finds_nothing_to_mend_there_and_says_how_long_it_will_take(three_nodes, folder):
+    place = folder / "examined"
+    said = submit(three_nodes, "jobs/doctor.py", "--preset", "demo", "--plan", "--set", f"storage_path={place}")
     assert "ready: " in said
     assert "3 answered" in said
-    assert not (folder / "examined").exists()
+    assert f"probed on {PROBED} images" in said
+    assert [each.name for each in place.iterdir()] == [PLAN_FILE]
 
 
 def test_a_pool_that_only_the_driver_sees_is_told_before_anything_is_read(three_nodes, folder):
