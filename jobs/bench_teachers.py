@@ -113,7 +113,7 @@ def tiny_imagenet(folder: Path, seed: int = 0, held_out: int = 10, noise: float 
     from raykd.algo.calibration import honest_weights
     from raykd.algo.few_shot.support import Texts
 
-    stored = np.load(folder / "tiny_imagenet_val_mobilenetv2.npz", allow_pickle=True)
+    stored = np.load(folder / "tiny_imagenet_val_mobilenetv2.npz")
     x, y = unit(stored["features"].astype(np.float64)), stored["labels"].astype(np.int64)
     rng, num_classes = np.random.default_rng(seed), int(y.max()) + 1
     to_images, to_texts = unit(rng.normal(size=(2, x.shape[1])))

@@ -699,7 +699,7 @@ class StoreConfig(Section):
     depends: ClassVar[JsonDict] = FREE
 
     endpoint: str | None = Field(
-        None, description="host:port or URL of an S3-compatible store; null: Amazon's, or AWS_ENDPOINT_URL"
+        None, description="S3: host:port or URL of a compatible store; null: Amazon's, or AWS_ENDPOINT_URL"
     )
     region: str | None = Field(None, description="S3: the buckets' region; null: AWS_REGION, else asked of S3")
     anonymous: bool = Field(False, description="No credentials, as public buckets want it")

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from raykd.errors import for_the_reader, one_line
+from raykd.report.words import counted
 
 OK, WARN, FAIL = "ok", "warn", "FAIL"
 CLOCK_WARN_S, CLOCK_FAIL_S = 5.0, 60.0  # the lease on an object store is given up after 60 s (store/lock.py)
@@ -154,7 +155,7 @@ def judge_versions(driver: NodeReport, nodes: Sequence[NodeReport]) -> list[Find
         findings.append((fail if bad else warn)("versions", what, f"install {package}=={mine} there (constraints.txt)"))
     if not findings:
         said = ", ".join(f"{package} {driver.versions.get(package)}" for package in NEEDED_EVERYWHERE)
-        findings.append(ok("versions", f"{said}, on the driver and {len(nodes)} nodes"))
+        findings.append(ok("versions", f"{said}, on the driver and {counted(len(nodes), 'node')}"))
     return findings
 
 
@@ -298,4 +299,4 @@ def judge_images(source: str, driver: NodeReport, nodes: Sequence[NodeReport]) -
         uri, error = next(iter(bad.items()))
         what = f"{len(bad)} of {len(driver.images)} {source} images cannot be read, such as {uri}: {error}"
         return [warn("images", what, "mend them, or see max_bad_share")]
-    return [ok("images", f"{len(here)} {source} images read by the driver and {len(nodes)} nodes")]
+    return [ok("images", f"{len(here)} {source} images read by the driver and {counted(len(nodes), 'node')}")]

@@ -31,6 +31,10 @@ STORAGE = {  # what a disk or its rights refuse, and what to do
     errno.EROFS: "it can only be read; make it writable",
     errno.EACCES: "no permission; grant it",
     errno.EPERM: "no permission; grant it",
+    errno.EIO: "the disk fails, or the server that it is on; look after it",
+    errno.ESTALE: "the server that it is on has lost it; mount it anew",
+    errno.ENOTCONN: "it is no longer mounted; mount it anew",
+    errno.EHOSTDOWN: "the server that it is on does not answer; look after it",
 }
 
 

@@ -35,6 +35,12 @@ if os.environ.get("RAY_ADDRESS", "local") not in ("", "local"):
     for _name, _value in KEEPALIVE.items():
         os.environ.setdefault(_name, _value)
 
+# A cluster that wants a token gets the one that is here: Ray sends none unless it is told to, even where there is one.
+if os.environ.get("RAY_ADDRESS") and "RAY_AUTH_MODE" not in os.environ and "ray" not in sys.modules:
+    _file = os.environ.get("RAY_AUTH_TOKEN_PATH") or os.path.expanduser("~/.ray/auth_token")
+    if "RAY_AUTH_TOKEN" in os.environ or os.path.exists(_file):
+        os.environ["RAY_AUTH_MODE"] = "token"
+
 # A Ray that raykd starts itself listens on the network like any other: it gets a token that no other process knows.
 if not {"RAY_AUTH_MODE", "RAY_ADDRESS"} & os.environ.keys() and "ray" not in sys.modules:
     os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}

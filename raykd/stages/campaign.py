@@ -39,7 +39,7 @@ import pyarrow as pa
 
 import raykd
 from raykd.config import Config, at_current_folder
-from raykd.errors import UserError, WaitingForLabels, for_the_reader, one_line
+from raykd.errors import StorageError, UserError, WaitingForLabels, for_the_reader, one_line
 from raykd.labels.ledger import Ledger
 from raykd.report.outlook import bound_in_words, words_of
 from raykd.report.words import plain
@@ -47,7 +47,7 @@ from raykd.stages.progress import Progress
 from raykd.stages.resources import check_seen
 from raykd.stages.session import Session
 from raykd.stages.work import Work
-from raykd.store.lock import only_job
+from raykd.store.lock import gone, only_job
 from raykd.store.outputs import Labels, RoundFigures, count_done, read_labels, read_metrics, round_place
 from raykd.store.place import Place
 from raykd.store.stage_folder import Done, StageFolder, differences, read_done
@@ -65,11 +65,13 @@ class Campaign(Work):
         config: The configuration, as it is now; ``place`` is its ``storage_path``.
         status: Of the job that holds the folder.
         tracking: Its trackers, which are told of each round.
+        may_write: False: it is finished, in a folder that another user has, and only shown.
     """
 
     config: Config
     status: StatusFile | None = None
     tracking: Tracking | None = None
+    may_write: bool = True
     open_shards: ExitStack = field(default_factory=ExitStack, repr=False)
     space: Any = None  # the pool's shards, while they are open (probability_space.py)
     _num_done: int = field(default=0, init=False, repr=False)
@@ -213,7 +215,13 @@ def open_campaign(config: Config) -> Iterator[Campaign]:
             from raykd.stages.checks import check_everything_cheap  # here: a finished campaign needs no torch
 
             check_everything_cheap(campaign)
-        campaign.still_ours = stack.enter_context(only_job(place))
+        try:
+            campaign.still_ours = stack.enter_context(only_job(place))
+        except StorageError:
+            if not finished:
+                raise
+            campaign.may_write = False
+            campaign.say("campaign", f"{place} cannot be written to, so its figures are shown and nothing else is done")
         if not finished:
             note_config(campaign, before)
             check_seen(campaign, {"storage_path": place, **places_of_sources(config)})
@@ -221,8 +229,9 @@ def open_campaign(config: Config) -> Iterator[Campaign]:
             campaign.say(
                 "campaign", f"goes on in {place}: {campaign.num_done} of {len(campaign.rounds)} rounds are done"
             )
-        campaign.tracking = open_tracking(campaign)
-        campaign.status = StatusFile(place)
+        if campaign.may_write:
+            campaign.tracking = open_tracking(campaign)
+            campaign.status = StatusFile(place)
         campaign.write_status("running")
         try:
             yield campaign
@@ -236,6 +245,8 @@ def open_campaign(config: Config) -> Iterator[Campaign]:
                     campaign.write_status("failed", message=for_the_reader(error) or ours)
                 else:
                     campaign.write_status("stopped")
+            if isinstance(error, Exception) and for_the_reader(error) is None and place.is_local and not place.exists():
+                raise gone(place) from error
             raise
         campaign.write_status("finished", stage=None)
 

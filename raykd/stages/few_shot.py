@@ -21,6 +21,7 @@ from raykd.algo.metrics import confusion
 from raykd.config import TeacherConfig
 from raykd.errors import UserError
 from raykd.models.threads import limited_threads
+from raykd.stages.resources import Bundles, answered_by_tasks
 from raykd.stages.work import Work
 from raykd.stages.zero_shot import each_part, read_texts, splits_of, stored_features, threads_of
 from raykd.store.outputs import LOGITS_FILE, Encoded, Labels, Pool, Teacher, rows_of
@@ -208,5 +209,6 @@ def on_a_node(work: Work, num_cpus: float, function: Callable[..., Result], *arg
     import ray
 
     work.session.ensure()
-    found: Result = ray.get(ray.remote(num_cpus=num_cpus)(function).remote(*arguments, threads_of(work, num_cpus)))
+    call = ray.remote(num_cpus=num_cpus)(function).remote(*arguments, threads_of(work, num_cpus))
+    (found,) = answered_by_tasks(work, [call], Bundles(1, num_cpus))
     return found

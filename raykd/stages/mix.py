@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from raykd.models.saved import WEIGHTS, deploy
 from raykd.report.words import TO, counted, plain
 from raykd.stages.advice import to_choose_by
 from raykd.stages.campaign import Campaign
+from raykd.stages.resources import Bundles, with_patience
 from raykd.stages.scratch import clear_scratch, of_round
 from raykd.stages.weights import network_named
 from raykd.store.outputs import Deployed, Labels, Pool, Predictions, Trained
@@ -158,7 +160,7 @@ def scored_on_ray(
     campaign.session.ensure()
     scratch = campaign.place / "ray_tune"
     name = f"{of_round(number)}{time.time_ns()}"
-    results = tune.Tuner(
+    tuner = tune.Tuner(
         tune.with_parameters(Block, **shared),
         param_space={"block": tune.grid_search(list(range(blocks))), "blocks": blocks},
         tune_config=tune.TuneConfig(metric="best", mode="max", reuse_actors=True),
@@ -169,7 +171,10 @@ def scored_on_ray(
             failure_config=tune.FailureConfig(max_failures=MAX_LOSSES),
             verbose=0,
         ),
-    ).fit()
+    )
+    stage = f"round {number} mix"
+    say = partial(campaign.say, stage)
+    results = with_patience(tuner.fit, stage, Bundles(1, 1), campaign.config.stall_s, None, say)
     if results.errors:
         raise results.errors[0]
     found: dict[int, dict[str, Any]] = {}

@@ -40,6 +40,8 @@ SHOWN_QUARANTINE = 50
 
 def write_report(campaign: Campaign, pool: Pool, encoded: Encoded, teacher: Teacher) -> None:
     """Write the page anew from what is done; it is a view, so an older one is replaced. No image is read."""
+    if not campaign.may_write:
+        return
     classes, rounds, config = list(pool.classes), campaign.figures(), campaign.config
     current = campaign.ledger(pool.renamed).current()
     answers = {row["sample_id"]: row for row in current.to_pylist()}

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import os
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple, TypeVar
 
 from raykd.config import Config
@@ -43,11 +45,81 @@ def lack(asked: Bundles, nodes: list[dict[str, float]]) -> str | None:
     return f"it asks for {asked}{beside}, and the nodes have room for {fits} ({cpus:g} CPUs, {gpus:g} GPUs)"
 
 
-def shortage(asked: Bundles) -> str | None:
-    """:func:`lack` on the nodes that are there now. Ray must be up."""
+def nodes_now() -> list[dict[str, float]]:
+    """What each living node has, used or not. Ray must be up."""
     import ray
 
-    return lack(asked, [node["Resources"] for node in ray.nodes() if node["Alive"]])
+    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
+
+
+def shortage(asked: Bundles) -> str | None:
+    """:func:`lack` on the nodes that are there now. Ray must be up."""
+    return lack(asked, nodes_now())
+
+
+def in_the_way(asked: Bundles) -> str:
+    """What may keep Ray from what it has room for, in words. Ray must be up."""
+    import ray
+
+    total, free = (each().get("CPU", 0.0) for each in (ray.cluster_resources, ray.available_resources))
+    if free < asked.cpus:
+        return f"{free:g} of {total:g} CPUs are free: it is at work, or others hold them (ray status says which)"
+    return "still at work"
+
+
+class Patience:
+    """Words for a wait on calls of Ray, and its end where nothing comes.
+
+    Args:
+        asked: What the calls ask Ray for.
+        stall_s: So long there may be no room for that.
+        say: Shows a line.
+        who: Waits, for the reader.
+        how: What else to ask less of, for the reader.
+        each_is_short: No call takes so long by itself; then that is an end as well.
+    """
+
+    def __init__(
+        self, asked: Bundles, stall_s: float, say: Callable[[str], None], *, who: str = "the job", how: str = "",
+        each_is_short: bool = False,
+    ) -> None:  # fmt: skip
+        self.asked, self.stall_s, self.say = asked, stall_s, say
+        self.who, self.how, self.each_is_short = who, how, each_is_short
+        self.look_s = min(WORD_EVERY_S, stall_s)  # between two looks
+        self.began = self.came = self.had_room = time.monotonic()
+
+    def look(self, waited: str, came: bool) -> None:
+        """Say what is waited for, such as "3 of 8 shards", and whether one of them has come since the last look.
+
+        Raises:
+            UserError: There was no room, or nothing came, for ``stall_s``.
+        """
+        now, why = time.monotonic(), shortage(self.asked)
+        self.came = now if came else self.came
+        self.had_room = self.had_room if why else now
+        words = f"{waited} for {now - self.began:.0f} s"
+        if now - (self.came if self.each_is_short else max(self.came, self.had_room)) >= self.stall_s:
+            raise given_up(f"{self.who} waited for {words}", why or in_the_way(self.asked), self.how)
+        self.say(f"waits for {words}: {why or in_the_way(self.asked)}")
+
+
+def answered(calls: list[Any], what: str, patience: Patience) -> list[Any]:
+    """What calls of Ray return, in their order; ``what`` they are is for the reader, such as "shards"."""
+    import ray
+
+    waiting = calls
+    while waiting:
+        left = ray.wait(waiting, num_returns=len(waiting), timeout=patience.look_s)[1]
+        if left:
+            patience.look(f"{len(left)} of {len(calls)} {what}", len(left) < len(waiting))
+        waiting = left
+    return ray.get(calls)
+
+
+def answered_by_tasks(work: Work, calls: list[Any], asked: Bundles, *, each_is_short: bool = False) -> list[Any]:
+    """:func:`answered`, of a step's tasks that each ask for so much."""
+    say = partial(work.say, "cluster")
+    return answered(calls, "tasks", Patience(asked, work.session.stall_s, say, each_is_short=each_is_short))
 
 
 def given_up(waited: str, why: str, how: str = "") -> UserError:
@@ -59,7 +131,7 @@ def given_up(waited: str, why: str, how: str = "") -> UserError:
 
 
 def with_patience(
-    call: Callable[[], Result], stage: str, asked: Bundles, stall_s: float, done: Callable[[], int],
+    call: Callable[[], Result], stage: str, asked: Bundles, stall_s: float, done: Callable[[], int] | None,
     say: Callable[[str], None],
 ) -> Result:  # fmt: skip
     """What ``call`` returns; its end is not waited for when nothing goes on, and each wait is told why.
@@ -70,7 +142,7 @@ def with_patience(
         stage: Its name, for the reader.
         asked: What it asks Ray for.
         stall_s: After so long without anything done it is given up.
-        done: How much is done, such as steps.
+        done: How much is done, such as steps; None: nobody counts, and only without room for it it is given up.
         say: Shows a line.
 
     Raises:
@@ -87,17 +159,17 @@ def with_patience(
         ended.set()
 
     threading.Thread(target=run, daemon=True, name=f"raykd {stage}").start()
-    last, since, told = done(), time.monotonic(), time.monotonic()
+    last, since, told = done() if done else 0, time.monotonic(), time.monotonic()
     while not ended.wait(min(1.0, stall_s)):
-        now = time.monotonic()
-        if (count := done()) != last:
+        now, count, lacks = time.monotonic(), done() if done else 0, shortage(asked)
+        if count != last or (done is None and not lacks):
             last, since = count, now
         if now - since >= stall_s:
-            why = shortage(asked) or "the nodes have room for it, so Ray or a machine hangs"
+            why = lacks or f"the nodes have room for it, and {in_the_way(asked)}, or Ray or a machine hangs"
             raise given_up(f"{stage}: nothing was done for {stall_s:g} s", why)
-        if now - max(since, told) >= WORD_EVERY_S and (lacks := shortage(asked)):
+        if now - max(since, told) >= WORD_EVERY_S and (lacks or not count):
             told = now
-            say(f"waits for {now - since:.0f} s: {lacks}; gives up after {stall_s:g} s")
+            say(f"waits for {now - since:.0f} s: {lacks or in_the_way(asked)}; gives up after {stall_s:g} s")
     value, error = found[0]
     if error is not None:
         raise error
@@ -122,10 +194,8 @@ def check_resources(config: Config, session: Session, say: Callable[[str, str], 
     if session.is_local and not session.is_up and not any(gpus for _, _, gpus, _ in asked.values()):
         nodes = [{"CPU": float(session.num_cpus)}]
     else:
-        import ray
-
         session.ensure()
-        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        nodes = nodes_now()
     have_cpus, have_gpus = (sum(node.get(kind, 0.0) for node in nodes) for kind in ("CPU", "GPU"))
     if not session.is_local:
         if wanting := [f"{stage} asks for {ask}" for stage, ask in asked.items() if lack(ask, nodes)]:
@@ -150,9 +220,7 @@ def check_memory(work: Work, stage: str, asked_bytes: int) -> None:
 
     On a Ray of this machine that is an error, by UserError; a cluster may grow, so there it is a line. Ray must be up.
     """
-    import ray
-
-    most = max((node["Resources"].get("memory", 0.0) for node in ray.nodes() if node["Alive"]), default=0.0)
+    most = max((node.get("memory", 0.0) for node in nodes_now()), default=0.0)
     if most >= asked_bytes:
         return
     words = (
@@ -190,6 +258,13 @@ def check_seen(work: Work, paths: dict[str, Place]) -> None:
 def unseen(paths: dict[str, str]) -> list[str]:
     """Which are not on the machine that is asked."""
     return [field for field, path in paths.items() if not os.path.exists(path)]
+
+
+def cpus_that_fit(nodes: list[dict[str, float]], actors: int, gpus: float) -> float:
+    """The most CPUs, 1 at most, that so many actors can each have on these nodes; 1 where nothing fits."""
+    sizes = {node.get("CPU", 0.0) for node in nodes}
+    shares = {min(1.0, math.floor(1000 * size / k) / 1000) for size in sizes for k in range(1, actors + 1)} - {0.0}
+    return next((share for share in sorted(shares, reverse=True) if room(nodes, share, gpus) >= actors), 1.0)
 
 
 def room(nodes: list[dict[str, float]], cpus: float, gpus: float) -> int:

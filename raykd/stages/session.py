@@ -142,7 +142,7 @@ class Session:
         self._started = True
         worker.print_to_stdstream = raylet_lines  # type: ignore[assignment]
         if not self.is_local:
-            self._head = HeadWatch(ray.get_runtime_context().gcs_address)
+            self._head = HeadWatch(watched_address(ray.get_runtime_context().gcs_address))
 
     def _arguments(self) -> dict[str, Any]:
         if not self.is_local:
@@ -211,6 +211,12 @@ class HeadWatch:
 
     def end(self) -> None:
         self.ended.set()
+
+
+def watched_address(gcs_address: str) -> str:
+    """Where the cluster's head answers this process: through Ray's client (``ray://``) its own port, of it alone."""
+    scheme, mark, rest = os.environ["RAY_ADDRESS"].partition("://")
+    return rest.partition("/")[0] if mark and scheme == "ray" else gcs_address
 
 
 @contextmanager

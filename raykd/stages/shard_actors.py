@@ -10,8 +10,6 @@ N pool rows, C classes, D feature width.
 from __future__ import annotations
 
 import logging
-import math
-import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
@@ -25,11 +23,10 @@ import ray.exceptions
 from raykd.algo.selection.rows import Rows
 from raykd.algo.selection.shard import Params, Reply, Shard
 from raykd.errors import UserError
-from raykd.stages.resources import Bundles, given_up, shortage
+from raykd.stages.resources import Bundles, Patience, answered, cpus_that_fit, nodes_now
 from raykd.stages.shard_rows import FileSlice, PoolSource, joined, open_pool, plan, read_slices
 
 SHARED_BYTES = 2**20  # larger arguments go to the object store once, not once for each shard
-WARN_EVERY_S = 60.0
 
 log = logging.getLogger(__name__)
 
@@ -78,19 +75,13 @@ class RayShards:
         with actors_words(ValueError):
             return self.answers([actor.ask.remote(question, *shared, **kwargs) for actor in self.actors])
 
-    def answers(self, calls: list[Any]) -> list[Any]:
-        """Of all shards, waited for with a word each minute, and not for ever when some have no place to be."""
-        waiting, started, short_since = calls, time.monotonic(), None
-        while waiting := ray.wait(waiting, num_returns=len(waiting), timeout=min(WARN_EVERY_S, self.stall_s))[1]:
-            now = time.monotonic()
-            why = shortage(self.asked)
-            short_since = (short_since or now) if why else None
-            words = f"{len(waiting)} of {len(calls)} shards for {now - started:.0f} s"
-            if short_since is not None and now - short_since >= self.stall_s:
-                how = " (shards, or num_cpus of each: the picks are the same for any number)"
-                raise given_up(f"selection waited for {words}", why or "", how)
-            log.warning("waiting for %s: %s", words, why or "still reading or computing")
-        return ray.get(calls)
+    def answers(self, calls: list[Any], *, each_is_short: bool = False) -> list[Any]:
+        """Of all shards, waited for with a word, and not for ever when some have no place to be."""
+        how = " (shards, or num_cpus of each: the picks are the same for any number)"
+        patience = Patience(
+            self.asked, self.stall_s, log.warning, who="selection", how=how, each_is_short=each_is_short
+        )
+        return answered(calls, "shards", patience)
 
     def sizes(self) -> list[int]:
         """How many rows each shard has, without those that are labeled."""
@@ -130,7 +121,7 @@ def open_shards(
     Args:
         source: What they read.
         num_shards: How many, at least 1; more than there are rows is allowed.
-        num_cpus: CPUs that each asks Ray for; None: 1, or less if the cluster's CPUs are not enough for that.
+        num_cpus: CPUs that each asks Ray for; None: 1, or as many as all find on the nodes that are there.
         num_gpus: GPUs that each asks Ray for, fractions allowed. With one, distances are computed on it.
         stall_s: How long a shard may wait for room, at the start or when it was lost.
 
@@ -141,15 +132,15 @@ def open_shards(
     if num_shards < 1:
         raise UserError(f"shards is {num_shards}; expected at least 1")
     slices = plan(open_pool(source), num_shards)
-    cpus = ray.cluster_resources().get("CPU", 0.0)
     if num_cpus is None:
-        num_cpus = min(1.0, math.floor(1000 * cpus / num_shards) / 1000) if cpus else 1.0
+        num_cpus = cpus_that_fit(nodes_now(), num_shards, num_gpus)
     actor_class: Any = ray.remote(
         num_cpus=num_cpus, num_gpus=num_gpus, max_restarts=-1, max_task_retries=-1, scheduling_strategy="SPREAD"
     )(ShardActor)
     actors = [actor_class.remote(source, pieces) for pieces in slices]
     shards = RayShards(source, actors, Bundles(num_shards, num_cpus, num_gpus), stall_s)
     try:
+        shards.answers([actor.__ray_ready__.remote() for actor in actors], each_is_short=True)
         shards.sizes()  # so that all have read their rows
         yield shards
     finally:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 from raykd.config import Config
@@ -18,6 +19,7 @@ from raykd.simulation.definition import Simulation
 from raykd.simulation.results import check_same_simulation, note_simulation
 from raykd.simulation.runner import Cell, CellRunner
 from raykd.stages.progress import Progress
+from raykd.stages.resources import Bundles, Patience
 from raykd.stages.session import Session
 from raykd.stages.work import Work
 from raykd.store.lock import only_job
@@ -60,6 +62,7 @@ def run_side_by_side(work: Work, cells: Sequence[Cell]) -> None:
     )
     actors = [actor_class.remote() for _ in range(max(1, min(num_cpus, len(cells))))]
     next_cell, running = handing_out(cells), dict[Any, int]()
+    patience = Patience(Bundles(1, 1), work.session.stall_s, partial(work.say, "cells"))
 
     def hand_to(number: int) -> None:
         if (cell := next_cell(number)) is not None:
@@ -70,10 +73,11 @@ def run_side_by_side(work: Work, cells: Sequence[Cell]) -> None:
             for number in range(len(actors)):
                 hand_to(number)
             while running:
-                (ready,), _ = ray.wait(list(running))
-                number = running.pop(ready)
+                while not (ready := ray.wait(list(running), timeout=patience.look_s)[0]):
+                    patience.look(f"{len(running)} cells", False)
+                number = running.pop(ready[0])
                 with actors_words(UserError):
-                    ray.get(ready)
+                    ray.get(ready[0])
                 ticker.add(1)
                 work.still_ours()
                 hand_to(number)

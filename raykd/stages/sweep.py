@@ -10,6 +10,7 @@ import io
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -31,6 +32,7 @@ from raykd.stages.mix import FEWEST_AUDITED
 from raykd.stages.pool import classes_now, listed_parts
 from raykd.stages.predict import predict
 from raykd.stages.progress import Progress
+from raykd.stages.resources import Bundles, with_patience
 from raykd.stages.scratch import folders_of
 from raykd.stages.session import Session
 from raykd.stages.teacher import refit, teach
@@ -199,6 +201,7 @@ def run_trials(campaign: Campaign, prepared: Prepared, sweep: Sweep, out: Place,
     have = ray.cluster_resources()
     at_once = needs.at_once(have.get("CPU", 0.0), have.get("GPU", 0.0))
     resources = {"cpu": needs.own_cpus} | ({"gpu": needs.gpus} if here and needs.gpus else {})
+    asked = Bundles(1, resources["cpu"], resources.get("gpu", 0))
     arguments = {"prepared": prepared, "sweep": sweep, "out": out, "repeats_told": asha}
     trainable = tune.with_resources(tune.with_parameters(trial, **arguments), resources)
     mode = "min" if sweep.objective in SMALLER_IS_BETTER else "max"
@@ -210,10 +213,11 @@ def run_trials(campaign: Campaign, prepared: Prepared, sweep: Sweep, out: Place,
     if points:
         campaign.say("sweep", f"{len(points)} points, {at_once} at a time ({needs.cpus:g} CPUs each: {needs.words})")
         for wave in waves(prepared.config, points):
-            fit(trainable, {"point": tune.grid_search(wave)}, options, out, halve)
+            fit(campaign, asked, trainable, {"point": tune.grid_search(wave)}, options, out, halve)
     if sweep.sampler == "optuna" and (left := sweep.trials + 1 - len(read_trials(out))) > 0:
         campaign.say("sweep", f"{left} points by Optuna, {at_once} at a time")
-        fit(trainable, None, options | {"search_alg": study(sweep, out, mode), "num_samples": left}, out, halve)
+        more = {"search_alg": study(sweep, out, mode), "num_samples": left}
+        fit(campaign, asked, trainable, None, options | more, out, halve)
 
 
 def waves(config: Config, points: list[dict[str, Any]]) -> list[list[dict[str, Any]]]:
@@ -223,14 +227,21 @@ def waves(config: Config, points: list[dict[str, Any]]) -> list[list[dict[str, A
     return [wave for wave in ([point for point in points if point in firsts.values()], later) if wave]
 
 
-def fit(trainable: Any, space: dict[str, Any] | None, options: dict[str, Any], out: Place, halve: int | None) -> None:
-    """All of these trials; where repeats are halved (ASHA), so many at most. Raises UserError where one is refused."""
+def fit(
+    campaign: Campaign, asked: Bundles, trainable: Any, space: dict[str, Any] | None, options: dict[str, Any],
+    out: Place, halve: int | None,
+) -> None:  # fmt: skip
+    """All of these trials; where repeats are halved (ASHA), so many at most.
+
+    Raises:
+        UserError: One is refused, or there is no room for any (``asked``).
+    """
     scratch = out / "ray_tune"
     if halve:
         options = options | {
             "scheduler": tune.schedulers.ASHAScheduler(max_t=halve, grace_period=1, reduction_factor=2)
         }
-    results = tune.Tuner(
+    tuner = tune.Tuner(
         trainable,
         param_space=space,
         tune_config=tune.TuneConfig(**options),
@@ -240,7 +251,8 @@ def fit(trainable: Any, space: dict[str, Any] | None, options: dict[str, Any], o
             storage_filesystem=None if scratch.is_local else scratch.fs,
             verbose=0,
         ),
-    ).fit()
+    )
+    results = with_patience(tuner.fit, "sweep", asked, campaign.config.stall_s, None, partial(campaign.say, "sweep"))
     scratch.fs.delete_dir(scratch.path)
     if results.errors:
         error = results.errors[0]

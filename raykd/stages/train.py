@@ -277,6 +277,10 @@ def fitted_on_ray(
             lost_controllers = 1 + (lost_controllers if checkpoints() == before else 0)
             if -1 < max_failures < lost_controllers:
                 raise
+        except ray.train.ControllerError as error:  # it writes to the storage, too
+            if words := for_the_reader(error.controller_failure):
+                raise UserError(words) from error
+            raise
         except ray.train.WorkerGroupError as error:
             causes = [getattr(failure, "_base_exc", failure) for failure in error.worker_failures.values()]
             lost = [cause for cause in causes if type(cause).__module__.startswith("ray.")]

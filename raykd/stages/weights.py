@@ -15,6 +15,7 @@ from raykd.config import ModelConfig, StudentConfig
 from raykd.models.saved import WEIGHTS
 from raykd.models.teacher import fetch_weights, own_files
 from raykd.stages.campaign import Campaign
+from raykd.stages.resources import Bundles, answered_by_tasks
 from raykd.stages.scratch import folders_of
 from raykd.stages.work import Work
 from raykd.store.place import Place
@@ -156,7 +157,8 @@ def fetch_texts(campaign: Campaign, classes: Sequence[str], own: Mapping[str, Cl
 
             campaign.session.ensure()
             encode = ray.remote(num_cpus=config.num_cpus, num_gpus=config.num_gpus)(text_rows)
-            texts_CD = ray.get(encode.remote(*arguments, "cuda"))
+            asked = Bundles(1, config.num_cpus, config.num_gpus)
+            (texts_CD,) = answered_by_tasks(campaign, [encode.remote(*arguments, "cuda")], asked)
         buffer = io.BytesIO()
         np.save(buffer, texts_CD)
         (out.place / TEXTS_FILE).write_bytes(buffer.getvalue())

@@ -19,6 +19,7 @@ from raykd.config import ModelConfig
 from raykd.errors import UserError
 from raykd.models.teacher import encode_texts, tokens_of
 from raykd.models.threads import limited_threads, num_cores
+from raykd.stages.resources import Bundles, answered_by_tasks
 from raykd.stages.work import Work
 from raykd.store.outputs import ClassCheck
 from raykd.store.place import Place
@@ -61,7 +62,8 @@ def embed_classes(
 
             work.session.ensure()
             encode = ray.remote(num_cpus=config.num_cpus, num_gpus=config.num_gpus)(encode_texts)
-            found = ray.get(encode.remote(*arguments, "cuda"))
+            asked = Bundles(1, config.num_cpus, config.num_gpus)
+            (found,) = answered_by_tasks(work, [encode.remote(*arguments, "cuda")], asked)
         classes_CD, neutral_D = found.classes_CD[:-1], found.classes_CD[-1]
         check_classes(rule["classes"], classes_CD)
         arrays = {CLASSES_FILE: classes_CD, NEUTRAL_FILE: neutral_D, LENGTHS_FILE: found.lengths_C[:-1]}
@@ -165,8 +167,8 @@ def each_part(
 
     work.session.ensure()
     remote, kept = ray.remote(num_cpus=num_cpus)(function), ray.put(shared)
-    found: list[Any] = ray.get([remote.remote(*call, kept) for call in calls])
-    return found
+    waiting = [remote.remote(*call, kept) for call in calls]
+    return answered_by_tasks(work, waiting, Bundles(1, num_cpus), each_is_short=True)
 
 
 def class_check(

@@ -11,7 +11,9 @@ and Ray Train's checkpoints alike.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from datetime import timedelta
 from functools import lru_cache
 from typing import Any, NamedTuple
@@ -20,7 +22,7 @@ from urllib.parse import parse_qsl, unquote, urlsplit
 import pyarrow as pa
 import pyarrow.fs as pafs
 
-from raykd.errors import UserError, of_store
+from raykd.errors import StorageError, UserError, is_passing, of_store
 from raykd.store.options import options_now
 
 ATTEMPTS = 9  # of a request to S3: a minute and a half of an overloaded store, 45 s of one that does not answer at all
@@ -58,6 +60,7 @@ def open_uri(uri: str, attempts: int = ATTEMPTS) -> tuple[pafs.FileSystem, str]:
 
     Raises:
         UserError: There is no such filesystem, or its options are none.
+        StorageError: The store does not say where the bucket is.
     """
     try:
         if uri.startswith(("s3://", "gs://", "gcs://")):
@@ -68,7 +71,7 @@ def open_uri(uri: str, attempts: int = ATTEMPTS) -> tuple[pafs.FileSystem, str]:
         return pafs.FileSystem.from_uri(uri)
     except (pa.ArrowInvalid, OSError) as error:
         why = (isinstance(error, OSError) and of_store(error)) or str(error)
-        raise UserError(
+        raise (StorageError if isinstance(error, OSError) else UserError)(
             f"cannot reach {uri!r}: {why}; expected a local path, s3://..., gs://... or another filesystem that "
             "pyarrow knows"
         ) from error
@@ -100,13 +103,40 @@ def endpoint_of(given: Mapping[str, Any]) -> dict[str, str]:
 @lru_cache(maxsize=64)
 def _s3(address: Address, options: tuple[tuple[str, Any], ...], attempts: int) -> pafs.S3FileSystem:
     values = s3_options(address, dict(options))
-    if profile := values.pop("profile", None):
-        os.environ["AWS_PROFILE"] = profile
+    profile = values.pop("profile", None)
     own_endpoint = "endpoint_override" in values or "AWS_ENDPOINT_URL" in os.environ
     if "region" not in values and not own_endpoint and not {"AWS_REGION", "AWS_DEFAULT_REGION"} & os.environ.keys():
-        values["region"] = pafs.resolve_s3_region(address.bucket)
+        values["region"] = region_of(address.bucket, attempts)
     retry = pafs.AwsStandardS3RetryStrategy(max_attempts=attempts)
-    return pafs.S3FileSystem(**values, retry_strategy=retry, allow_delayed_open=True)  # small files in one request
+    with profiled(profile):
+        return pafs.S3FileSystem(**values, retry_strategy=retry, allow_delayed_open=True)  # small files in one request
+
+
+def region_of(bucket: str, attempts: int) -> str:
+    """Where a bucket is, asked of S3 as patiently as anything else is. Raises OSError."""
+    for pause_s in [min(20.0, 0.5 * 2.0**attempt) for attempt in range(attempts - 1)]:
+        try:
+            return str(pafs.resolve_s3_region(bucket))
+        except OSError as error:
+            if not is_passing(error):
+                raise
+        time.sleep(pause_s)
+    return str(pafs.resolve_s3_region(bucket))
+
+
+@contextmanager
+def profiled(profile: str | None) -> Iterator[None]:
+    """What is made in the block has the credentials of this profile, and nothing else has."""
+    before = os.environ.get("AWS_PROFILE")
+    if profile:
+        os.environ["AWS_PROFILE"] = profile
+    try:
+        yield
+    finally:
+        if profile and before is None:
+            del os.environ["AWS_PROFILE"]
+        elif profile and before is not None:
+            os.environ["AWS_PROFILE"] = before
 
 
 @lru_cache(maxsize=64)
@@ -114,6 +144,4 @@ def _gcs(address: Address, options: tuple[tuple[str, Any], ...], attempts: int) 
     given, query = dict(options), dict(address.query)
     values: dict[str, Any] = {"anonymous": True} if given.get("anonymous") or address.user == "anonymous" else {}
     values |= {name: query[name] for name in ("scheme", "endpoint_override", "project_id") if name in query}
-    if "endpoint_override" not in values:
-        values |= endpoint_of(given)
     return pafs.GcsFileSystem(**values, retry_time_limit=PATIENCE if attempts > QUICK else timedelta(seconds=5))

@@ -72,7 +72,9 @@ def only_job(storage: Place, wait: Callable[[float], Any] = time.sleep) -> Itera
     with hold as file:
 
         def still_ours() -> None:
-            if not is_of(me, holder := read(file)):
+            if (holder := read(file)) is None:
+                raise gone(storage)
+            if not is_of(me, holder):
                 raise UserError(
                     f"another job took over {storage} ({who(holder)}), so this one stops before it changes more there; "
                     "run the same command again when that one has ended, or give another storage_path"
@@ -136,6 +138,14 @@ def in_use(storage: Place, holder: dict[str, Any] | None) -> UserError:
     return UserError(
         f"another job is at work in {storage} ({who(holder)}): wait until it has ended or stop it, then run the same "
         "command again; or give another storage_path"
+    )
+
+
+def gone(storage: Place) -> StorageError:
+    return StorageError(
+        f"{storage} is gone, or what was written there that this job holds it: it was deleted, moved or unmounted, or "
+        "another job has had it since. Put it back, see that no other job is at work there, and run the same command "
+        "again to go on"
     )
 
 
@@ -263,7 +273,9 @@ class Lease:
         data = self.data()
         self.version = self.object.create(data) if before is None else self.object.replace(data, before)
         if self.version is None:
-            raise in_use(self.storage, read(self.file))
+            if not is_of(self.content, now := read(self.file)):
+                raise in_use(self.storage, now)
+            self.version = self.object.version()  # it was written, and only the answer was lost
         if self.object.create(data) is None:  # as it must be, now that there is one
             return True
         log.info("%s: no conditional writes there, so jobs that start at once are told apart by time", self.file)

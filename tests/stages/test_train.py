@@ -424,6 +424,23 @@ def fitted_by(failures: dict[int, Exception], tmp_path: Path) -> None:
     fitted_on_ray(lambda: SimpleNamespace(fit=fit), list, 1, Place.of(tmp_path))
 
 
+def test_what_the_controller_cannot_write_is_told_as_a_line_and_anything_else_is_raised(tmp_path):
+    from ray.train import ControllerError
+
+    from raykd.stages.train import fitted_on_ray
+
+    def fails_with(error: Exception) -> None:
+        def fit() -> None:
+            raise ControllerError(error)
+
+        fitted_on_ray(lambda: SimpleNamespace(fit=fit), list, 1, Place.of(tmp_path))
+
+    with pytest.raises(UserError, match=r"^cannot write or read snapshot.json: no space left; free some, then run"):
+        fails_with(OSError(errno.ENOSPC, "No space left on device", "snapshot.json"))
+    with pytest.raises(ControllerError, match="a mistake"):
+        fails_with(KeyError("a mistake"))
+
+
 def test_a_disk_that_is_full_is_told_as_a_line_beside_workers_that_were_lost_over_it(tmp_path):
     import ray.exceptions
 

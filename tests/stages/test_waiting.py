@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import socket
 import threading
+import time
+from collections import Counter
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from raykd.errors import UserError
 from raykd.stages import resources, session
-from raykd.stages.resources import Bundles, lack, shortage, with_patience
+from raykd.stages.resources import Bundles, Patience, answered, cpus_that_fit, lack, room, shortage, with_patience
 
 NODES = [{"CPU": 4.0}, {"CPU": 2.0, "GPU": 1.0}]
 
@@ -67,7 +71,8 @@ def test_a_call_that_goes_on_slowly_is_waited_for(ray_cluster):
     assert with_patience(lambda: ended.wait(60), "stage", Bundles(1, 1), 1.2, done, print)
 
 
-def test_a_shard_that_has_no_place_to_be_is_not_waited_for_for_ever(ray_cluster, tmp_path, caplog):
+def test_a_shard_that_has_no_place_to_be_is_not_waited_for_for_ever(ray_cluster, tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr(resources, "WORD_EVERY_S", 0.3)
     from raykd.stages.shard_actors import open_shards
     from raykd.stages.shard_rows import PoolSource
 
@@ -78,7 +83,60 @@ def test_a_shard_that_has_no_place_to_be_is_not_waited_for_for_ever(ray_cluster,
     words = r"selection waited for \d of 2 shards for \d+ s: it asks for 2 x \(3 CPUs.*room for 1.*Ask for less"
     with pytest.raises(UserError, match=words), open_shards(source, 2, num_cpus=3, stall_s=1):
         pytest.fail("there is no room")
-    assert "waiting for" in caplog.text
+    assert "waits for 2 of 2 shards" in caplog.text or "waits for 1 of 2 shards" in caplog.text
+
+
+def test_what_others_hold_is_told_and_not_waited_for_for_ever(ray_cluster):
+    """There would be room, but somebody has it: totals say nothing of that."""
+    import ray
+
+    holder = ray.remote(num_cpus=4)(Counter).remote()
+    ray.get(holder.__ray_ready__.remote())
+    told = []
+    call = ray.remote(num_cpus=1)(lambda: 0).remote()
+    patience = Patience(Bundles(1, 1), 1.0, told.append, who="select", each_is_short=True)
+    with pytest.raises(UserError, match=r"select waited for 1 of 1 tasks for \d+ s: 0 of 4 CPUs are free") as error:
+        answered([call], "tasks", patience)
+    assert "stall_s" in str(error.value)
+    ray.kill(holder)
+    long = Patience(Bundles(1, 1), 60, told.append)
+    assert answered([call, ray.put(7)], "tasks", long) == [0, 7]
+    assert answered([], "tasks", long) == []
+
+
+def test_a_long_call_is_waited_for_while_there_is_room(ray_cluster, monkeypatch):
+    monkeypatch.setattr(resources, "WORD_EVERY_S", 0.3)
+    import ray
+
+    told = []
+    slow = ray.remote(num_cpus=1)(lambda: time.sleep(2.5)).remote()
+    assert answered([slow], "tasks", Patience(Bundles(1, 1), 1.0, told.append)) == [None]
+    assert told
+    assert all(line.startswith("waits for 1 of 1 tasks") and line.endswith("still at work") for line in told)
+
+
+@pytest.mark.parametrize(
+    ("nodes", "actors", "gpus", "cpus"),
+    [
+        ([{"CPU": 2.0}] * 3, 8, 0, 0.666),  # 6 / 8 would leave room for 6 only
+        ([{"CPU": 2.0}] * 3, 6, 0, 1.0),
+        ([{"CPU": 4.0}], 8, 0, 0.5),
+        ([{"CPU": 4.0}, {"CPU": 1.0}], 6, 0, 0.8),
+        ([{"CPU": 64.0}], 8, 0, 1.0),
+        ([{"CPU": 4.0, "GPU": 1.0}], 2, 1.0, 1.0),  # nothing fits: that is told, with these numbers
+        ([], 8, 0, 1.0),
+    ],
+)
+def test_shards_that_name_no_cpus_ask_for_what_all_of_them_find(nodes, actors, gpus, cpus):
+    assert cpus_that_fit(nodes, actors, gpus) == cpus
+
+
+@given(st.lists(st.integers(0, 9), max_size=4), st.integers(1, 12))
+def test_no_larger_share_would_fit(sizes, actors):
+    nodes = [{"CPU": float(size)} for size in sizes]
+    share = cpus_that_fit(nodes, actors, 0)
+    fits = {each / 1000 for each in range(1, 1001) if room(nodes, each / 1000, 0) >= actors}
+    assert share == max(fits, default=1.0)
 
 
 # ---------------------------------------------------------------- the head

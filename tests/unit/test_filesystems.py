@@ -5,7 +5,7 @@ import json
 import pyarrow.fs as pafs
 import pytest
 
-from raykd.errors import UserError
+from raykd.errors import StorageError, UserError
 from raykd.store import filesystems
 from raykd.store.filesystems import ATTEMPTS, Address, address_of, open_uri
 from raykd.store.options import OLDER, OPTIONS, handed_on, in_environment
@@ -80,7 +80,7 @@ def test_options_of_the_config_are_those_of_every_place_and_a_uris_own_come_firs
     assert kept == [
         {"region": "eu", "anonymous": True, "endpoint_override": "host:9000", "scheme": "http"},
         {"region": "eu", "anonymous": False, "endpoint_override": "other:1", "scheme": "https"},
-        {"anonymous": True, "endpoint_override": "host:9000", "scheme": "http"},
+        {"anonymous": True},  # an S3-compatible store has no buckets of Google's
     ]
 
 
@@ -102,3 +102,42 @@ def test_other_processes_are_told_what_this_one_was(monkeypatch, checksums):
     for name, value in told.items():
         monkeypatch.setenv(name, value)
     assert handed_on() == told
+
+
+def test_a_profile_of_one_place_is_not_that_of_the_next(opened, monkeypatch):
+    seen = []
+    monkeypatch.setattr(
+        filesystems.pafs, "S3FileSystem", lambda **values: seen.append(filesystems.os.environ.get("AWS_PROFILE"))
+    )
+    monkeypatch.setenv("AWS_PROFILE", "everybody")
+    for query in ("profile=mine&region=eu", "region=eu"):
+        open_uri(f"s3://bucket/a?{query}")
+    monkeypatch.delenv("AWS_PROFILE")
+    for query in ("profile=mine&region=us", "region=us"):
+        open_uri(f"s3://bucket/a?{query}")
+    assert seen == ["mine", "everybody", "mine", None]
+
+
+def test_where_a_bucket_is_is_asked_patiently(opened, monkeypatch):
+    pauses, answers = [], ["AWS Error SLOW_DOWN", "AWS Error SERVICE_UNAVAILABLE", None]
+
+    def resolve(bucket):
+        if answer := answers.pop(0):
+            raise OSError(answer)
+        return "eu"
+
+    monkeypatch.setattr(filesystems.time, "sleep", pauses.append)
+    monkeypatch.setattr(filesystems.pafs, "resolve_s3_region", resolve)
+    open_uri("s3://bucket/a")
+    assert opened[0][1]["region"] == "eu"
+    assert pauses == [0.5, 1.0]
+
+
+def test_a_bucket_that_is_none_is_told_at_once_as_the_storages_fault(opened, monkeypatch):
+    def resolve(bucket):
+        raise OSError("Bucket 'bucket' not found")
+
+    monkeypatch.setattr(filesystems.time, "sleep", lambda seconds: pytest.fail("waited"))
+    monkeypatch.setattr(filesystems.pafs, "resolve_s3_region", resolve)
+    with pytest.raises(StorageError, match=r"cannot reach 's3://bucket/a': .*not found"):
+        open_uri("s3://bucket/a")

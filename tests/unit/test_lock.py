@@ -141,6 +141,15 @@ def test_a_stage_gets_no_marker_when_another_job_took_over(storage):
     assert [json.loads((storage / file.base_name).read_bytes()) for file in storage.files()] == [OTHER]  # and kept
 
 
+def test_a_folder_that_was_deleted_is_not_told_as_another_job(storage):
+    with only_job(storage, Waits()) as still_ours:
+        storage.fs.delete_dir(storage.path)
+        with pytest.raises(StorageError, match=r"is gone, .*deleted, moved or unmounted.* Put it back") as error:
+            still_ours()
+        assert str(storage) in str(error.value)
+        assert "pid" not in str(error.value)
+
+
 # ---------------------------------------------------------------- on a disk
 
 
@@ -304,3 +313,49 @@ def test_while_the_store_is_out_of_reach_the_thread_goes_on_and_renews_later(sto
     monkeypatch.setattr(lock, "RENEW_S", 0.001)
     with only_job(store, Waits()):
         assert renewed.wait(60)
+
+
+class OneObject:
+    """An object with conditional writes, whose first answer is lost on the way back: the client asks once more."""
+
+    def __init__(self, file: Place, *, loses: bool) -> None:
+        self.file, self.loses, self.written = file, loses, 0
+
+    def version(self):
+        return str(self.written) if self.file.exists() else None
+
+    def create(self, data):
+        if self.file.exists():
+            return None
+        return self._write(data)
+
+    def replace(self, data, version):
+        return self._write(data) if version == self.version() else None
+
+    def _write(self, data):
+        self.file.write_bytes(data)
+        self.written += 1
+        if self.loses:
+            self.loses = False
+            return None  # what the second attempt is told
+        return self.version()
+
+
+@pytest.mark.parametrize("before", [None, OTHER])
+def test_a_lease_that_was_written_though_the_answer_was_lost_is_held(store, monkeypatch, before):
+    if before:
+        (store / LEASE).write_json(before)
+    there = OneObject(store / LEASE, loses=True)
+    monkeypatch.setattr(lock, "conditional", lambda file: there)
+    with only_job(store, Waits()) as still_ours:
+        still_ours()
+        assert json.loads((store / LEASE).read_bytes())["pid"] == os.getpid()
+    assert store.files() == []
+
+
+def test_a_lease_that_another_job_wrote_first_is_refused(store, monkeypatch):
+    there = OneObject(store / LEASE, loses=False)
+    monkeypatch.setattr(there, "create", lambda data: there.file.write_json(OTHER))
+    monkeypatch.setattr(lock, "conditional", lambda file: there)
+    with pytest.raises(UserError, match=r"another job is at work .*pid 4711 on host node-7"), only_job(store, Waits()):
+        pytest.fail("it is the other's")
