@@ -60,7 +60,7 @@ ROWS: dict[str, tuple[str, ...]] = {
     "S3 hangs for 30 s": COLUMNS,
     "disk full": COLUMNS,
 }
-VICTIM = 2  # the node that is lost
+VICTIM = 2  # a node that is lost where it does not matter which
 OVERRIDES = (
     *("rounds=1", "labels.start=none", "progress=lines", "stall_s=120", "selection.shards=4"),
     *("teacher.replicas=2", "student.predict_replicas=2", "student.num_workers=2"),
@@ -87,6 +87,7 @@ class World:
     proxy: Proxy | None = None
     undisturbed: dict[str, Any] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
+    victim: int = VICTIM
 
     # ------------------------------------------------------------ where campaigns are
 
@@ -113,11 +114,11 @@ class World:
 
     # ------------------------------------------------------------ jobs
 
-    def start(self, kind: str, name: str, pool: str = "disk") -> Job:
+    def start(self, kind: str, name: str, pool: str = "disk", *more: str, **environment: str) -> Job:
         log = self.folder / f"{kind}-{name}.log"
         command = [sys.executable, "jobs/active_round.py", "--preset", "demo", "--set", *OVERRIDES]
-        command += [f"storage_path={self.path(kind, name)}", f"pool.path={self.pool(pool)}"]
-        process = self.nodes.popen(0, command, log, RAY_ADDRESS=self.nodes.ray_address)
+        command += [f"storage_path={self.path(kind, name)}", f"pool.path={self.pool(pool)}", *more]
+        process = self.nodes.popen(0, command, log, RAY_ADDRESS=self.nodes.ray_address, **environment)
         return Job(process, log, log.stat().st_size if log.exists() else 0, time.monotonic())
 
     def base(self) -> None:
@@ -180,7 +181,7 @@ class World:
         until(lambda: self.has_begun(kind, name, column) or job.ended, GOES_ON_S, f"{name}: {column} begins")
         if job.ended:
             raise WentWrong(f"{name}: it ended before {column} was seen\n{job.said[-1500:]}")
-        fault = self.strike(row, kind, name, job)
+        fault = self.strike(row, column, kind, name, job)
         with suppress(subprocess.TimeoutExpired):
             job.process.wait(GOES_ON_S)
         fault()
@@ -208,15 +209,25 @@ class World:
 
     def heal(self) -> None:
         """All nodes alive again."""
-        self.nodes.mend(VICTIM)
-        if not self.nodes.find("ray::", [VICTIM]) or self.nodes.alive() < self.nodes.count:
-            self.nodes.kill(VICTIM)
-            self.nodes.join(VICTIM)
+        self.nodes.mend(self.victim)
+        if not self.nodes.find("ray::", [self.victim]) or self.nodes.alive() < self.nodes.count:
+            self.nodes.kill(self.victim)
+            self.nodes.join(self.victim)
             until(lambda: self.nodes.alive() == self.nodes.count, 60, "the lost node is back")
 
-    def strike(self, row: str, kind: str, name: str, job: Job) -> Callable[[], None]:
+    def host(self, column: str) -> int:
+        """A node that has a part in the stage: with an actor of it, where it has any."""
+        begins = [begin for begin, columns in PROCESSES.values() if column in columns]
+        with suppress(AssertionError):
+            until(lambda: any(self.nodes.find(each, [1, 2]) for each in begins), 30 if begins else 0, "an actor")
+        count = {node: sum(len(self.nodes.find(each, [node])) for each in begins) for node in (2, 1)}
+        return max(count, key=lambda node: count[node])
+
+    def strike(self, row: str, column: str, kind: str, name: str, job: Job) -> Callable[[], None]:
         """Let the fault happen now; what it returns takes it back, as far as it has not been."""
         nodes = self.nodes
+        if row == "raylet" or row.startswith(("node", "link")):
+            self.victim = self.host(column)
         if row == "driver":
             job.kill()
         elif row in PROCESSES:
@@ -226,16 +237,16 @@ class World:
                 raise WentWrong(f"{name}: it ended before there was a {begins}\n{job.said[-1500:]}")
             kill(found[0])
         elif row == "raylet":
-            kill(nodes.raylet(VICTIM))
+            kill(nodes.raylet(self.victim))
         elif row.startswith("node"):
-            nodes.kill(VICTIM)
+            nodes.kill(self.victim)
             if row == "node, another joins":
                 time.sleep(3)
-                nodes.join(VICTIM)
+                nodes.join(self.victim)
         elif row.startswith("link"):
-            nodes.cut(VICTIM)
+            nodes.cut(self.victim)
             time.sleep(10)
-            nodes.mend(VICTIM)
+            nodes.mend(self.victim)
         elif row.startswith("S3"):
             assert self.proxy is not None
             self.proxy.mode = "503" if "503" in row else "hang"

@@ -20,7 +20,7 @@ from pathlib import Path
 PORT = 36379
 JOBS_PORT = 38265
 STORE_BYTES = 150_000_000
-# as in cluster.yaml, and a little quicker: a node that is gone counts as dead after about 3 x (1 + 2) s
+# as in cluster.yaml, and quicker: a node that is gone counts as dead after 4 x (1 + 2) s instead of 3 x (3 + 5)
 QUICK = {
     "RAY_health_check_initial_delay_ms": "3000",
     "RAY_health_check_period_ms": "1000",

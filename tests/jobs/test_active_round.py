@@ -30,6 +30,7 @@ from raykd.algo.selection.shard import LocalShards
 from raykd.algo.selection.strategies import STRATEGIES
 from raykd.algo.selection.strategies import pick as pick_in_process
 from raykd.config import STRATEGY_OPTIONS
+from raykd.errors import StorageError
 from raykd.labels.ledger import Ledger
 from raykd.models.student import Student
 from raykd.store.lock import only_job
@@ -343,6 +344,23 @@ def test_run_again_it_repeats_no_stage_and_doubles_nothing(finished, run_job):
     changed = {name for name in before.keys() | after.keys() if before.get(name) != after.get(name)}
     assert changed == {"report.html", "status.json", "quarantine.parquet"}
     assert (finished.place / "report.html").read_text("utf-8").count("Round 1") == page.count("Round 1")
+
+
+def test_a_colleague_who_may_not_write_there_sees_the_table_of_a_finished_one(finished, run_job, monkeypatch):
+    def refuses(place):
+        raise StorageError(f"storage_path {place} cannot be written to (no permission)")
+
+    monkeypatch.setattr("raykd.stages.campaign.only_job", refuses)
+    before = tree(finished.place)
+    ended = run_job(finished.settings)
+    assert ended.code == 0
+    assert ended.out == finished.ended.out
+    assert "cannot be written to, so its figures are shown and nothing else is done" in ended.err
+    assert tree(finished.place) == before
+    more = run_job(finished.settings, "rounds=3")
+    assert more.code == 2
+    assert "no permission" in more.err
+    assert tree(finished.place) == before
 
 
 @pytest.mark.parametrize(
