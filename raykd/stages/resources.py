@@ -102,24 +102,23 @@ class Patience:
             raise given_up(f"{self.who} waited for {words}", why or in_the_way(self.asked), self.how)
         self.say(f"waits for {words}: {why or in_the_way(self.asked)}")
 
+    def answers(self, calls: list[Any], what: str) -> list[Any]:
+        """What calls of Ray return, in their order; ``what`` they are is for the reader, such as "shards"."""
+        import ray
 
-def answered(calls: list[Any], what: str, patience: Patience) -> list[Any]:
-    """What calls of Ray return, in their order; ``what`` they are is for the reader, such as "shards"."""
-    import ray
-
-    waiting = calls
-    while waiting:
-        left = ray.wait(waiting, num_returns=len(waiting), timeout=patience.look_s)[1]
-        if left:
-            patience.look(f"{len(left)} of {len(calls)} {what}", len(left) < len(waiting))
-        waiting = left
-    return ray.get(calls)
+        waiting = calls
+        while waiting:
+            left = ray.wait(waiting, num_returns=len(waiting), timeout=self.look_s)[1]
+            if left:
+                self.look(f"{len(left)} of {len(calls)} {what}", len(left) < len(waiting))
+            waiting = left
+        return ray.get(calls)
 
 
 def answered_by_tasks(work: Work, calls: list[Any], asked: Bundles, *, each_is_short: bool = False) -> list[Any]:
-    """:func:`answered`, of a step's tasks that each ask for so much."""
-    say = partial(work.say, "cluster")
-    return answered(calls, "tasks", Patience(asked, work.session.stall_s, say, each_is_short=each_is_short))
+    """What a step's tasks return that each ask for so much, in their order."""
+    patience = Patience(asked, work.session.stall_s, partial(work.say, "cluster"), each_is_short=each_is_short)
+    return patience.answers(calls, "tasks")
 
 
 def given_up(waited: str, why: str, how: str = "") -> UserError:

@@ -23,7 +23,7 @@ import ray.exceptions
 from raykd.algo.selection.rows import Rows
 from raykd.algo.selection.shard import Params, Reply, Shard
 from raykd.errors import UserError
-from raykd.stages.resources import Bundles, Patience, answered, cpus_that_fit, nodes_now
+from raykd.stages.resources import Bundles, Patience, cpus_that_fit, nodes_now
 from raykd.stages.shard_rows import FileSlice, PoolSource, joined, open_pool, plan, read_slices
 
 SHARED_BYTES = 2**20  # larger arguments go to the object store once, not once for each shard
@@ -81,7 +81,7 @@ class RayShards:
         patience = Patience(
             self.asked, self.stall_s, log.warning, who="selection", how=how, each_is_short=each_is_short
         )
-        return answered(calls, "shards", patience)
+        return patience.answers(calls, "shards")
 
     def sizes(self) -> list[int]:
         """How many rows each shard has, without those that are labeled."""

@@ -342,7 +342,7 @@ def test_run_again_it_repeats_no_stage_and_doubles_nothing(finished, run_job):
     assert again.out == finished.ended.out
     after = tree(finished.place)
     changed = {name for name in before.keys() | after.keys() if before.get(name) != after.get(name)}
-    assert changed == {"report.html", "status.json", "quarantine.parquet"}
+    assert changed == {"report.html", "status.json"}
     assert (finished.place / "report.html").read_text("utf-8").count("Round 1") == page.count("Round 1")
 
 
@@ -352,7 +352,7 @@ def test_a_colleague_who_may_not_write_there_sees_the_table_of_a_finished_one(fi
 
     monkeypatch.setattr("raykd.stages.campaign.only_job", refuses)
     before = tree(finished.place)
-    ended = run_job(finished.settings)
+    ended = run_job(finished.settings, "progress=lines")
     assert ended.code == 0
     assert ended.out == finished.ended.out
     assert "cannot be written to, so its figures are shown and nothing else is done" in ended.err

@@ -21,7 +21,7 @@ def train(seeded, finished):
 
     def run(name: str, *overrides: str, is_local: bool):
         _, campaign = seeded(*FROZEN, *overrides, name=name)
-        campaign.session = SimpleNamespace(is_local=is_local, ensure=lambda: None)
+        campaign.session = SimpleNamespace(is_local=is_local, stall_s=600, ensure=lambda: None)
         encoded = encode(campaign, finished.pool)
         labels = finished.rounds[0].labels
         return campaign, encoded, train.train(campaign, 0, finished.pool, encoded, finished.teacher, labels)

@@ -283,7 +283,7 @@ def in_parts(begun, tmp_path):
 
 
 def on_cluster(given: Begun) -> Begun:
-    given.campaign.session = SimpleNamespace(is_local=False, ensure=lambda: None)
+    given.campaign.session = SimpleNamespace(is_local=False, stall_s=600, ensure=lambda: None)
     return given
 
 

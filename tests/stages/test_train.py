@@ -86,7 +86,7 @@ def new_campaign(settings, tmp_path):
 
     def make(*overrides: str, is_local: bool = True, name: str = "run") -> Any:
         config = load(settings | {"storage_path": str(tmp_path / name)}, overrides)
-        session = SimpleNamespace(is_local=is_local, ensure=lambda: None)
+        session = SimpleNamespace(is_local=is_local, stall_s=600, ensure=lambda: None)
         place, progress = Place.of(config.storage_path), Progress("lines", io.StringIO())
         return Campaign(config=config, place=place, progress=progress, session=session)
 

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from raykd.errors import UserError
 from raykd.stages import resources, session
-from raykd.stages.resources import Bundles, Patience, answered, cpus_that_fit, lack, room, shortage, with_patience
+from raykd.stages.resources import Bundles, Patience, cpus_that_fit, lack, room, shortage, with_patience
 
 NODES = [{"CPU": 4.0}, {"CPU": 2.0, "GPU": 1.0}]
 
@@ -96,12 +96,12 @@ def test_what_others_hold_is_told_and_not_waited_for_for_ever(ray_cluster):
     call = ray.remote(num_cpus=1)(lambda: 0).remote()
     patience = Patience(Bundles(1, 1), 1.0, told.append, who="select", each_is_short=True)
     with pytest.raises(UserError, match=r"select waited for 1 of 1 tasks for \d+ s: 0 of 4 CPUs are free") as error:
-        answered([call], "tasks", patience)
+        patience.answers([call], "tasks")
     assert "stall_s" in str(error.value)
     ray.kill(holder)
     long = Patience(Bundles(1, 1), 60, told.append)
-    assert answered([call, ray.put(7)], "tasks", long) == [0, 7]
-    assert answered([], "tasks", long) == []
+    assert long.answers([call, ray.put(7)], "tasks") == [0, 7]
+    assert long.answers([], "tasks") == []
 
 
 def test_a_long_call_is_waited_for_while_there_is_room(ray_cluster, monkeypatch):
@@ -110,7 +110,7 @@ def test_a_long_call_is_waited_for_while_there_is_room(ray_cluster, monkeypatch)
 
     told = []
     slow = ray.remote(num_cpus=1)(lambda: time.sleep(2.5)).remote()
-    assert answered([slow], "tasks", Patience(Bundles(1, 1), 1.0, told.append)) == [None]
+    assert Patience(Bundles(1, 1), 1.0, told.append).answers([slow], "tasks") == [None]
     assert told
     assert all(line.startswith("waits for 1 of 1 tasks") and line.endswith("still at work") for line in told)
 
