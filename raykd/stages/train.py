@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -283,7 +284,7 @@ def fitted_on_ray(
             raise
         except ray.train.WorkerGroupError as error:
             causes = [getattr(failure, "_base_exc", failure) for failure in error.worker_failures.values()]
-            lost = [cause for cause in causes if type(cause).__module__.startswith("ray.")]
+            lost = [cause for cause in causes if type(cause).__module__.startswith("ray.") or of_a_lost_peer(cause)]
             raised = [cause for cause in causes if cause not in lost]
             for cause in raised:  # all attempts failed: the storage, a disk
                 if words := for_the_reader(cause):
@@ -301,6 +302,11 @@ def fitted_on_ray(
         for file in (WEIGHTS, ABOUT, STEPS_FILE):
             with open(os.path.join(folder, file), "rb") as stream:
                 (out / file).write_bytes(stream.read())
+
+
+def of_a_lost_peer(cause: BaseException) -> bool:
+    """Whether a worker failed because another one was gone: what it was to exchange gradients with."""
+    return isinstance(cause, RuntimeError) and bool(re.search(r"\bgloo\b|\bnccl", str(cause), re.IGNORECASE))
 
 
 def in_worker(arguments: dict[str, Any]) -> UserError | None:

@@ -424,6 +424,16 @@ def fitted_by(failures: dict[int, Exception], tmp_path: Path) -> None:
     fitted_on_ray(lambda: SimpleNamespace(fit=fit), list, 1, Place.of(tmp_path))
 
 
+def test_a_worker_whose_peer_was_lost_is_told_as_a_loss_and_not_as_a_mistake(tmp_path):
+    reset = "[gloo/transport/tcp/pair.cc:545] Read error [10.0.0.3]:23706: Connection reset by peer"
+    with pytest.raises(UserError, match=r"workers of the training were lost again and again without a step forward"):
+        fitted_by({0: RuntimeError(reset)}, tmp_path)
+    from ray.train import WorkerGroupError
+
+    with pytest.raises(WorkerGroupError):
+        fitted_by({0: RuntimeError("shapes do not match")}, tmp_path)
+
+
 def test_what_the_controller_cannot_write_is_told_as_a_line_and_anything_else_is_raised(tmp_path):
     from ray.train import ControllerError
 
