@@ -71,7 +71,6 @@ def test_a_campaign_picks_and_learns_the_same_when_requests_are_lost_or_run_twic
         command += [
             "rounds=2",
             "student.steps=20",
-            "student.num_workers=2",  # Ray Train's own calls are among them
             "teacher.replicas=2",
             "student.predict_replicas=2",
             "progress=lines",
