@@ -160,9 +160,13 @@ def with_patience(
     threading.Thread(target=run, daemon=True, name=f"raykd {stage}").start()
     last, since, told = done() if done else 0, time.monotonic(), time.monotonic()
     while not ended.wait(min(1.0, stall_s)):
-        now, count, lacks = time.monotonic(), done() if done else 0, shortage(asked)
-        if count != last or (done is None and not lacks):
+        now, count = time.monotonic(), done() if done else 0
+        if count != last:
             last, since = count, now
+        if done and now - since < min(stall_s, WORD_EVERY_S):
+            continue  # Ray's head need not be asked
+        if not (lacks := shortage(asked)) and done is None:
+            since = now
         if now - since >= stall_s:
             why = lacks or f"the nodes have room for it, and {in_the_way(asked)}, or Ray or a machine hangs"
             raise given_up(f"{stage}: nothing was done for {stall_s:g} s", why)

@@ -23,6 +23,7 @@ print("ID", *[node["NodeID"] for node in ray.nodes() if node["Alive"] and node["
 
 def training(world: World, name: str, *more: str, **environment: str) -> Job:
     """A campaign whose training has two workers at work, one of them on the node that is to go."""
+    world.victim = VICTIM
     world.begin("disk", name, "train")
     few = (f"student.steps={STEPS}", "student.checkpoints=20", "student.num_cpus=2")  # one fits a node
     job = world.start("disk", name, "disk", *few, *more, **environment)
